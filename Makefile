@@ -1,0 +1,45 @@
+# make run    set-up, then the experiment of params.yaml
+# make test   set-up, then the tests
+# make help   all targets
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+UV := 0.13.9
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test slow seeds setup lint lock clean help
+
+run: setup
+	@snakemake
+
+test: setup
+	@python -m pytest -m "not slow"
+
+slow: setup ## the tests that take minutes
+	@python -m pytest -m slow
+
+seeds: setup ## the experiment of params.yaml over seeds 0, 1, 2, in a copy under scratch/seeds
+	@python workflow/scripts/seeds.py 0 1 2
+
+setup: $(READY) ## the project's own environment in .venv, from the hashed lock
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"error: Python {sys.version.split()[0]} found, 3.11 or newer expected: make PYTHON=/path/to/python3.11 run")'
+	@echo "Setting up $(VENV): about 7 GB of packages, a minute or more (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.txt
+	@touch $@
+
+lint: setup ## style: ruff, snakefmt, snakemake --lint
+	@ruff check . && ruff format --check . && snakefmt --check workflow && snakemake --lint
+
+lock: setup ## renews requirements.txt from requirements.in
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet requirements.in -o requirements.txt
+
+clean: ## removes artifacts, logs and scratch; DVC's cache keeps its copies
+	@rm -rf artifacts scratch logs report.html
+
+help:
+	@grep -hE '^[a-z]+:.*' Makefile | sed -E 's/:[^#]*(## )?/\t/' | sort
