@@ -1,0 +1,102 @@
+"""Frechet distance between two sets of vectors, and between two sets of images by their pixels.
+
+Legend: D length of a vector, N images, H W C height, width and channels of an image.
+
+The distance of pixels is not the one of Inception features and is never called FID. It needs no network and no
+weights, and shows the coarse failures (colour, contrast, blur, collapse) of samples from short runs.
+"""
+
+import numpy as np
+
+MAX_SIDE_PX = 32  # of an image whose pixels are compared: 3 * 32^2 = 3,072 values, a covariance of 75 MB
+IMAGES_AT_ONCE = 2048  # 50 MB of float64 at 3,072 values
+
+
+def frechet_distance(mean_sample, cov_sample, mean_train, cov_train):
+    """Squared Frechet distance of two normal distributions (Dowson and Landau 1982; Heusel et al. 2017).
+
+    |m_s - m_t|^2 + tr C_s + tr C_t - 2 tr (C_s^1/2 C_t C_s^1/2)^1/2
+
+    mean_sample, mean_train  [D] float
+    cov_sample, cov_train    [D, D] float, symmetric, no negative eigenvalue beyond rounding; any rank
+    Returns                  float, >= 0 up to rounding, in the squared unit of the vectors; symmetric in the two roles
+    Raises                   ValueError: shapes do not fit, or values not finite.
+
+    With C = F F^T the last trace is the sum of the singular values of F_s^T F_t. F comes from the symmetric eigen
+    decomposition. scipy.linalg.sqrtm of the product, the common way, fails or turns complex where a covariance has
+    less than full rank, as it has whenever there are fewer images than values.
+    """
+    mean_sample, mean_train = np.asarray(mean_sample, np.float64), np.asarray(mean_train, np.float64)
+    cov_sample, cov_train = np.asarray(cov_sample, np.float64), np.asarray(cov_train, np.float64)
+    size = mean_train.size
+    for role, mean, cov in (("sample", mean_sample, cov_sample), ("train", mean_train, cov_train)):
+        if mean.shape != (size,) or cov.shape != (size, size):
+            raise ValueError(
+                f"{role} mean is {mean.shape} and cov {cov.shape}, expected ({size},) and ({size}, {size})"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+            raise ValueError(f"{role} mean or cov has values that are not finite")
+    cross = np.linalg.svd(_factor(cov_sample).T @ _factor(cov_train), compute_uv=False).sum()
+    shift = mean_sample - mean_train
+    return float(shift @ shift + np.trace(cov_sample) + np.trace(cov_train) - 2 * cross)
+
+
+def pixel_moments(images):
+    """Mean and covariance of pixels in [0, 1].
+
+    images   [N, H, W, C] uint8, may be memory-mapped, N >= 2. A side longer than 32 is first averaged down to 32:
+             whole pixels where 32 divides it, otherwise pixels weighted by the area they share with the new one.
+    Returns  mean [D] and cov [D, D], float64, D = min(H, 32) min(W, 32) C; cov divides by N - 1.
+    Raises   ValueError: not uint8, not four axes, fewer than two images.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
+        raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 [N, H, W, C] with N >= 2")
+    num_images = len(images)
+    blocks = [slice(start, start + IMAGES_AT_ONCE) for start in range(0, num_images, IMAGES_AT_ONCE)]
+    mean = sum(_vectors(images[block]).sum(axis=0) for block in blocks) / num_images
+    # A second pass around the mean: E[xx] - E[x]E[x] would cancel where pixels hardly vary.
+    cov = np.zeros((mean.size, mean.size))
+    for block in blocks:
+        centred = _vectors(images[block]) - mean
+        cov += centred.T @ centred
+    return mean, cov / (num_images - 1)
+
+
+def fd_pixels(sample, train):
+    """Frechet distance of the pixels of two sets of images, float64 in units of the [0, 1] pixel range squared.
+
+    sample   [M, H, W, C] uint8, M >= 2
+    train    [N, H, W, C] uint8, N >= 2
+    Raises   ValueError: as pixel_moments, or different image shapes.
+    """
+    if sample.shape[1:] != train.shape[1:]:
+        raise ValueError(
+            f"sample images are {sample.shape[1:]} and train images {train.shape[1:]} (H, W, C), expected one shape"
+        )
+    return frechet_distance(*pixel_moments(sample), *pixel_moments(train))
+
+
+def _factor(cov):
+    """F [D, rank] with F F^T = cov. Eigenvalues within rounding of 0 are left out: their roots are not small."""
+    values, vectors = np.linalg.eigh(cov)
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _vectors(images):
+    """Pixels [B, D] float64 in [0, 1] of images [B, H, W, C] uint8, sides averaged down to at most 32."""
+    pixels = images / 255.0
+    height, width = images.shape[1:3]
+    if height > MAX_SIDE_PX:
+        pixels = np.einsum("yh,bhwc->bywc", _area_weights(height), pixels, optimize=True)
+    if width > MAX_SIDE_PX:
+        pixels = np.einsum("xw,bywc->byxc", _area_weights(width), pixels, optimize=True)
+    return pixels.reshape(len(images), -1)
+
+
+def _area_weights(side):
+    """Weights [32, side] of an area average along one axis: share of each old pixel in each new one, rows sum to 1."""
+    edges = np.arange(MAX_SIDE_PX + 1) * side / MAX_SIDE_PX
+    old = np.arange(side)
+    overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
+    return overlap.clip(min=0) * MAX_SIDE_PX / side

@@ -1,0 +1,69 @@
+"""AGC: the memory bank of losses and the rule that skips a sample (Eq. 3 and 8 of the paper).
+
+B batch, T timesteps. `bank` is the l of the paper, `lam` its lambda, `upper` its R.
+"""
+
+import torch
+
+
+def updated(bank, t, loss, eta):
+    """The bank after a batch (Eq. 3): l_t <- eta * l_t + (1 - eta) * L, once for every sample, in batch order.
+
+    A batch of 128 over 1,000 timesteps nearly always holds some timestep twice, so the order matters. For a timestep that
+    occurs m times with losses L_1..L_m the loop has the closed form
+        l_t <- eta^m l_t + (1 - eta) * sum_i eta^(m-i) L_i
+    which is what is computed here, without a loop.
+
+    bank     [T] float: running mean loss per timestep, 0 = not seen yet
+    t        [B] int64, 0 <= t < T
+    loss     [B] float: loss of the ORIGINAL images, skipped samples included
+    eta      decay in [0, 1)
+    Returns  [T] float, a new tensor
+    """
+    order = torch.argsort(t, stable=True)
+    seen, times = torch.unique_consecutive(t[order], return_counts=True)
+    last = torch.repeat_interleave(times.cumsum(0), times) - 1
+    later = last - torch.arange(len(t), device=t.device)  # samples of the same timestep that are still to come
+    share = (1 - eta) * eta ** later.to(bank.dtype) * loss[order].to(bank.dtype)
+    added = torch.zeros_like(bank).index_add_(0, t[order], share)
+    after = bank.clone()
+    after[seen] = bank[seen] * eta ** times.to(bank.dtype) + added[seen]
+    return after
+
+
+def skip_mask(loss, bank, t, lam):
+    """Samples whose loss is abnormally low for their timestep (Eq. 8, first case): L < lambda * l_t.
+
+    The bank is the one BEFORE this batch entered it, so no sample is judged against its own loss. Written without the
+    division of Eq. 8: an unseen timestep (l_t = 0) never skips, and equality keeps the sample.
+
+    loss     [B] float
+    bank     [T] float
+    t        [B] int64
+    lam      threshold, >= 0; 0 never skips
+    Returns  [B] bool, True = leave out of the update
+    """
+    return loss < lam * bank[t]
+
+
+def augment_mask(loss, bank, t, lam, upper):
+    """Samples just above the threshold (Eq. 8, second case): lambda * l_t < L < R * lambda * l_t, strict on both sides.
+
+    upper    R >= 1; infinity augments every sample that is neither skipped nor on the threshold nor of an unseen timestep
+    Returns  [B] bool, disjoint from `skip_mask`
+    """
+    threshold = lam * bank[t]
+    return (threshold > 0) & (loss > threshold) & (loss < upper * threshold)
+
+
+def batch_loss(loss, skipped):
+    """Mean loss of the samples that were not skipped; 0 where all were.
+
+    `where`, not a product with the mask: a skipped sample's loss must not reach the sum even if it is not finite.
+
+    loss     [B] float, augmented samples already replaced by their augmented loss
+    skipped  [B] bool
+    Returns  scalar: sum over the kept / max(1, number kept)
+    """
+    kept = torch.where(skipped, torch.zeros_like(loss), loss)
+    return kept.sum() / (~skipped).sum().clamp(min=1)

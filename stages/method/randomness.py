@@ -1,0 +1,47 @@
+"""Every random draw of the project, keyed by what it is for.
+
+A draw is keyed by (purpose, seed, ...) and never by arm, round or order of execution. So two arms with one seed see the
+same noise, renaming an arm changes nothing, Q rounds of E epochs draw what one round of Q*E epochs draws, and a stage that
+was killed goes on as if nothing had happened.
+"""
+
+import numpy as np
+
+# The numbers are part of every result: append, never renumber.
+PURPOSES = {
+    "split": 1,  # training against held-out images:   (seed)
+    "shard": 2,  # dealing images to shards:            (seed)
+    "init": 3,  # weights of round 0:                   (seed)
+    "order": 4,  # order of an epoch:                   (seed, shard, epoch counted over all rounds)
+    "noise": 5,  # timesteps and noise of a step:       (seed, shard, step counted over all rounds)
+    "flip": 6,  # horizontal flips of a step:           (seed, shard, step)
+    "dropout": 7,  # dropout of a step:                 (seed, shard, step)
+    "augment": 8,  # operations of a step's augmentation: (seed, shard, step)
+    "ties": 9,  # equal skip counts, random selection:  (seed, shard, round)
+    "sample": 10,  # starting noise of an image:        (seed, image index)
+    "reference": 11,  # class-matched references:       (seed)
+}
+
+
+def seed_of(purpose, *key):
+    """One 64-bit seed for a draw.
+
+    purpose   a key of PURPOSES
+    key       non-negative integers, always as many as the table above names (numpy's SeedSequence reads a missing last
+              number as 0)
+    Returns   int, 0 <= seed < 2**64
+    """
+    words = np.random.SeedSequence([PURPOSES[purpose], *key]).generate_state(2, np.uint32)
+    return int(words[0]) | int(words[1]) << 32
+
+
+def numpy_generator(purpose, *key):
+    """A numpy Generator of its own for a draw; see `seed_of`."""
+    return np.random.default_rng(seed_of(purpose, *key))
+
+
+def torch_generator(device, purpose, *key):
+    """A torch Generator on `device` for a draw; see `seed_of`. CPU and GPU generators draw different numbers."""
+    import torch
+
+    return torch.Generator(device).manual_seed(seed_of(purpose, *key))

@@ -1,0 +1,80 @@
+"""DDIM sampling (Song et al. 2021), in the two protocols of the experiments.
+
+M images, B batch, C H W image, T timesteps. Images in [-1, 1] until they are stored.
+"""
+
+import torch
+
+from stages.method import randomness
+
+
+def timesteps(num_timesteps, num_steps):
+    """Timesteps visited, from noisy to clean: 1, 1 + stride, ... reversed; 981, 961, ..., 21, 1 for T = 1000 in 50 steps."""
+    stride = num_timesteps // num_steps
+    return [1 + stride * i for i in reversed(range(num_steps))]
+
+
+def starting_noise(first, last, shape, seed):
+    """x_T of images first..last-1, each from a generator of its own, so batches, parts and devices do not matter.
+
+    Returns   [last - first, *shape] float32, on the CPU
+    """
+    return torch.stack(
+        [
+            torch.randn(shape, generator=randomness.torch_generator("cpu", "sample", seed, image))
+            for image in range(first, last)
+        ]
+    )
+
+
+@torch.no_grad()
+def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32"):
+    """Deterministic DDIM (eta = 0) with the predicted image clamped to [-1, 1].
+
+    paper   ends at alpha_bar_0 as the authors' code does: the last step goes from t = 1 to t = 0 and leaves noise of
+            standard deviation 0.01
+    clean   ends at alpha_bar = 1, the predicted image itself
+
+    model        network in evaluation mode, (x [B,C,H,W], t [B]) -> object with .sample
+    x            [B,C,H,W] float32: x_T, standard normal
+    alpha_bars   [T] float64
+    Returns      [B,C,H,W] float32
+    """
+    steps = timesteps(len(alpha_bars), num_steps)
+    stride = len(alpha_bars) // num_steps
+    end = {"paper": float(alpha_bars[0]), "clean": 1.0}[protocol]
+    for t in steps:
+        signal = float(alpha_bars[t])
+        signal_next = float(alpha_bars[t - stride]) if t >= stride else end
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            eps = model(x, torch.full((len(x),), t, device=x.device)).sample
+        eps = eps.float()
+        x_0 = ((x - (1 - signal) ** 0.5 * eps) / signal**0.5).clamp(-1, 1)
+        x = signal_next**0.5 * x_0 + (1 - signal_next) ** 0.5 * eps
+    return x
+
+
+def stored(x):
+    """Images in [-1, 1] as they are stored: clamped and rounded to uint8.
+
+    x        [B,C,H,W] float32
+    Returns  [B,H,W,C] uint8 numpy array
+    """
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def part_of(num_images, batch_size, part, num_parts):
+    """The images of one part: whole batches, so that a batch is the same batch however many parts there are.
+
+    part      0 <= part < num_parts
+    Returns   (first, last): images first..last-1
+    Raises    ValueError: more parts than batches
+    """
+    num_batches = -(-num_images // batch_size)
+    if num_parts > num_batches:
+        raise ValueError(
+            f"sample.parts is {num_parts}, but {num_images} images in batches of {batch_size} are {num_batches} batches: "
+            f"use at most {num_batches} parts or a smaller sample.batch_size (params.yaml)"
+        )
+    bounds = [min(num_images, batch_size * (num_batches * p // num_parts)) for p in (part, part + 1)]
+    return bounds[0], bounds[1]

@@ -1,0 +1,47 @@
+"""Dealing the training images to K shards.
+
+N images, K shards, C classes. An index is a position in the training set.
+"""
+
+import numpy as np
+
+
+def stratified_shards(labels, num_shards, generator):
+    """K random shards with the same class mix, the IID split of the paper.
+
+    Inside each class the images are shuffled and dealt to the shards in turn. The turn runs on from class to class: were
+    it to start anew in each, the remainders would pile up on the first shards (sizes would differ by up to C - 1).
+
+    labels      [N] int: class of each training image; all zero where there are no classes
+    num_shards  K, 1 <= K <= N
+    generator   numpy Generator
+    Returns     list of K int64 arrays, sorted: a partition of 0..N-1 whose sizes, and whose counts of each class, differ by
+                at most one
+    Raises      ValueError: more shards than images
+    """
+    num_images = len(labels)
+    if not 1 <= num_shards <= num_images:
+        raise ValueError(
+            f"shard.num_shards is {num_shards}, expected 1 to the number of training images, {num_images} (params.yaml)"
+        )
+    dealt = np.concatenate([generator.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)])
+    return [np.sort(dealt[k::num_shards]).astype(np.int64) for k in range(num_shards)]
+
+
+def stratified_subset(labels, count, generator):
+    """A random part of an image set with its class mix, as good as whole images allow.
+
+    Each image gets the rank (i + 1/2) / n_c for its place i in its shuffled class of n_c, and the lowest ranks are taken;
+    equal ranks of different classes are taken at random.
+
+    labels     [N] int
+    count      0 <= count <= N
+    generator  numpy Generator
+    Returns    [count] int64, sorted
+    """
+    rank = np.empty(len(labels))
+    for c in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == c))
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.lexsort((generator.random(len(labels)), rank))
+    return np.sort(order[:count]).astype(np.int64)

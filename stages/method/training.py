@@ -1,0 +1,196 @@
+"""Training one proxy model on one shard: the inner loop of IET with AGC and TAA.
+
+B batch, C H W image, n images of the shard, T timesteps, E epochs of this round. `step` counts the optimiser steps of this
+shard over all rounds, and everything that depends on time (learning rate, order of the images, noise) follows from it alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.optim.adam import adam
+
+from stages.method import augmentation, diffusion, memory_bank, randomness
+
+
+@dataclass
+class Record:
+    """What happened in this round, counted on the device.
+
+    skips, augmented, visits             [n] int32, per image of the shard in the order of its index list
+    epoch_loss                           [E] float64, sum over the samples of the loss of the original image
+    epoch_skipped, _augmented, _visited  [E] int64, samples
+    t_skipped, t_visited                 [10] int64, samples by tenth of the timesteps
+    """
+
+    skips: torch.Tensor
+    augmented: torch.Tensor
+    visits: torch.Tensor
+    epoch_loss: torch.Tensor
+    epoch_skipped: torch.Tensor
+    epoch_augmented: torch.Tensor
+    epoch_visited: torch.Tensor
+    t_skipped: torch.Tensor
+    t_visited: torch.Tensor
+
+    @classmethod
+    def empty(cls, num_images, num_epochs, device):
+        def zeros(size, dtype):
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        return cls(
+            *(zeros(num_images, torch.int32) for _ in range(3)),
+            zeros(num_epochs, torch.float64),
+            *(zeros(num_epochs, torch.int64) for _ in range(3)),
+            *(zeros(10, torch.int64) for _ in range(2)),
+        )
+
+
+def learning_rate(base, step, warmup_steps):
+    """Linear warm-up, then constant. The first step has base / warmup_steps: a step of rate 0 would be a wasted one."""
+    return base * min(1.0, (step + 1) / warmup_steps) if warmup_steps else base
+
+
+def batch_offsets(num_images, batch_size, seed, shard, step):
+    """Positions in the shard of the batch of one step; the images left over at the end of an epoch wait for the next.
+
+    Returns   [B] int64 numpy array
+    """
+    epoch, batch = divmod(step, num_images // batch_size)
+    order = randomness.numpy_generator("order", seed, shard, epoch).permutation(num_images)
+    return order[batch * batch_size : (batch + 1) * batch_size]
+
+
+def train_step(network, state, record, images, settings, alpha_bar, seed, shard, epoch):
+    """One optimiser step: the loss, the bank, the skip rule, the augmentation, Adam and the EMA.
+
+    images      [n,C,H,W] uint8 on the device: the whole shard
+    settings    dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision, and optionally
+                agc {lambda, eta}, taa {R, A, magnitude, num_ops, max_level}
+    alpha_bar   [T] float32
+    epoch       0 <= epoch < E: epoch of this round, for the record
+    Changes network, state and record in place.
+    Returns     scalar tensor, the loss that was minimised
+    """
+    device, key = images.device, (seed, shard, state.step)
+    agc, taa = settings.get("agc"), settings.get("taa")
+
+    # 1. The batch, its timesteps and its noise.
+    batch = torch.from_numpy(batch_offsets(len(images), settings["batch_size"], *key)).to(device)
+    x = images[batch]
+    if settings["flip"]:
+        flips = torch.rand(len(x), generator=randomness.torch_generator("cpu", "flip", *key)) < 0.5
+        x = torch.where(flips.to(device).view(-1, 1, 1, 1), x.flip(-1), x)
+    noise = randomness.torch_generator(device, "noise", *key)
+    t = torch.randint(len(alpha_bar), (len(x),), generator=noise, device=device)
+    eps = torch.randn(x.shape, generator=noise, device=device)
+    torch.manual_seed(randomness.seed_of("dropout", *key))  # dropout draws from the global generator
+
+    # 2. The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8).
+    loss = diffusion.sample_losses(network, diffusion.normalise(x), t, eps, alpha_bar, settings["precision"])
+    original = loss.detach()
+    skipped = torch.zeros(len(x), dtype=torch.bool, device=device)
+    augmented = skipped
+    if agc:
+        skipped = memory_bank.skip_mask(original, state.bank, t, agc["lambda"])
+        if taa:
+            augmented = memory_bank.augment_mask(original, state.bank, t, agc["lambda"], taa["R"])
+            threshold = agc["lambda"] * state.bank[t]
+        state.bank = memory_bank.updated(state.bank, t, original, agc["eta"])  # Eq. 3: originals only, skipped included
+
+    # 3. Samples near the threshold are augmented and their loss taken anew, with the same timestep and noise (Eq. 5 to 7).
+    subset = augmented.nonzero().squeeze(1) if taa else augmented.new_empty(0, dtype=torch.int64)
+    if len(subset):
+        rho = augmentation.relative_strength(original[subset], threshold[subset], taa["A"])
+        x_aug = augmentation.rand_augment(
+            x[subset],
+            taa["magnitude"] * rho,
+            randomness.torch_generator("cpu", "augment", *key),
+            num_ops=taa["num_ops"],
+            max_level=taa["max_level"],
+        )
+        loss_aug = diffusion.sample_losses(
+            network, diffusion.normalise(x_aug), t[subset], eps[subset], alpha_bar, settings["precision"]
+        )
+        loss = loss.index_put((subset,), loss_aug)
+    minimised = memory_bank.batch_loss(loss, skipped)
+
+    # 4. Adam and the EMA. A batch with nothing kept still takes its step, with zero gradient.
+    minimised.backward()
+    parameters = list(network.parameters())
+    torch.nn.utils.clip_grad_norm_(parameters, settings["grad_clip_norm"], foreach=True)
+    with torch.no_grad():
+        adam(
+            parameters,
+            [p.grad for p in parameters],
+            state.exp_avg,
+            state.exp_avg_sq,
+            [],
+            [torch.tensor(float(state.step), device=device) for _ in parameters],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=learning_rate(settings["learning_rate"], state.step, settings["warmup_steps"]),
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+        torch._foreach_lerp_(state.ema, parameters, 1 - settings["ema_decay"])
+    network.zero_grad(set_to_none=True)
+    state.step += 1
+
+    # 5. The record: by position in the shard, which the index list turns into ids of the training set.
+    record.skips.index_add_(0, batch, skipped.int())
+    record.augmented.index_add_(0, batch, augmented.int())
+    record.visits.index_add_(0, batch, torch.ones_like(batch, dtype=torch.int32))
+    record.epoch_loss[epoch] += original.double().sum()
+    record.epoch_skipped[epoch] += skipped.sum()
+    record.epoch_augmented[epoch] += augmented.sum()
+    record.epoch_visited[epoch] += len(batch)
+    tenth = t * 10 // len(alpha_bar)
+    record.t_skipped.index_add_(0, tenth, skipped.long())
+    record.t_visited.index_add_(0, tenth, torch.ones_like(tenth))
+    return minimised.detach()
+
+
+def train_round(network, state, record, images, settings, alpha_bar, seed, shard, num_epochs, first_step, after_step):
+    """All epochs of one round on one shard, from wherever `state` stands in it.
+
+    first_step   step at which the round began; state.step may be beyond it when an interrupted stage goes on
+    after_step   called as after_step(steps done in this round, steps of this round, loss tensor) after each step
+    Raises       ValueError: the shard is smaller than a batch
+                 FloatingPointError: a loss is not finite; names the step
+    """
+    steps_per_epoch = len(images) // settings["batch_size"]
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"shard {shard} has {len(images)} images, fewer than one batch of train.batch_size = "
+            f"{settings['batch_size']}: use a smaller batch or fewer shards (params.yaml)"
+        )
+    total = steps_per_epoch * num_epochs
+    network.train()
+    while state.step < first_step + total:
+        step = state.step
+        loss = train_step(
+            network, state, record, images, settings, alpha_bar, seed, shard, (step - first_step) // steps_per_epoch
+        )
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss at step {step} is {float(loss)}, expected a finite number")
+        after_step(state.step - first_step, total, loss)
+
+
+def forward_images(record):
+    """Images passed through the network in this round: every visit, and once more for each augmented sample."""
+    return int(record.epoch_visited.sum() + record.epoch_augmented.sum())
+
+
+def as_arrays(record, index):
+    """The record as numpy arrays under the names of the file that holds it, with the ids the counts belong to.
+
+    index     [n] int64: training ids of the shard, in the order of its images
+    Returns   dict name -> array; epoch_loss becomes the mean per sample
+    """
+    arrays = {name: value.cpu().numpy() for name, value in vars(record).items()}
+    arrays["epoch_loss"] = arrays["epoch_loss"] / np.maximum(arrays["epoch_visited"], 1)
+    return {"index": index, **arrays}

@@ -1,0 +1,114 @@
+"""The network: diffusers' UNet2DModel as a DDPM.
+
+Importing the class the usual way also imports torch._dynamo, scipy.stats and every text model of diffusers, which this
+network never uses and which cost two thirds of the start-up of a stage. `_import_unet` leaves them out.
+"""
+
+import importlib
+import os
+import sys
+import types
+
+
+def _import_unet():
+    """diffusers' UNet2DModel, without the parts of diffusers that import slowly and are not used by it.
+
+    While diffusers is imported, stand-ins take the place of torch._dynamo (whose decorators then return the function
+    as it is) and of the text transformers; afterwards they are removed, so nothing else in the process sees them.
+    """
+    if "diffusers" in sys.modules or "torch._dynamo" in sys.modules:
+        from diffusers import UNet2DModel
+
+        return UNet2DModel
+
+    def undecorated(function=None, recursive=True, reason=None):
+        return function if function is not None else undecorated
+
+    stand_ins = {
+        "torch._dynamo": {"allow_in_graph": undecorated, "disable": undecorated},
+        "diffusers.models.transformers": {},
+        "diffusers.models.transformers.dual_transformer_2d": {"DualTransformer2DModel": None},
+        "diffusers.models.transformers.transformer_2d": {"Transformer2DModel": None},
+        "diffusers.models.unets": {},
+    }
+    sys.modules["torch._dynamo"] = _module("torch._dynamo", stand_ins["torch._dynamo"])
+    try:
+        models = importlib.import_module("diffusers.models")
+        for name, contents in stand_ins.items():
+            sys.modules.setdefault(name, _module(name, contents))
+        sys.modules["diffusers.models.unets"].__path__ = [os.path.join(models.__path__[0], "unets")]
+        return importlib.import_module("diffusers.models.unets.unet_2d").UNet2DModel
+    finally:
+        for name in stand_ins:
+            sys.modules.pop(name, None)
+
+
+def _module(name, contents):
+    module = types.ModuleType(name)
+    module.__path__ = []
+    module.__dict__.update(contents)
+    return module
+
+
+def build(model, image_shape):
+    """An uninitialised network for images of one shape.
+
+    model         dict: block_channels [L] multiples of norm_groups, attention_levels (positions in block_channels),
+                  layers_per_block, dropout, norm_groups
+    image_shape   (C, H, W)
+    Returns       UNet2DModel in training mode on the CPU: (x [B,C,H,W], t [B]) -> predicted noise in .sample
+    Raises        ValueError: the image cannot be halved as often as there are levels
+    """
+    channels, height, width = image_shape
+    levels = len(model["block_channels"])
+    multiple = 2 ** (levels - 1)
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"model.block_channels has {levels} levels, so images must be multiples of {multiple} pixels, but they are "
+            f"{width}x{height}: use fewer levels or another data.size (params.yaml)"
+        )
+    unet_2d = _import_unet()
+    attention = [level in model["attention_levels"] for level in range(levels)]
+    return unet_2d(
+        sample_size=(height, width),
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(model["block_channels"]),
+        layers_per_block=model["layers_per_block"],
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        dropout=model["dropout"],
+        norm_num_groups=model["norm_groups"],
+        norm_eps=1e-5,
+        attention_head_dim=None,  # one head; the default of 8 would make heads of 8 channels, another architecture
+        downsample_padding=1,
+        freq_shift=0,
+        flip_sin_to_cos=False,
+        time_embedding_type="positional",
+        add_attention=True,  # in the middle block
+    )
+
+
+def load(network, weights, source):
+    """Puts named weights into a network.
+
+    weights   dict name -> float32 array
+    source    where they come from, for the message
+    Raises    ValueError: names or shapes are those of another architecture
+    """
+    import torch
+
+    own = dict(network.named_parameters())
+    buffers = [name for name, _ in network.named_buffers()]
+    assert not buffers, f"the network has buffers {buffers}, which averaging does not know"
+    for name in sorted(own.keys() | weights.keys()):
+        found = weights[name].shape if name in weights else "nothing"
+        expected = tuple(own[name].shape) if name in own else "nothing"
+        if found != expected:
+            raise ValueError(
+                f"{source} holds the weights of another network: {name} is {found}, expected {expected}; "
+                "set model in params.yaml back, or rerun the phase that wrote it"
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(torch.from_numpy(weights[name]))
