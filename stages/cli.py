@@ -1,0 +1,110 @@
+"""What all stages share on the command line: arguments, checks, locks, one sentence for an error, a record of the time."""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+import traceback
+from types import SimpleNamespace
+
+from stages import files, params, processes
+
+
+def run(main):
+    """Runs `main(arguments)` of a stage and ends the process: 0, or 1 with one sentence on stderr.
+
+    The full traceback is printed as well where REDISTRIBUTE_DEBUG is set.
+    """
+    if "DVC_STAGE" in os.environ:  # started by DVC; by hand, a stage may outlive its shell (nohup)
+        processes.die_with_parent()
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FloatingPointError, OSError, TimeoutError) as error:
+        if "REDISTRIBUTE_DEBUG" in os.environ:
+            traceback.print_exc()
+        sentence = (
+            error.strerror if isinstance(error, OSError) and not error.filename and error.strerror else str(error)
+        )
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def stage(phase, description, arguments, *fields):
+    """One stage instance: checked parameters and arguments, its lock held, its time recorded.
+
+    fields    of "arm", "seed", "round", "shard", "part": what the phase is run for
+    Yields    namespace with params and phase, and with arm, recipe and run if the phase has an arm, and the other fields
+    Raises    ValueError: params.yaml is wrong, or has no such arm, seed, round, shard or part
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{phase}", description=description)
+    for field in fields:
+        kind = str if field == "arm" else int
+        parser.add_argument(f"--{field}", type=kind, required=True)
+    chosen = vars(parser.parse_args(arguments))
+    job = SimpleNamespace(phase=phase, params=params.load(), device="cpu", **chosen)
+    _check_fields(job, chosen)
+    if "arm" in chosen:
+        job.recipe = job.params["arms"][job.arm]
+        job.run = files.run_name(job.arm, job.seed)
+    job.key = "-".join([f"{f}{chosen[f]}" if f != "arm" else chosen[f] for f in fields]) or phase
+
+    lock = processes.FileLock(files.SCRATCH / "locks" / f"{phase}@{job.key}")
+    lock.acquire(f"stage {phase}@{job.key}")
+    started = time.monotonic()
+    try:
+        yield job
+        _record_time(job, time.monotonic() - started)
+    finally:
+        lock.release()
+
+
+def _check_fields(job, chosen):
+    arms = job.params["arms"]
+    if "arm" in chosen and job.arm not in arms:
+        raise ValueError(f"there is no arm {job.arm}, expected one of {', '.join(arms)} (params.yaml, arms)")
+    if "seed" in chosen and job.seed not in job.params["seeds"]:
+        raise ValueError(f"there is no seed {job.seed}, expected one of {job.params['seeds']} (params.yaml, seeds)")
+    if "round" in chosen and not 1 <= job.round <= arms[job.arm]["rounds"]:
+        raise ValueError(f"round {job.round} of {job.arm} does not exist, expected 1 to {arms[job.arm]['rounds']}")
+    if "shard" in chosen and not 0 <= job.shard < (num := arms[job.arm]["shard"]["num_shards"]):
+        raise ValueError(f"shard {job.shard} of {job.arm} does not exist, expected 0 to {num - 1}")
+    if "part" in chosen and not 0 <= job.part < (num := params.section(job.params, "sample", job.arm)["parts"]):
+        raise ValueError(f"part {job.part} of {job.arm} does not exist, expected 0 to {num - 1}")
+
+
+def _record_time(job, seconds):
+    """Time and machine of a finished instance, for the report. In logs/, which no hash covers."""
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "diffusers", "snakemake", "dvc", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    files.write_json(
+        files.LOGS / "timing" / job.phase / f"{job.key}.json",
+        {
+            "phase": job.phase,
+            "key": job.key,
+            "arm": getattr(job, "arm", None),
+            "seed": getattr(job, "seed", None),
+            "seconds": round(seconds, 3),
+            "device": str(job.device),
+            "threads": job.params["compute"]["threads"],
+            "machine": _machine(),
+            "versions": versions,
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def _machine():
+    """Kind of processor and number of cores: what results depend on, not whose machine it is."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
+        model = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), model)
+    return f"{model}, {os.cpu_count()} cores"

@@ -1,0 +1,80 @@
+"""Decodes the image set once, into arrays that every arm reads, and splits it into training and held-out images.
+
+params    data
+reads     the folder data.root, or the package the images come with
+writes    artifacts/data/train.npy, heldout.npy: [N,H,W,C] uint8; *_labels.npy: [N] int64; keys.json: names of the images
+          An image's index, its identity in all other files, is its position in train.npy.
+"""
+
+import numpy as np
+
+from stages import cli, files, image_sets
+from stages.method import randomness, sharding
+from stages.progress import Progress
+
+
+def split(pool_labels, data, has_test):
+    """Indices into the pool of training and held-out images, each sorted.
+
+    data      section data of params.yaml: num_train, or heldout_share, or neither (all train)
+    has_test  the set has an official test part, which is held out instead of what num_train leaves
+    Raises    ValueError: more training images asked for than there are
+    """
+    num_images = len(pool_labels)
+    num_train = data.get("num_train", num_images - round(num_images * data.get("heldout_share", 0)))
+    if not 1 <= num_train <= num_images:
+        raise ValueError(
+            f"data leaves {num_train} training images of {num_images}, expected 1 to {num_images} (params.yaml)"
+        )
+    train = sharding.stratified_subset(pool_labels, num_train, randomness.numpy_generator("split", data["split_seed"]))
+    rest = np.setdiff1d(np.arange(num_images), train, assume_unique=True)
+    return train, rest[:0] if has_test else rest
+
+
+def main(arguments):
+    with cli.stage("data", __doc__, arguments) as job:
+        data = job.params["data"]
+        images = image_sets.load(data)
+        train, heldout = split(images.pool.labels, data, images.test is not None)
+        _check_size(job.params, len(train))
+        heldout_part = images.pool
+        if images.test is not None:
+            heldout, heldout_part = np.arange(len(images.test.keys)), images.test
+        keys = {}
+        with files.publish(files.DATA) as folder:
+            folder.mkdir()
+            for name, part, indices in (("train", images.pool, train), ("heldout", heldout_part, heldout)):
+                progress = Progress(f"decoding {name} images", "images")
+                array = (
+                    np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (len(indices), *images.shape))
+                    if len(indices)
+                    else np.empty((0, *images.shape), np.uint8)
+                )
+                for i, image in enumerate(part.images(indices)):
+                    array[i] = image
+                    progress.update(i + 1, len(indices))
+                if len(indices):
+                    array.flush()
+                else:
+                    np.save(folder / f"{name}.npy", array)
+                np.save(folder / f"{name}_labels.npy", part.labels[indices])
+                keys[name] = [part.keys[i] for i in indices]
+            files.write_json(folder / "keys.json", keys)
+
+
+def _check_size(experiment, num_train):
+    """What params.yaml asks of the images, which is only known now for folders."""
+    if num_train < (neighbours := experiment["score"]["neighbours"]):
+        raise ValueError(
+            f"there are {num_train} training images, fewer than score.neighbours = {neighbours}: lower it (params.yaml)"
+        )
+    for arm, recipe in experiment["arms"].items():
+        num_shards = recipe["shard"]["num_shards"]
+        if num_shards > num_train:
+            raise ValueError(
+                f"arms.{arm}.shard.num_shards is {num_shards}, more than the {num_train} training images (params.yaml)"
+            )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,259 @@
+"""params.yaml: read it, check all of it, and tell in one sentence what is wrong with it."""
+
+import difflib
+import math
+import re
+from pathlib import Path
+
+import yaml
+
+PARAMS_FILE = "params.yaml"
+SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
+# A number for YAML 1.2 (DVC) but a text for YAML 1.1 (PyYAML, Snakemake): no dot, or no sign in the exponent.
+EXPONENT = re.compile(r"([-+]?)(?=\.?\d)(\d*)\.?(\d*)[eE]([-+]?)(\d+)")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Refuses what PyYAML lets pass: a key that stands twice in one mapping, and a key that is no text (on, 1, ~). What
+    PyYAML ends without a line for, such as the 30th of February, gets one."""
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            problem = f"{_short(node.value)} cannot be read as {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+
+def _mapping(loader, node):
+    nodes = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+    keys = [loader.construct_object(key) for key in nodes]
+    for key, key_node in zip(keys, nodes, strict=True):
+        problem = None
+        if not (isinstance(key, str) and key.isprintable()):
+            problem = f"the key {_short(key)} is no text: put it in quotes or rename it"
+        elif keys.count(key) > 1:
+            problem = f"the key {key} stands twice"
+        if problem:
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load(path=PARAMS_FILE):
+    """The parameters, checked against the schema and against each other.
+
+    Returns   dict, as in the file
+    Raises    ValueError: one sentence with the file, the key's full path, what was found and what was expected
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path} in {Path.cwd()}: run from the root of the project") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
+    try:
+        params = yaml.load(text, _Loader)  # noqa: S506 (a subclass of the safe loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ValueError(f"{path}{where}: {' '.join(problem.split())}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    check(params, path)
+    return params
+
+
+def section(params, phase, arm):
+    """The settings of one phase of one arm: the shared section of that name with the arm's own over it."""
+    return {**params.get(phase, {}), **params["arms"][arm][phase]}
+
+
+def check(params, path=PARAMS_FILE):
+    """Raises ValueError at the first thing that is wrong; see `load`."""
+    import jsonschema
+
+    schema = yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
+    draft = jsonschema.Draft202012Validator
+    # 600.0 is an integer for JSON Schema, but no number of epochs.
+    types = draft.TYPE_CHECKER.redefine("integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool))
+    validator = jsonschema.validators.extend(draft, type_checker=types)(schema)
+    # A misspelt key also leaves the right one missing: the misspelling is the more useful thing to hear of.
+    kinds = ["additionalProperties", "type", "propertyNames", "required"]
+    errors = sorted(
+        validator.iter_errors(params),
+        key=lambda e: (kinds.index(e.validator) if e.validator in kinds else len(kinds), list(map(str, e.path))),
+    )
+    if errors:
+        raise ValueError(f"{path}: {_sentence(errors[0])}")
+    try:
+        _check_together(params)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _sentence(error):
+    """What the schema found, in words: key, found, expected, what to do."""
+    key = ".".join(str(p) for p in error.absolute_path)
+    found, rule = error.instance, error.schema
+    meaning = f" ({rule['description']})" if isinstance(rule, dict) and "description" in rule else ""
+    match error.validator:
+        case "additionalProperties":
+            valid = list(rule["properties"])
+            unknown = next(name for name in found if name not in rule["properties"])
+            full = f"{key}.{unknown}" if key else str(unknown)
+            near = difflib.get_close_matches(str(unknown), valid, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"valid keys here are {', '.join(valid)}"
+            return f"unknown key {full}: {hint}"
+        case "required" | "dependentRequired":
+            missing = re.match(r"'(.*?)'", error.message).group(1)
+            full = f"{key}.{missing}" if key else missing
+            described = rule.get("properties", {}).get(missing, {}).get("description")
+            return f"the key {full} is missing" + (f" ({described})" if described else "")
+        case "type":
+            if isinstance(found, str) and (number := EXPONENT.fullmatch(found)):
+                sign, whole, fraction, exponent_sign, exponent = number.groups()
+                written = f"{sign}{whole or 0}.{fraction or 0}e{exponent_sign or '+'}{exponent}"
+                if error.validator_value == "integer" and float(found).is_integer():
+                    written = f"{float(found):.0f}"
+                return f"{key} is {found}, which YAML 1.1 reads as text: write {written}"
+            return f"{key or 'the file'} is {_short(found)}, expected {_article(error.validator_value)}{meaning}"
+        case "enum":
+            near = difflib.get_close_matches(str(found), map(str, error.validator_value), n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            return f"{key} is {_short(found)}, expected one of {', '.join(map(str, error.validator_value))}{meaning}{hint}"
+        case "pattern":  # only names of arms have one
+            return (
+                f"the arm name {_short(found)} cannot be used: expected a letter, then letters, digits, '_', '+' or '-' "
+                "(it becomes part of stage names and paths)"
+            )
+        case "uniqueItems":
+            return f"{key} is {_short(found)}, expected no value twice{meaning}"
+        case "minItems" | "minProperties" | "minLength":
+            return f"{key} is empty, expected at least one entry{meaning}"
+        case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
+            return f"{key} is {_short(found)}, expected {_range(rule)}{meaning}"
+    return f"{key}: {error.message}{meaning}"
+
+
+def _short(found):
+    """A value as it stands in a sentence: on one line, and not the whole file where a section is in a wrong place."""
+    text = repr(found)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _article(kind):
+    return {
+        "number": "a number",
+        "integer": "a whole number",
+        "object": "a section of keys",
+        "array": "a list in [ ]",
+        "boolean": "true or false",
+        "string": "a text",
+    }.get(kind, str(kind))
+
+
+def _range(rule):
+    words = {
+        "minimum": "at least",
+        "exclusiveMinimum": "more than",
+        "maximum": "at most",
+        "exclusiveMaximum": "less than",
+    }
+    return " and ".join(f"{word} {rule[key]}" for key, word in words.items() if key in rule)
+
+
+def _check_together(params):
+    """What holds between keys, which a schema of single keys cannot say."""
+    data, model, diffusion, score = params["data"], params["model"], params["diffusion"], params["score"]
+    _check_finite(params, "")
+    _check_data(data)
+    for channels in model["block_channels"]:
+        if channels % model["norm_groups"]:
+            raise ValueError(
+                f"model.block_channels has {channels}, expected multiples of model.norm_groups = {model['norm_groups']}"
+            )
+    for level in model["attention_levels"]:
+        if level >= len(model["block_channels"]):
+            raise ValueError(
+                f"model.attention_levels has {level}, expected less than the number of levels in model.block_channels, "
+                f"{len(model['block_channels'])}"
+            )
+    if diffusion["beta_start"] > diffusion["beta_end"]:
+        raise ValueError(
+            f"diffusion.beta_start is {diffusion['beta_start']}, expected at most diffusion.beta_end = {diffusion['beta_end']}"
+        )
+    headline = score["headline"]
+    if headline["threshold"] not in score["thresholds"]:
+        raise ValueError(
+            f"score.headline.threshold is {headline['threshold']}, expected one of score.thresholds {score['thresholds']}"
+        )
+    for arm, recipe in params["arms"].items():
+        train, sample = section(params, "train", arm), section(params, "sample", arm)
+        if "taa" in train and "agc" not in train:
+            raise ValueError(f"arms.{arm}.train.taa needs arms.{arm}.train.agc, whose threshold it augments around")
+        if recipe["redistribute"].get("select") == "memory" and "agc" not in train:
+            raise ValueError(
+                f"arms.{arm}.redistribute.select is memory, which needs the skip counts of arms.{arm}.train.agc: "
+                "add that section, or select: random"
+            )
+        if sample["num_steps"] > diffusion["num_timesteps"]:
+            raise ValueError(
+                f"sample.num_steps of {arm} is {sample['num_steps']}, expected at most diffusion.num_timesteps = "
+                f"{diffusion['num_timesteps']}"
+            )
+        if headline["weights"] not in sample["weights"]:
+            raise ValueError(
+                f"score.headline.weights is {headline['weights']}, but sample.weights of {arm} is {sample['weights']}"
+            )
+        num_batches = -(-sample["num_images"] // sample["batch_size"])
+        if sample["parts"] > num_batches:
+            raise ValueError(
+                f"sample.parts of {arm} is {sample['parts']}, but its {sample['num_images']} images in batches of "
+                f"{sample['batch_size']} are {num_batches} batches: use at most {num_batches} parts"
+            )
+        num_train = data.get("num_train")
+        num_shards = recipe["shard"]["num_shards"]
+        if num_train and num_shards > num_train:
+            raise ValueError(
+                f"arms.{arm}.shard.num_shards is {num_shards}, more than the {num_train} training images (data.num_train)"
+            )
+        if num_train and num_train // num_shards < train["batch_size"]:
+            raise ValueError(
+                f"arms.{arm}: {num_train} training images in {num_shards} shards leave a shard of "
+                f"{num_train // num_shards}, fewer than one batch (train.batch_size = {train['batch_size']})"
+            )
+    if (num_train := data.get("num_train")) and num_train < score["neighbours"]:
+        raise ValueError(f"score.neighbours is {score['neighbours']}, expected at most data.num_train = {num_train}")
+
+
+def _check_finite(value, key):
+    """YAML knows .nan and .inf; only the R of TAA may be infinite."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            _check_finite(below, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for below in value:
+            _check_finite(below, key)
+    elif isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not key.endswith(".taa.R"))):
+        raise ValueError(f"{key} is {value}, expected a finite number")
+
+
+def _check_data(data):
+    name = data["name"]
+    needs = {"digits": ["num_train"], "image_folder": ["root"], "cifar10": ["root"]}[name]
+    refuses = {"digits": ["root", "size", "heldout_share"], "image_folder": [], "cifar10": ["size", "heldout_share"]}[
+        name
+    ]
+    for key in needs:
+        if key not in data:
+            raise ValueError(f"the key data.{key} is missing: data.name {name} needs it")
+    for key in refuses:
+        if key in data:
+            raise ValueError(f"data.{key} has no effect for data.name {name}: remove it")
+    if "num_train" in data and "heldout_share" in data:
+        raise ValueError("data.num_train and data.heldout_share both say what is held out: give one of them")

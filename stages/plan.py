@@ -1,0 +1,186 @@
+"""The plan: every stage instance of the experiment with its predecessors, derived from params.yaml alone.
+
+dvc.yaml loops over plan.yaml because DVC's templates have no arithmetic and cannot say "round r - 1". The file is committed
+like a lock file. `python -m stages.plan` checks params.yaml and mends plan.yaml when the structure of the experiment
+changed (arms, seeds, shards, rounds, parts): it also removes what instances that left the plan have made, which would
+otherwise be read as part of a folder, and ends with an error that says to run the same command again.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+
+from stages import cli, files, params, processes
+
+PLAN_FILE = Path("plan.yaml")
+HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
+# DVC wants a file for every dependency. Round 1 follows no round: its model and state come from the code that makes them.
+INITIAL_MODEL = "stages/method/initial_weights.py"
+INITIAL_STATE = "stages/method/shard_state.py"
+# What the image set is read from where it is no folder: digits come with the pinned scikit-learn.
+PACKAGED_DATA = "requirements.txt"
+
+
+def expand(experiment):
+    """All stage instances of an experiment, a pure function of its parameters.
+
+    experiment   params.yaml as a dict
+    Returns      dict phase -> dict key -> fields of dvc.yaml; a key is <arm>-seed<S>[-round<r>][-shard<k> | -part<p>]
+    """
+    plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score")}
+    for arm, recipe in experiment["arms"].items():
+        num_shards, num_rounds = recipe["shard"]["num_shards"], recipe["rounds"]
+        num_parts = params.section(experiment, "sample", arm)["parts"]
+        for seed in experiment["seeds"]:
+            run = files.run_name(arm, seed)
+            this = {"arm": arm, "seed": seed, "run": run}
+            plan["shard"][run] = dict(this)
+            for r in range(1, num_rounds + 1):
+                shards = str(files.current_shards_dir(recipe, run, r))
+                for k in range(num_shards):
+                    plan["train"][f"{run}-round{r}-shard{k}"] = this | {
+                        "round": r,
+                        "shard": k,
+                        "index": f"{shards}/shard{k}.npy",
+                        "model": str(files.model_dir(run, r - 1)) if r > 1 else INITIAL_MODEL,
+                        "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
+                    }
+                plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
+                if recipe["redistribute"] and r < num_rounds:
+                    plan["redistribute"][f"{run}-round{r}"] = this | {
+                        "round": r,
+                        "shards": shards,
+                        "next_shards": str(files.shards_dir(run, r + 1)),
+                    }
+            for p in range(num_parts):
+                plan["sample"][f"{run}-part{p}"] = this | {"part": p, "model": str(files.model_dir(run, num_rounds))}
+            plan["score"][run] = dict(this)
+    return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, **plan}
+
+
+def check_source(experiment):
+    """Raises ValueError if the image folder is gone and no decoded copy of it is there either."""
+    root = experiment["data"].get("root")
+    if root and not Path(root).is_dir() and not files.DATA.exists():
+        raise ValueError(
+            f"the folder data.root = {root} does not exist: put your images there, or mend data.root (params.yaml)"
+        )
+
+
+def stage_names(plan):
+    """Names of all stages of dvc.yaml: phase@key, and those that there is one of."""
+    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase != "data" for key in keys}
+    return instances | {"plan", "data", "report"}
+
+
+def output_folders(plan):
+    """Folders and files of artifacts/ that instances of the plan make, one level per phase, as paths."""
+    outputs = [files.PLAN_OK, files.DATA, files.REPORT]
+    for item in plan["shard"].values():
+        outputs.append(files.shards_dir(item["run"], 1))
+    for item in plan["train"].values():
+        outputs.append(files.train_dir(item["run"], item["round"], item["shard"]))
+        outputs.append(files.counts_file(item["run"], item["round"], item["shard"]))
+    outputs += [files.model_dir(item["run"], item["round"]) for item in plan["aggregate"].values()]
+    outputs += [Path(item["next_shards"]) for item in plan["redistribute"].values()]
+    outputs += [files.samples_dir(item["run"], item["part"]) for item in plan["sample"].values()]
+    outputs += [files.score_dir(item["run"]) for item in plan["score"].values()]
+    return outputs
+
+
+def text(plan):
+    """The content of plan.yaml."""
+    return HEAD + yaml.safe_dump({"plan": plan}, sort_keys=False, width=200)
+
+
+def refresh(plan, dry_run=False):
+    """Makes plan.yaml, artifacts/ and dvc.lock agree with a plan.
+
+    dry_run   write plan.yaml, which DVC needs to say what would run, but remove nothing
+    Returns   list of sentences that say what was changed; empty if all agreed
+    """
+    changes = []
+    old = PLAN_FILE.read_text(encoding="utf-8") if PLAN_FILE.exists() else ""
+    if old != text(plan):
+        before = stage_names((yaml.safe_load(old) or {}).get("plan", {})) if old else set()
+        added, removed = stage_names(plan) - before, before - stage_names(plan)
+        files.write_text(PLAN_FILE, text(plan))
+        changes.append(f"plan.yaml now has {len(added)} new stages and {len(removed)} fewer old ones")
+    stray = _stray_artifacts(plan)
+    gone = _stray_lock_entries(plan)
+    if not dry_run:
+        for path in stray:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _remove_lock_entries(gone)
+    if stray or gone:
+        verb = "would be removed" if dry_run else "were removed"
+        changes.append(
+            f"{len(stray)} folders or files of artifacts/ and {len(gone)} entries of dvc.lock that belong to no stage of the "
+            f"plan {verb} (DVC's cache keeps their contents)"
+        )
+    return changes
+
+
+def _stray_artifacts(plan):
+    """Paths under artifacts/ that no instance makes, the topmost of each."""
+    expected = set(output_folders(plan))
+    on_the_way = {parent for path in expected for parent in path.parents}
+    stray = []
+
+    def visit(folder):
+        for path in sorted(folder.iterdir()):
+            if path in expected:
+                continue
+            if path in on_the_way:
+                visit(path)
+            elif path.name != ".gitignore":
+                stray.append(path)
+
+    if files.ARTIFACTS.is_dir():
+        visit(files.ARTIFACTS)
+    return stray
+
+
+def _stray_lock_entries(plan):
+    lock_file = Path("dvc.lock")
+    if not lock_file.exists():
+        return []
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    recorded = (yaml.load(lock_file.read_text(encoding="utf-8"), loader) or {}).get("stages", {})  # noqa: S506
+    return sorted(recorded.keys() - stage_names(plan))
+
+
+def _remove_lock_entries(names):
+    """Takes entries out of dvc.lock, under DVC's own lock and through DVC's own YAML, so the rest stays as it is."""
+    if not names:
+        return
+    from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
+
+    processes.with_dvc_lock(lambda: _rewrite_lock(names, parse_yaml_for_update, dumps_yaml))
+
+
+def _rewrite_lock(names, parse, dump):
+    lock_file = Path("dvc.lock")
+    content = parse(lock_file.read_text(encoding="utf-8"), str(lock_file))
+    for name in names:
+        content["stages"].pop(name, None)
+    files.write_text(lock_file, dump(content))
+
+
+def main(arguments):
+    with cli.stage("plan", __doc__, arguments) as job:
+        check_source(job.params)
+        plan = expand(job.params)
+        changes = refresh(plan)
+        files.write_text(files.PLAN_OK, "params.yaml was found valid and plan.yaml up to date\n")
+        if changes:
+            print("; ".join(changes), file=sys.stderr)
+            raise ValueError(
+                "the structure of the experiment changed and the plan was renewed: run the same command again"
+            )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,119 @@
+"""What ties a process to others: dying with its parent, locks that die with their holder."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+PARENT_PID = "REDISTRIBUTE_PARENT_PID"
+
+
+def die_with_parent():
+    """From now on this process is killed when its parent dies, so no stage outlives the DVC that started it.
+
+    The kernel's signal is only sent for a death after the call. A parent that died before it is found by its pid, which it
+    passed on in an environment variable; failing that, by having become a child of process 1.
+    """
+    expected = int(os.environ.get(PARENT_PID, "0")) or None
+    os.environ[PARENT_PID] = str(os.getpid())  # for the children of this process
+    if sys.platform.startswith("linux"):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    parent = os.getppid()
+    if parent == (expected or parent) != 1:
+        return
+    if expected and _is_ancestor(expected):  # a shell stands between, which the kernel's signal does not pass
+        threading.Thread(target=_watch, args=(expected,), daemon=True).start()
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_ancestor(pid):
+    import psutil
+
+    return pid in [parent.pid for parent in psutil.Process().parents()]
+
+
+def _watch(pid):
+    while _is_ancestor(pid):
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FileLock:
+    """An advisory lock on a file, released by the kernel when its holder dies. The file names the holder."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._stream = None
+
+    def try_acquire(self):
+        """True if this process now holds the lock."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(self.path, "a+")  # noqa: SIM115 (held open as long as the lock)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            return False
+        os.set_inheritable(stream.fileno(), False)
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        self._stream = stream
+        return True
+
+    def holder(self):
+        """pid of the holder, as text; '?' where it cannot be read."""
+        try:
+            return self.path.read_text().strip() or "?"
+        except OSError:
+            return "?"
+
+    def acquire(self, what, wait_s=None):
+        """Waits for the lock and says once for whom.
+
+        wait_s   longest wait; None waits for ever
+        Raises   TimeoutError: after wait_s seconds
+        """
+        start, told = time.monotonic(), False
+        while not self.try_acquire():
+            if not told:
+                print(f"{what} is held by process {self.holder()}: waiting for it", file=sys.stderr, flush=True)
+                told = True
+            if wait_s is not None and time.monotonic() - start > wait_s:
+                raise TimeoutError(f"{what} is held by process {self.holder()}: gave up after {wait_s:.0f} s")
+            time.sleep(0.2)
+
+    def release(self):
+        if self._stream:
+            self._stream.close()
+            self._stream = None
+
+
+def with_dvc_lock(action, wait_s=600):
+    """Runs `action()` while DVC's repository lock is held, so that no DVC process reads or writes dvc.lock meanwhile.
+
+    Raises   TimeoutError: another DVC process holds it for wait_s seconds
+    """
+    import zc.lockfile
+
+    path = Path(".dvc/tmp/lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    while True:
+        try:
+            lock = zc.lockfile.LockFile(str(path))
+            break
+        except zc.lockfile.LockError:
+            if time.monotonic() - start > wait_s:
+                raise TimeoutError(f"{path} is held by another DVC process: gave up after {wait_s} s") from None
+            time.sleep(0.1)
+    try:
+        return action()
+    finally:
+        lock.close()

@@ -1,0 +1,225 @@
+"""The figures of the report: data frames in, inline SVG (or one PNG as a data address) out; None where there is nothing to draw.
+
+Colours are names of CSS variables that the page sets for a light and for a dark screen, and all ink is the page's own text
+colour, so that one SVG suits both. Arms differ by colour, marker and line style, for readers who see few colours or print.
+The same data give the same bytes.
+"""
+
+import base64
+import io
+import math
+import re
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from PIL import Image
+
+INK = "#010101"  # becomes currentColor
+ARM_COLOURS = [f"#0{i}0{i}fe" for i in range(1, 9)]  # become var(--arm-1) ... var(--arm-8)
+MARKERS = "os^DvPX<>"  # 9 markers, 8 colours: 72 arms before two look the same
+LINES = ["-", "--", "-.", (0, (1, 1.2))]
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "grid.alpha": 0.15,
+    "grid.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "redistribute",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+MAX_POINTS = (
+    200  # of a line over the epochs: more cannot be seen, and 17 arms of 2,000 epochs would make a page of megabytes
+)
+MAX_GALLERY_PX = 96
+
+
+def mq_curve(results, arms, weights, protocol, marks, column="share", reference=True):
+    """Share of the generated images (or excess share) against the threshold, one line an arm, the mean of its seeds.
+
+    marks      the thresholds of the tables: a marker there
+    column     "share" or "excess_share"
+    reference  also draw what held-out real images reach in the place of generated ones
+    """
+    rows = results[(results.weights == weights) & (results.protocol == protocol)]
+    rows = rows[rows[column].notna()]
+    if rows.empty:
+        return None
+    means = rows.groupby(["arm", "threshold"], sort=True)[[column, "simplicity", "num_images"]].mean()
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(arms) + 1)
+        for number, arm in enumerate(arms):
+            if arm in means.index:
+                line = means.loc[arm]
+                marked = [i for i, threshold in enumerate(line.index) if np.isclose(threshold, marks).any()]
+                axes.plot(line.index, 100 * line[column], label=arm, markevery=marked, **_look(number))
+        real = means.loc[means.index[0][0]]
+        if reference and column == "share" and real.simplicity.notna().any():
+            axes.plot(
+                real.index,
+                100 * real.simplicity / real.num_images,
+                color=INK,
+                alpha=0.5,
+                lw=1,
+                label="held-out real images",
+            )
+        name = "memorised, MQ" if column == "share" else "excess"
+        axes.set(xlabel="threshold δ of the ratio (no unit)", ylabel=f"{name} (% of generated images)")
+        axes.set_title(f"{protocol}, {weights} weights")
+        return _svg(figure, f"{name} against the threshold, protocol {protocol}, {weights} weights")
+
+
+def excess_against_fidelity(results, arms, weights, protocol, threshold):
+    """One point an arm and seed: fidelity across, memorisation up, with the paired 95 % interval."""
+    at = (results.weights == weights) & (results.protocol == protocol) & np.isclose(results.threshold, threshold)
+    rows = results[at & results.fd_pixels.notna()]
+    if rows.empty:
+        return None
+    held_out = rows.excess.notna().all()
+    percent = rows[["excess", "excess_low", "excess_high", "count"]].mul(100 / rows.num_images, axis=0)
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(arms))
+        for number, arm in enumerate(arms):
+            x, y = rows.fd_pixels[rows.arm == arm], percent[rows.arm == arm]
+            look = {**_look(number), "linestyle": "none", "markersize": 7}
+            if held_out:
+                bars = [y.excess - y.excess_low, y.excess_high - y.excess]
+                axes.errorbar(x, y.excess, np.maximum(bars, 0), elinewidth=1.2, label=arm, **look)
+            else:
+                axes.plot(x, y["count"], label=arm, **look)
+        axes.axhline(0, color=INK, alpha=0.4, lw=1)
+        axes.margins(0.1)
+        what = "excess" if held_out else "memorised, MQ"
+        axes.set(
+            xlabel="fd_pixels (squared [0, 1] pixel range), lower = more faithful",
+            ylabel=f"{what} at {threshold:g} (% of generated images)",
+        )
+        axes.set_title(f"{protocol}, {weights} weights")
+        return _svg(figure, f"{what} against fd_pixels, a point an arm and seed")
+
+
+def over_epochs(epochs, arms, column, label, log=False):
+    """A column of the epochs frame against the epoch, one line an arm (the mean of its seeds), a marker at the end of a round.
+
+    Arms that stay at zero are left out; None when all do.
+    """
+    means = epochs.groupby(["arm", "epoch"], sort=True)[[column, "round"]].mean()
+    drawn = [arm for arm in arms if means.loc[arm][column].fillna(0).any()]
+    if not drawn:
+        return None
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(drawn))
+        for arm in drawn:
+            line = means.loc[arm]
+            x, y = _thinned(line.index.to_numpy(float), line[column].to_numpy(float))
+            ends = line.index[line["round"] != line["round"].shift(-1)].to_numpy(float)
+            look = _look(arms.index(arm))
+            axes.plot(x, y, **{**look, "marker": "none", "linewidth": 1.2})
+            at = np.searchsorted(x, ends, side="right") - 1  # the last point of the round, not a step into the next
+            axes.plot(x[at], y[at], **{**look, "linestyle": "none"})
+            axes.plot([], [], label=arm, **look)
+        axes.set(xlabel="epoch, counted over all rounds", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if log:
+            _log_scale(axes)
+        else:
+            axes.set_ylim(bottom=0)
+        return _svg(figure, f"{label} over the epochs")
+
+
+def skip_histogram(histogram, arms):
+    """How many training images were skipped how often, one outline an arm (the mean of its seeds); arms that never skip are left out."""
+    drawn = [arm for arm in arms if (histogram[histogram.arm == arm].skips > 0).any()]
+    if not drawn:
+        return None
+    width = math.ceil((histogram.skips.max() + 1) / 50)
+    edges = np.arange(0, histogram.skips.max() + width + 1, width)
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(drawn))
+        for arm in drawn:
+            rows = histogram[histogram.arm == arm]
+            images, _ = np.histogram(rows.skips, edges, weights=rows.images / rows.seed.nunique())
+            look = _look(arms.index(arm))
+            axes.stairs(images, edges - 0.5, color=look["color"], linestyle=look["linestyle"], linewidth=1.4, label=arm)
+        axes.set(xlabel=f"skips of a training image over all rounds (bins of {width})", ylabel="training images")
+        axes.set_ylim(bottom=0)
+        return _svg(figure, "Training images by the number of their skips")
+
+
+def png(image):
+    """[H, W, C] uint8, C = 1 or 3, as the data address of a PNG; larger images shrink to 96 px, small ones grow in the browser."""
+    step = math.ceil(max(image.shape[:2]) / MAX_GALLERY_PX)
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    if step > 1:
+        picture = picture.reduce(step)
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _axes(num_labels):
+    """A figure as wide as a phone can show with readable text; it grows with its legend."""
+    figure = Figure(figsize=(4.8, 3.4 + 0.19 * math.ceil(num_labels / 2)), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _look(number):
+    return {
+        "color": ARM_COLOURS[number % len(ARM_COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number % len(LINES)],
+    }
+
+
+def _thinned(x, y):
+    """Means of neighbouring epochs, at most MAX_POINTS of them."""
+    size = math.ceil(len(x) / MAX_POINTS)
+    starts = np.arange(0, len(x), size)
+    lengths = np.diff([*starts, len(x)])
+    return np.add.reduceat(x, starts) / lengths, np.add.reduceat(y, starts) / lengths
+
+
+def _log_scale(axes):
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")  # 0.02 reads better than a power, and powers need a maths font
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def _svg(figure, title):
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(
+        r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL
+    )  # holds web addresses, as the two namespaces do
+    view_box = re.search(r'viewBox="([^"]+)"', text)[1]
+    text = f'<svg viewBox="{view_box}" role="img"><title>{title}</title>' + text[text.index(">") + 1 :]
+    text = re.sub(
+        r"<defs>\s*<style.*?</defs>\s*", "", text, flags=re.DOTALL
+    )  # would hold for the whole page: it is in its CSS
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1, axes_1, ...: the same in each figure of the page
+    text = re.sub(r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1", text)  # the page's own font
+    text = text.replace(INK, "currentColor")
+    for number, colour in enumerate(ARM_COLOURS, start=1):
+        text = text.replace(colour, f"var(--arm-{number})")
+    return text

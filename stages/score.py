@@ -1,0 +1,180 @@
+"""Finds the nearest training images of every generated image and counts which are memorised.
+
+params    score
+reads     artifacts/data, artifacts/samples/<run>/part<p> of exactly the parts of the plan
+writes    artifacts/score/<run>/
+              images.parquet    one row per generated image and kind of weights: nearest training image, distances, ratios
+              curves.parquet    per protocol and threshold: count, distinct, excess with its interval, simplicity
+              scores.json       numbers of images, Frechet distance on pixels
+              gallery.safetensors   the most memorised images beside their nearest training images
+"""
+
+import numpy as np
+import pandas as pd
+
+from stages import cli, device, files, params
+from stages.method import frechet, memorisation, neighbours, randomness
+from stages.progress import Progress
+
+GALLERY_IMAGES = 24
+
+
+def main(arguments):
+    with cli.stage("score", __doc__, arguments, "arm", "seed") as job:
+        settings = job.params["score"]
+        job.device = device.claim(job.params["compute"])
+        sample_settings = params.section(job.params, "sample", job.arm)
+        references = References(job, settings)
+        rows, curves, gallery = [], [], None
+        scores = {"num_images": sample_settings["num_images"], "num_train": len(references.train)}
+        scores["num_heldout"] = len(references.heldout)
+        for weights in sample_settings["weights"]:
+            samples = np.concatenate(
+                [
+                    files.load_array(files.samples_dir(job.run, part) / f"{weights}.npy")
+                    for part in range(sample_settings["parts"])
+                ]
+            )
+            found = references.search(samples, f"score@{job.key} {weights}")
+            rows.append(_image_rows(weights, found, references.keys))
+            curves.append(_curves(weights, found, settings, references, len(samples)))
+            scores[weights] = {
+                "fd_pixels": frechet.fd_pixels(samples, references.train),
+                "fd_pixels_heldout": frechet.fd_pixels(samples, references.heldout) if references.has_heldout else None,
+            }
+            if weights == settings["headline"]["weights"]:
+                gallery = _gallery(samples, found, references.train, settings["headline"]["protocol"])
+        with files.publish(files.score_dir(job.run)) as folder:
+            folder.mkdir()
+            pd.concat(rows, ignore_index=True).to_parquet(folder / "images.parquet", index=False)
+            pd.concat(curves, ignore_index=True).to_parquet(folder / "curves.parquet", index=False)
+            files.write_json(folder / "scores.json", scores)
+            files.save_arrays(folder / "gallery.safetensors", gallery)
+
+
+class References:
+    """Training and held-out images, the class-matched pair of them for the excess, and the searches among them.
+
+    The excess compares like with like: `matched_train` and `matched_heldout` have one size and class mix. Where the
+    held-out set has enough images of every class, `matched_train` is the whole training set.
+    """
+
+    def __init__(self, job, settings):
+        self.k = settings["neighbours"]
+        self.device = job.device
+        self.train = files.load_array(files.DATA / "train.npy", mmap=True)
+        self.heldout = files.load_array(files.DATA / "heldout.npy", mmap=True)
+        self.keys = np.array(files.load_json(files.DATA / "keys.json")["train"])
+        if len(self.train) < self.k:
+            raise ValueError(
+                f"there are {len(self.train)} training images, fewer than score.neighbours = {self.k} (params.yaml)"
+            )
+        self.has_heldout = len(self.heldout) > 0
+        if self.has_heldout:
+            train_indices, heldout_indices = memorisation.class_matched(
+                files.load_array(files.DATA / "train_labels.npy"),
+                files.load_array(files.DATA / "heldout_labels.npy"),
+                randomness.numpy_generator("reference", job.seed),
+            )
+            if len(heldout_indices) < self.k:
+                raise ValueError(
+                    f"only {len(heldout_indices)} held-out images match the classes of the training images, fewer than "
+                    f"score.neighbours = {self.k}: hold out more (data.heldout_share, data.num_train) or lower it (params.yaml)"
+                )
+            self.whole_train = len(train_indices) == len(self.train)
+            self.matched_train = self.train if self.whole_train else self.train[train_indices]
+            self.matched_heldout = self.heldout[heldout_indices]
+            self.simplicity_ratios = self._search(self.heldout, self.train, "held-out images")[2]
+
+    def search(self, samples, what):
+        """Distances and ratios of generated images against the training set and against the matched pair.
+
+        Returns   dict: distances, indices [M,k] int64; train, and where there is a held-out set matched_train and heldout:
+                  dict of protocol -> ratio [M] float64
+        """
+        distances, indices, train = self._search(samples, self.train, what)
+        found = {"distances": distances, "indices": indices, "train": train}
+        if self.has_heldout:
+            found["heldout"] = self._search(samples, self.matched_heldout, f"{what}, held-out reference")[2]
+            found["matched_train"] = (
+                train
+                if self.whole_train
+                else self._search(samples, self.matched_train, f"{what}, matched training reference")[2]
+            )
+        return found
+
+    def _search(self, queries, reference, what):
+        progress = Progress(what, "images")
+        distances, indices = neighbours.nearest(
+            queries, reference, self.k, device=self.device, progress=progress.update
+        )
+        return distances, indices, memorisation.ratios(distances, neighbours.distances_from_nearest(reference, indices))
+
+
+def _image_rows(weights, found, keys):
+    nearest = found["indices"][:, 0]
+    table = {
+        "weights": weights,
+        "image": np.arange(len(nearest)),
+        "nearest_train": nearest,
+        "nearest_key": keys[nearest],
+        "d1": found["distances"][:, 0],
+        "d2": found["distances"][:, 1],
+    }
+    table |= {f"train_{protocol}": ratio for protocol, ratio in found["train"].items()}
+    table |= {f"heldout_{protocol}": ratio for protocol, ratio in found.get("heldout", {}).items()}
+    return pd.DataFrame(table)
+
+
+def thresholds_of(protocol, settings):
+    """Thresholds that a protocol is reported at: those of params.yaml and a fine grid, or its own single one."""
+    own = memorisation.PROTOCOLS[protocol].thresholds
+    if len(own) == 1:
+        return list(own)
+    num_steps = round(1 / settings["grid_step"])
+    grid = [round(i * settings["grid_step"], 6) for i in range(1, num_steps + 1)]
+    return sorted(set(grid) | set(settings["thresholds"]))
+
+
+def _curves(weights, found, settings, references, num_samples):
+    rows = []
+    for name, protocol in memorisation.PROTOCOLS.items():
+        for threshold in thresholds_of(name, settings):
+            memorised = memorisation.is_memorised(found["train"][name], threshold, protocol.strict)
+            row = {
+                "weights": weights,
+                "protocol": name,
+                "threshold": threshold,
+                "count": int(memorised.sum()),
+                "share": float(memorised.mean()),
+                "distinct": memorisation.distinct(found["indices"][:, 0], memorised),
+                **dict.fromkeys(("excess", "excess_low", "excess_high", "simplicity"), np.nan),
+            }
+            if references.has_heldout:
+                excess = memorisation.excess(
+                    memorisation.is_memorised(found["matched_train"][name], threshold, protocol.strict),
+                    memorisation.is_memorised(found["heldout"][name], threshold, protocol.strict),
+                )
+                row |= dict(zip(("excess", "excess_low", "excess_high"), map(float, excess), strict=True))
+                heldout = memorisation.is_memorised(references.simplicity_ratios[name], threshold, protocol.strict)
+                row["simplicity"] = memorisation.simplicity(heldout, num_samples)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _gallery(samples, found, train, protocol):
+    """The most memorised images, one per training image, beside that training image."""
+    ratio, nearest = found["train"][protocol], found["indices"][:, 0]
+    order = np.argsort(ratio, kind="stable")
+    first_of_each = order[np.sort(np.unique(nearest[order], return_index=True)[1])][:GALLERY_IMAGES]
+    return {
+        "generated": samples[first_of_each],
+        "train": train[nearest[first_of_each]],
+        "image": first_of_each.astype(np.int64),
+        "nearest_train": nearest[first_of_each],
+        "ratio": ratio[first_of_each],
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,193 @@
+"""Trains the proxy model of one shard for one round (IET), with AGC and TAA where the arm has them.
+
+params    model, diffusion, compute, train, arms.<arm>.train
+reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state of the round before
+writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model
+              state.safetensors: Adam's moments, the memory bank and the step, for the next round of this shard
+          artifacts/counts/<run>/round<r>/shard<k>.safetensors: skips, visits and losses of this round
+A checkpoint in scratch/ lets a killed stage go on where it was, to the same result.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+
+from stages import cli, device, files, params
+from stages.progress import Progress
+
+CHECKPOINT_S = "REDISTRIBUTE_CHECKPOINT_S"  # seconds between checkpoints of a train stage: at most so much work is lost
+
+
+def main(arguments):
+    with cli.stage("train", __doc__, arguments, "arm", "seed", "round", "shard") as job:
+        job.device = device.claim(job.params["compute"])
+        import torch
+
+        from stages.method import diffusion, training, unet
+
+        settings = params.section(job.params, "train", job.arm) | {"precision": job.params["compute"]["precision"]}
+        index = files.load_array(files.current_shards_dir(job.recipe, job.run, job.round) / f"shard{job.shard}.npy")
+        train_images = files.load_array(files.DATA / "train.npy", mmap=True)
+        images = torch.from_numpy(train_images[index]).permute(0, 3, 1, 2).contiguous().to(job.device)
+        schedule = job.params["diffusion"]
+        alpha_bar = diffusion.alpha_bars(**schedule).float().to(job.device)
+
+        network = unet.build(job.params["model"], tuple(images.shape[1:]))
+        names = [name for name, _ in network.named_parameters()]
+        state = _start(job, network, names, schedule["num_timesteps"])
+        first_step = state.step
+        record = training.Record.empty(len(index), settings["epochs"], job.device)
+
+        checkpoint = _Checkpoint(job, settings, index)
+        checkpoint.restore(network, names, state, record)
+        progress = Progress(f"train@{job.key}", "steps")
+
+        def after_step(done, total, loss):
+            progress.update(done, total, lambda: _note(loss, record))
+            checkpoint.save_if_due(network, names, state, record)
+
+        try:
+            training.train_round(
+                network, state, record, images, settings, alpha_bar, job.seed, job.shard, settings["epochs"], first_step,
+                after_step,
+            )  # fmt: skip
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error} (arm {job.arm}, seed {job.seed}, round {job.round}, shard {job.shard}): lower train.learning_rate or "
+                "look at the images; nothing was written"
+            ) from None
+        _write(job, network, names, state, record, index)
+        checkpoint.remove()
+
+
+def _start(job, network, names, num_timesteps):
+    """Loads the averaged model and this shard's state of the round before; the initial ones in round 1."""
+    import torch
+
+    from stages.method import initial_weights, shard_state, unet
+
+    if job.round == 1:
+        unet.load(network, initial_weights.initial_weights(network, job.seed), "the initialisation")
+        network.to(job.device)
+        return shard_state.fresh_state(list(network.parameters()), num_timesteps, job.device)
+
+    model = files.model_dir(job.run, job.round - 1)
+    ema = files.load_arrays(model / "ema.safetensors")
+    unet.load(network, ema, model / "ema.safetensors")  # checks names and shapes of the EMA too
+    unet.load(network, files.load_arrays(model / "raw.safetensors"), model / "raw.safetensors")
+    network.to(job.device)
+    state_file = files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors"
+    saved = {name: torch.from_numpy(value).to(job.device) for name, value in files.load_arrays(state_file).items()}
+    missing = [f"{kind}.{n}" for kind in ("exp_avg", "exp_avg_sq") for n in names if f"{kind}.{n}" not in saved]
+    if missing:
+        raise ValueError(f"{state_file} is the state of another network: it lacks {missing[0]}")
+    return shard_state.ShardState(
+        ema=[torch.from_numpy(ema[n]).to(job.device) for n in names],
+        exp_avg=[saved[f"exp_avg.{n}"] for n in names],
+        exp_avg_sq=[saved[f"exp_avg_sq.{n}"] for n in names],
+        bank=saved["bank"],
+        step=int(saved["step"]),
+    )
+
+
+def _note(loss, record):
+    visited = max(int(record.epoch_visited.sum()), 1)
+    skipped, augmented = int(record.epoch_skipped.sum()) / visited, int(record.epoch_augmented.sum()) / visited
+    return f"loss {float(loss):.4f}, skipped {skipped:.1%}, augmented {augmented:.1%}"
+
+
+def _moments(names, state):
+    return {
+        **{f"exp_avg.{n}": value.cpu().numpy() for n, value in zip(names, state.exp_avg, strict=True)},
+        **{f"exp_avg_sq.{n}": value.cpu().numpy() for n, value in zip(names, state.exp_avg_sq, strict=True)},
+        "bank": state.bank.cpu().numpy(),
+        "step": np.int64(state.step),
+    }
+
+
+def _raw(network):
+    return {n: p.detach().cpu().numpy() for n, p in network.named_parameters()}
+
+
+def _ema(names, state):
+    return {n: value.cpu().numpy() for n, value in zip(names, state.ema, strict=True)}
+
+
+def _write(job, network, names, state, record, index):
+    from stages.method import training
+
+    counts = training.as_arrays(record, index) | {
+        "bank": state.bank.cpu().numpy(),
+        "forward_images": np.array([training.forward_images(record)], np.int64),
+        "optimizer_steps": np.array([int(record.epoch_visited.sum()) // _batch_size(job)], np.int64),
+    }
+    files.save_arrays(files.counts_file(job.run, job.round, job.shard), counts)
+    with files.publish(files.train_dir(job.run, job.round, job.shard)) as folder:
+        files.save_arrays(folder / "raw.safetensors", _raw(network))
+        files.save_arrays(folder / "ema.safetensors", _ema(names, state))
+        files.save_arrays(folder / "state.safetensors", _moments(names, state))
+
+
+def _batch_size(job):
+    return params.section(job.params, "train", job.arm)["batch_size"]
+
+
+class _Checkpoint:
+    """The whole state of a stage in scratch/, so that a killed one goes on; removed on success.
+
+    It is only taken up by a stage with the same settings and the same inputs.
+    """
+
+    def __init__(self, job, settings, index):
+        self.folder = files.SCRATCH / "train" / job.key
+        self.every_s = float(os.environ.get(CHECKPOINT_S, "300"))
+        self.last = time.monotonic()
+        digest = hashlib.sha256(index.tobytes())
+        relevant = [settings, *(job.params[s] for s in ("data", "model", "diffusion", "compute")), str(job.device)]
+        digest.update(json.dumps(relevant, sort_keys=True).encode())
+        inputs = [files.DATA / "train.npy"]
+        if job.round > 1:
+            inputs += [files.model_dir(job.run, job.round - 1) / f"{weights}.safetensors" for weights in ("raw", "ema")]
+            inputs.append(files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors")
+        for path in inputs:
+            with open(path, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        self.path = self.folder / f"{digest.hexdigest()[:32]}.safetensors"
+
+    def save_if_due(self, network, names, state, record):
+        if time.monotonic() - self.last < self.every_s:
+            return
+        arrays = {f"raw.{n}": value for n, value in _raw(network).items()}
+        arrays |= {f"ema.{n}": value for n, value in _ema(names, state).items()}
+        arrays |= _moments(names, state)
+        arrays |= {f"record.{name}": value.cpu().numpy() for name, value in vars(record).items()}
+        files.save_arrays(self.path, arrays)
+        self.last = time.monotonic()
+
+    def restore(self, network, names, state, record):
+        if not self.path.exists():
+            return
+        import torch
+
+        saved = {name: torch.from_numpy(value) for name, value in files.load_arrays(self.path).items()}
+        with torch.no_grad():
+            for i, (name, parameter) in enumerate(zip(names, network.parameters(), strict=True)):
+                parameter.copy_(saved[f"raw.{name}"])
+                state.ema[i].copy_(saved[f"ema.{name}"])
+                state.exp_avg[i].copy_(saved[f"exp_avg.{name}"])
+                state.exp_avg_sq[i].copy_(saved[f"exp_avg_sq.{name}"])
+        state.bank.copy_(saved["bank"])
+        state.step = int(saved["step"])
+        for name, value in vars(record).items():
+            value.copy_(saved[f"record.{name}"])
+
+    def remove(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,52 @@
+# From the final models to the report. A wildcard key names an instance of plan.yaml.
+rule sample:
+    input:
+        predecessors_of("sample"),
+    output:
+        receipt("sample@{key}"),
+    log:
+        "logs/sample/{key}.log",
+    priority: most_work_first("sample")
+    conda:
+        "../../environment.yml"
+    threads: config["compute"]["threads"]
+    resources:
+        gpu=1,
+    message:
+        "sample {wildcards.key}"
+    shell:
+        "exec python workflow/scripts/repro.py sample@{wildcards.key} {output} > {log} 2>&1"
+
+
+rule score:
+    input:
+        predecessors_of("score"),
+    output:
+        receipt("score@{key}"),
+    log:
+        "logs/score/{key}.log",
+    priority: most_work_first("score")
+    conda:
+        "../../environment.yml"
+    threads: config["compute"]["threads"]
+    resources:
+        gpu=1,
+    message:
+        "score {wildcards.key}"
+    shell:
+        "exec python workflow/scripts/repro.py score@{wildcards.key} {output} > {log} 2>&1"
+
+
+rule report:
+    input:
+        predecessors("report"),
+    output:
+        receipt("report"),
+    log:
+        "logs/report/report.log",
+    conda:
+        "../../environment.yml"
+    message:
+        "report"
+    shell:
+        "exec python workflow/scripts/repro.py report {output} > {log} 2>&1"

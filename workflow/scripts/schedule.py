@@ -1,0 +1,192 @@
+"""Which stage instances must run, decided once before Snakemake builds its DAG. DVC alone judges what is stale.
+
+CHANGED   command, parameter or input differs from what dvc.lock recorded, or nothing is recorded, or an output lies there
+          with other content. An input that is merely missing is no change: its producer recorded what it was.
+MISSING   an output is not there. If DVC's cache has it, it is brought back when something needs it.
+RUN       CHANGED, and stages of the end phases with an output that is MISSING and not in the cache; with everything that
+          uses what runs, and whatever makes a missing input of what runs.
+
+So a fresh clone that brings dvc.lock but no artifacts runs everything, and a workspace whose old shard states were pruned
+runs nothing.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import psutil
+
+END_PHASES = ("sample", "score", "report")
+
+
+def stages_to_run():
+    """Names of the stages to run, each with the names of those among them that it waits for.
+
+    Checks cached files out that the stages need. Call with no other DVC process at work in the project.
+    Returns   dict name -> sorted list of names
+    """
+    import logging
+
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    from dvc.repo import Repo
+
+    from stages import processes
+
+    repo = Repo()
+    try:
+        return processes.with_dvc_lock(lambda: _Analysis(repo).run())
+    finally:
+        repo.close()
+
+
+class _Analysis:
+    def __init__(self, repo):
+        self.repo = repo
+        self.stages = {stage.addressing: stage for stage in repo.index.stages}
+        self.graph = repo.index.graph
+        self.hashes = {}  # path -> hash of what lies there, or None
+        self.outs = {out.fs_path: out for stage in self.stages.values() for out in stage.outs}
+
+    def run(self):
+        changed = {name for name, stage in self.stages.items() if self._is_changed(stage)}
+        final_models = {self._producer_of_model(s) for n, s in self.stages.items() if n.startswith("sample@")}
+        ends = {n for n in self.stages if n.split("@")[0] in END_PHASES} | (final_models - {None})
+        to_run = self._closure(changed, ends)
+        return {
+            name: sorted(dep.addressing for dep in self.graph.successors(self.stages[name]) if dep.addressing in to_run)
+            for name in sorted(to_run)
+        }
+
+    def _producer_of_model(self, sample_stage):
+        for producer in self.graph.successors(sample_stage):
+            if producer.addressing.startswith("aggregate@"):
+                return producer.addressing
+        return None
+
+    def _closure(self, changed, ends):
+        to_run, todo, restored = set(), list(changed), set()
+        for name in ends:
+            todo += self._missing_producers(self.stages[name].outs, restored)
+        while todo:
+            name = todo.pop()
+            if name in to_run:
+                continue
+            to_run.add(name)
+            stage = self.stages[name]
+            if name != "plan":  # its output is always the same, so nobody needs to run because it ran
+                todo += [user.addressing for user in self.graph.predecessors(stage)]
+            for dependency in stage.deps:
+                todo += self._missing_producers(self._outs_under(dependency.fs_path), restored)
+        return to_run
+
+    def _missing_producers(self, outs, restored):
+        """Makers of those outputs that are neither in the workspace nor in the cache; cached ones are brought back."""
+        makers = []
+        for out in outs:
+            if out.exists or out.fs_path in restored:
+                continue
+            if out.hash_info and out.use_cache and not out.changed_cache():
+                out.checkout(force=True)
+                self.hashes.pop(out.fs_path, None)
+                restored.add(out.fs_path)
+            else:
+                makers.append(out.stage.addressing)
+        return makers
+
+    def _outs_under(self, path):
+        """Outputs that are this path, lie inside it, or contain it."""
+        return [
+            out
+            for out_path, out in self.outs.items()
+            if out_path == path or out_path.startswith(path + os.sep) or path.startswith(out_path + os.sep)
+        ]
+
+    def _is_changed(self, stage):
+        if stage.cmd_changed or not stage.deps:
+            return True
+        for out in stage.outs:
+            if not out.hash_info or (out.exists and self._hash(out) != out.hash_info):
+                return True
+        return any(self._dependency_changed(dependency) for dependency in stage.deps)
+
+    def _dependency_changed(self, dependency):
+        from dvc.dependency import ParamsDependency
+
+        if isinstance(dependency, ParamsDependency):
+            return bool(dependency.status())
+        if not dependency.hash_info:
+            return True
+        outs = self._outs_under(dependency.fs_path)
+        missing = [out for out in outs if not out.exists]
+        if missing or not dependency.exists:
+            made_here = self.outs.get(dependency.fs_path)
+            if not outs:
+                return True
+            return made_here is not None and made_here.hash_info != dependency.hash_info
+        return self._hash(dependency) != dependency.hash_info
+
+    def _hash(self, file):
+        if file.fs_path not in self.hashes:
+            self.hashes[file.fs_path] = file.get_hash()
+        return self.hashes[file.fs_path]
+
+
+def work_left(to_run, experiment):
+    """Work from the start of each stage to the end of the experiment along the longest path, in images passed through the
+    network forward and back: what has most of it should start first, or one long stage is left alone at the end.
+
+    to_run       from `stages_to_run`
+    Returns      dict name -> int, for the stages of to_run
+    """
+    from stages import params, plan
+
+    num_train = experiment["data"].get("num_train", 10_000)  # a guess where only the folder knows: it orders, no more
+    cost = {}
+    for phase, items in plan.expand(experiment).items():
+        for key, item in items.items() if phase in ("train", "sample") else ():
+            settings = params.section(experiment, phase, item["arm"])
+            if phase == "train":
+                work = settings["epochs"] * num_train / experiment["arms"][item["arm"]]["shard"]["num_shards"]
+            else:  # a forward pass is a third of a training pass
+                passes = settings["num_images"] * settings["num_steps"] * len(settings["weights"])
+                work = passes / settings["parts"] / 3
+            cost[f"{phase}@{key}"] = work
+    users = {name: [] for name in to_run}
+    for name, waits_for in to_run.items():
+        for producer in waits_for:
+            users[producer].append(name)
+    left = {}
+    todo = list(to_run)
+    while todo:
+        name = todo[-1]
+        unknown = [user for user in users[name] if user not in left]
+        if unknown:
+            todo += unknown
+            continue
+        left[name] = cost.get(name, 1) + max((left[user] for user in users[name]), default=0)
+        todo.pop()
+    return {name: int(work) for name, work in left.items()}
+
+
+def mend_rwlock():
+    """Takes stale entries out of DVC's table of files in use: one left by a killed process whose pid is in use again, or a
+    table that was cut short, would block or stop every later run."""
+    path = Path(".dvc/tmp/rwlock")
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+            holders = [entry["pid"] for entry in table.get("write", {}).values()]
+            holders += [entry["pid"] for entries in table.get("read", {}).values() for entry in entries]
+        except (ValueError, TypeError, AttributeError, KeyError):
+            holders = []
+            path.unlink()
+            return
+        if holders and not any(_is_dvc(pid) for pid in holders):
+            path.unlink()
+
+
+def _is_dvc(pid):
+    with contextlib.suppress(psutil.Error):
+        return any("dvc" in word or "repro.py" in word for word in psutil.Process(pid).cmdline())
+    return False
