@@ -73,9 +73,9 @@ def _check_fields(job, chosen):
         raise ValueError(f"there is no seed {job.seed}, expected one of {job.params['seeds']} (params.yaml, seeds)")
     if "round" in chosen and not 1 <= job.round <= arms[job.arm]["rounds"]:
         raise ValueError(f"round {job.round} of {job.arm} does not exist, expected 1 to {arms[job.arm]['rounds']}")
-    if "shard" in chosen and not 0 <= job.shard < (num := arms[job.arm]["shard"]["num_shards"]):
+    if "shard" in chosen and job.shard not in range(num := arms[job.arm]["shard"]["num_shards"]):
         raise ValueError(f"shard {job.shard} of {job.arm} does not exist, expected 0 to {num - 1}")
-    if "part" in chosen and not 0 <= job.part < (num := params.section(job.params, "sample", job.arm)["parts"]):
+    if "part" in chosen and job.part not in range(num := params.section(job.params, "sample", job.arm)["parts"]):
         raise ValueError(f"part {job.part} of {job.arm} does not exist, expected 0 to {num - 1}")
 
 

@@ -45,19 +45,14 @@ def main(arguments):
             folder.mkdir()
             for name, part, indices in (("train", images.pool, train), ("heldout", heldout_part, heldout)):
                 progress = Progress(f"decoding {name} images", "images")
-                array = (
-                    np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (len(indices), *images.shape))
-                    if len(indices)
-                    else np.empty((0, *images.shape), np.uint8)
-                )
-                for i, image in enumerate(part.images(indices)):
-                    array[i] = image
-                    progress.update(i + 1, len(indices))
-                if len(indices):
-                    array.flush()
-                else:
-                    np.save(folder / f"{name}.npy", array)
-                np.save(folder / f"{name}_labels.npy", part.labels[indices])
+                with open(folder / f"{name}.npy", "wb") as stream:  # a memory map dies of SIGBUS when the disk is full
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (len(indices), *images.shape)}
+                    np.lib.format.write_array_header_1_0(stream, header)
+                    for i, image in enumerate(part.images(indices)):
+                        assert image.shape == images.shape and image.dtype == np.uint8, "an image of another shape"
+                        stream.write(image.tobytes())
+                        progress.update(i + 1, len(indices))
+                files.save_array(folder / f"{name}_labels.npy", part.labels[indices])
                 keys[name] = [part.keys[i] for i in indices]
             files.write_json(folder / "keys.json", keys)
 

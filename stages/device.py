@@ -1,5 +1,7 @@
 """Which device a stage computes on. Snakemake only counts GPUs; which one a stage gets is claimed here."""
 
+import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -21,11 +23,20 @@ def visible_gpus():
     """Ids of the GPUs this process may use: what CUDA_VISIBLE_DEVICES names, else all. Neither starts CUDA nor imports torch."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [token.strip() for token in named.split(",") if token.strip() and token.strip() != "-1"]
+        ids = [token.strip() for token in named.split(",")]
+        return list(itertools.takewhile(lambda gpu: gpu not in ("", "-1"), ids))  # CUDA stops at the first such too
     if not shutil.which("nvidia-smi"):
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60)
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError("nvidia-smi -L gave no answer in 60 s: look at the driver, or set device to cpu") from None
     return [str(index) for index, _ in enumerate(re.findall(r"^GPU \d+:", listed.stdout, re.MULTILINE))]
+
+
+def slots():
+    """Stages that may share one GPU, from the environment."""
+    return int(os.environ.get(SLOTS, "1"))
 
 
 def claim_gpu(ids, folder=LOCK_FOLDER, slots=1, wait_s=0.0):
@@ -35,13 +46,15 @@ def claim_gpu(ids, folder=LOCK_FOLDER, slots=1, wait_s=0.0):
     Returns   (id, lock)
     Raises    TimeoutError: all slots stay taken for wait_s seconds
     """
-    folder.mkdir(mode=0o777, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _open_to_all(folder, 0o777)
     start = time.monotonic()
     while True:
         for slot in range(slots):
             for gpu in ids:
                 lock = processes.FileLock(folder / f"{gpu.replace('/', '_')}-slot{slot}.lock")
                 if lock.try_acquire():
+                    _open_to_all(lock.path, 0o666)
                     return gpu, lock
         if time.monotonic() - start >= wait_s:
             raise TimeoutError(
@@ -49,6 +62,12 @@ def claim_gpu(ids, folder=LOCK_FOLDER, slots=1, wait_s=0.0):
                 f"gpu={len(ids) * slots}, or set {SLOTS} to let more stages share one"
             )
         time.sleep(0.5)
+
+
+def _open_to_all(path, mode):
+    """The umask closes new files to other users, who want to lock them too."""
+    with contextlib.suppress(PermissionError):  # not ours: whoever made it did this
+        path.chmod(mode)
 
 
 def claim(compute):
@@ -64,17 +83,19 @@ def claim(compute):
     if compute["device"] == "cpu":
         return torch.device("cpu")
     ids = visible_gpus()
-    if not ids or not torch.cuda.is_available():
-        if compute["device"] == "cuda":
-            found = f"CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}" if ids else "no GPU is visible"
-            raise ValueError(
-                f"compute.device is cuda, but {found} and torch {torch.__version__} cannot use a GPU here: set it to auto "
-                "or cpu (params.yaml), or look at nvidia-smi and the driver"
-            )
-        if TOLD not in os.environ:
-            print("compute.device is auto and there is no GPU: this stage runs on the CPU", file=sys.stderr)
-        return torch.device("cpu")
-    gpu, lock = claim_gpu(ids, slots=int(os.environ.get(SLOTS, "1")), wait_s=600)
-    _claimed.append(lock)
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    return torch.device("cuda")
+    if ids:
+        gpu, lock = claim_gpu(ids, slots=slots(), wait_s=600)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before torch first asks for GPUs: CUDA reads it only then
+        if torch.cuda.is_available():
+            _claimed.append(lock)
+            return torch.device("cuda")
+        lock.release()
+    if compute["device"] == "cuda":
+        found = f"torch {torch.__version__} cannot use GPU {gpu} here" if ids else "no GPU is visible"
+        raise ValueError(
+            f"compute.device is cuda, but {found}: set it to auto or cpu (params.yaml), or look at nvidia-smi, the driver and "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    if TOLD not in os.environ:
+        print("compute.device is auto and there is no GPU: this stage runs on the CPU", file=sys.stderr)
+    return torch.device("cpu")

@@ -6,9 +6,11 @@ reader finds the old one, the new one or none, never a half. Arrays are safetens
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
+import tokenize
 import uuid
 from pathlib import Path
 
@@ -89,10 +91,11 @@ def publish(path):
     except OSError as error:
         raise _told(error, path, temporary) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that refuses writing refuses this too: tell the first error
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
 
 
 def _told(error, path, temporary):
@@ -162,8 +165,9 @@ def load_arrays(path):
 
 
 def save_array(path, array):
-    with publish(path) as temporary, open(temporary, "wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+    stream = io.BytesIO()  # numpy writes to a file with an error of its own when the disk is full, which names nothing
+    np.save(stream, array, allow_pickle=False)
+    write_bytes(path, stream.getvalue())
 
 
 def load_array(path, mmap=False):
@@ -173,14 +177,21 @@ def load_array(path, mmap=False):
     """
     _exists(path)
     try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        if mmap:
+            return np.lib.format.open_memmap(path, mode="r")
+        with open(path, "rb") as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from None
 
 
 def load_json(path):
+    """Raises   ValueError: missing or no JSON"""
     _exists(path)
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from None
 
 
 def load_shards(recipe, run, round_):

@@ -4,6 +4,7 @@ Each function returns an ImageSet. `pool` is what training images are drawn from
 as `test`, and those images are held out.
 """
 
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 FORMATS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+# What Pillow raises for a file that is no image, or half of one.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, MemoryError, LookupError, TypeError, struct.error)
 
 
 @dataclass
@@ -45,11 +48,15 @@ def _from_array(keys, labels, images):
 
 
 def digits(data):
-    """The 1,797 handwritten digits of scikit-learn: 8x8 grey, 10 classes; 17 grey levels spread over 0..255."""
+    """The 1,797 handwritten digits of scikit-learn: 8x8 grey, 10 classes.
+
+    The 17 grey levels become 0, 15, ..., 240. Not 255: RandAugment's Solarize inverts a saturated pixel at any strength,
+    however small, and strokes here are saturated.
+    """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    images = (bunch.images * 15).astype(np.uint8)[..., None]
     return ImageSet((8, 8, 1), _from_array([f"digit-{i:04}" for i in range(len(images))], bunch.target, images))
 
 
@@ -97,7 +104,7 @@ def image_folder(data):
     for path in paths:
         with _opened(path) as image:
             grey = grey and image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
-            shape = (size, size) if size else _upright_size(image)
+            shape = (size, size) if size else _upright_size(path, image)
         first = first or (path, shape)
         if shape != first[1]:
             raise ValueError(
@@ -114,7 +121,7 @@ def image_folder(data):
 
 
 def _opened(path):
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
@@ -124,7 +131,7 @@ def _opened(path):
         raise ValueError(
             f"{path} claims to have more than {Image.MAX_IMAGE_PIXELS} pixels: remove it from data.root"
         ) from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except BROKEN as error:
         raise _unreadable(path, error) from None
 
 
@@ -132,8 +139,11 @@ def _unreadable(path, error):
     return ValueError(f"{path} is not a readable image ({error}): mend it or remove it from data.root")
 
 
-def _upright_size(image):
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+def _upright_size(path, image):
+    try:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except BROKEN as error:
+        raise _unreadable(path, error) from None
     return image.size[::-1] if turned else image.size
 
 
@@ -144,11 +154,15 @@ def _decoded(path, mode, size):
     with _opened(path) as image:
         try:
             image.load()
-        except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
+            image = ImageOps.exif_transpose(image)
+        except BROKEN as error:
             raise _unreadable(path, error) from None
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image, np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+        if image.mode.startswith(("I", "F")):
+            values = np.asarray(image)
+            if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+                raise ValueError(f"{path} has 32-bit values, expected 8 or 16 bits: convert or remove it")
+            image = Image.fromarray((values >> 8).astype(np.uint8))
+        image.info.pop("transparency", None)  # Pillow warns of every palette that has some
         image = image.convert(mode)
         if size:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)

@@ -28,11 +28,11 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 def _mapping(loader, node):
     nodes = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
     keys = [loader.construct_object(key) for key in nodes]
-    for key, key_node in zip(keys, nodes, strict=True):
+    for i, (key, key_node) in enumerate(zip(keys, nodes, strict=True)):
         problem = None
         if not (isinstance(key, str) and key.isprintable()):
             problem = f"the key {_short(key)} is no text: put it in quotes or rename it"
-        elif keys.count(key) > 1:
+        elif key in keys[:i]:
             problem = f"the key {key} stands twice"
         if problem:
             raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
@@ -77,10 +77,12 @@ def check(params, path=PARAMS_FILE):
     """Raises ValueError at the first thing that is wrong; see `load`."""
     import jsonschema
 
-    schema = yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
+    schema = yaml.load(SCHEMA_FILE.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a subclass of the safe loader)
     draft = jsonschema.Draft202012Validator
     # 600.0 is an integer for JSON Schema, but no number of epochs.
-    types = draft.TYPE_CHECKER.redefine("integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool))
+    types = draft.TYPE_CHECKER.redefine(
+        "integer", lambda _, found: isinstance(found, int) and not isinstance(found, bool)
+    )
     validator = jsonschema.validators.extend(draft, type_checker=types)(schema)
     # A misspelt key also leaves the right one missing: the misspelling is the more useful thing to hear of.
     kinds = ["additionalProperties", "type", "propertyNames", "required"]
@@ -125,7 +127,9 @@ def _sentence(error):
         case "enum":
             near = difflib.get_close_matches(str(found), map(str, error.validator_value), n=1)
             hint = f": did you mean {near[0]}?" if near else ""
-            return f"{key} is {_short(found)}, expected one of {', '.join(map(str, error.validator_value))}{meaning}{hint}"
+            return (
+                f"{key} is {_short(found)}, expected one of {', '.join(map(str, error.validator_value))}{meaning}{hint}"
+            )
         case "pattern":  # only names of arms have one
             return (
                 f"the arm name {_short(found)} cannot be used: expected a letter, then letters, digits, '_', '+' or '-' "

@@ -61,8 +61,12 @@ def expand(experiment):
 
 
 def check_source(experiment):
-    """Raises ValueError if the image folder is gone and no decoded copy of it is there either."""
+    """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe."""
     root = experiment["data"].get("root")
+    if root and Path(root).resolve().is_relative_to(files.ARTIFACTS.resolve()):
+        raise ValueError(
+            f"data.root = {root} lies in artifacts/, which is cleared of what no stage makes: move your images"
+        )
     if root and not Path(root).is_dir() and not files.DATA.exists():
         raise ValueError(
             f"the folder data.root = {root} does not exist: put your images there, or mend data.root (params.yaml)"
@@ -104,7 +108,7 @@ def refresh(plan, dry_run=False):
     changes = []
     old = PLAN_FILE.read_text(encoding="utf-8") if PLAN_FILE.exists() else ""
     if old != text(plan):
-        before = stage_names((yaml.safe_load(old) or {}).get("plan", {})) if old else set()
+        before = _stages_of(old)
         added, removed = stage_names(plan) - before, before - stage_names(plan)
         files.write_text(PLAN_FILE, text(plan))
         changes.append(f"plan.yaml now has {len(added)} new stages and {len(removed)} fewer old ones")
@@ -112,7 +116,7 @@ def refresh(plan, dry_run=False):
     gone = _stray_lock_entries(plan)
     if not dry_run:
         for path in stray:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         _remove_lock_entries(gone)
     if stray or gone:
         verb = "would be removed" if dry_run else "were removed"
@@ -121,6 +125,14 @@ def refresh(plan, dry_run=False):
             f"plan {verb} (DVC's cache keeps their contents)"
         )
     return changes
+
+
+def _stages_of(old):
+    """Names of the stages of an earlier plan.yaml; none where it cannot be read, as after a merge with conflicts."""
+    try:
+        return stage_names(yaml.safe_load(old)["plan"])
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError):
+        return set()
 
 
 def _stray_artifacts(plan):
@@ -148,8 +160,14 @@ def _stray_lock_entries(plan):
     if not lock_file.exists():
         return []
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    recorded = (yaml.load(lock_file.read_text(encoding="utf-8"), loader) or {}).get("stages", {})  # noqa: S506
-    return sorted(recorded.keys() - stage_names(plan))
+    try:
+        recorded = (yaml.load(lock_file.read_text(encoding="utf-8"), loader) or {}).get("stages", {})  # noqa: S506
+        return sorted(recorded.keys() - stage_names(plan))
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        raise ValueError(
+            "dvc.lock cannot be read, as after a merge with conflicts: restore it (git checkout dvc.lock), or remove it and "
+            "run the same command again, which then runs all stages"
+        ) from None
 
 
 def _remove_lock_entries(names):

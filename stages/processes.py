@@ -16,7 +16,8 @@ def die_with_parent():
     """From now on this process is killed when its parent dies, so no stage outlives the DVC that started it.
 
     The kernel's signal is only sent for a death after the call. A parent that died before it is found by its pid, which it
-    passed on in an environment variable; failing that, by having become a child of process 1.
+    passed on in an environment variable; failing that, by having become a child of process 1, unless that is the DVC which
+    started it, as in a container.
     """
     expected = int(os.environ.get(PARENT_PID, "0")) or None
     os.environ[PARENT_PID] = str(os.getpid())  # for the children of this process
@@ -24,12 +25,18 @@ def die_with_parent():
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
     parent = os.getppid()
-    if parent == (expected or parent) != 1:
+    if parent == expected or (expected is None and (parent != 1 or _is_dvc(parent))):
         return
     if expected and _is_ancestor(expected):  # a shell stands between, which the kernel's signal does not pass
         threading.Thread(target=_watch, args=(expected,), daemon=True).start()
         return
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_dvc(pid):
+    import psutil
+
+    return any("dvc" in Path(word).name for word in psutil.Process(pid).cmdline())
 
 
 def _is_ancestor(pid):

@@ -9,46 +9,35 @@ Image i starts from noise keyed by (seed, i), and parts are whole batches: their
 import numpy as np
 
 from stages import cli, device, files, params
-from stages.method import sampling
 from stages.progress import Progress
 
 
 def main(arguments):
     with cli.stage("sample", __doc__, arguments, "arm", "seed", "part") as job:
-        settings = params.section(job.params, "sample", job.arm)
-        batch_size = settings["batch_size"]
-        first, last = sampling.part_of(settings["num_images"], batch_size, job.part, settings["parts"])
         job.device = device.claim(job.params["compute"])
-        from stages.method import diffusion, unet
+        from stages.method import diffusion, sampling, unet
 
+        settings = params.section(job.params, "sample", job.arm)
+        batch_size, precision = settings["batch_size"], job.params["compute"]["precision"]
+        first, last = sampling.part_of(settings["num_images"], batch_size, job.part, settings["parts"])
         height, width, channels = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
         alpha_bars = diffusion.alpha_bars(**job.params["diffusion"])
         network = unet.build(job.params["model"], (channels, height, width)).to(job.device).eval()
         progress = Progress(f"sample@{job.key}", "images")
         total, done = (last - first) * len(settings["weights"]), 0
         with files.publish(files.samples_dir(job.run, job.part)) as folder:
-            folder.mkdir()
             for weights in settings["weights"]:
                 source = files.model_dir(job.run, job.recipe["rounds"]) / f"{weights}.safetensors"
                 unet.load(network, files.load_arrays(source), source)
-                images = np.lib.format.open_memmap(
-                    folder / f"{weights}.npy", "w+", np.uint8, (last - first, height, width, channels)
-                )
+                images = np.empty((last - first, height, width, channels), np.uint8)
                 for start in range(first, last, batch_size):
                     stop = min(start + batch_size, last)
                     x_T = sampling.starting_noise(start, stop, (channels, height, width), job.seed).to(job.device)
-                    x = sampling.ddim(
-                        network,
-                        x_T,
-                        alpha_bars,
-                        settings["num_steps"],
-                        settings["protocol"],
-                        job.params["compute"]["precision"],
-                    )
+                    x = sampling.ddim(network, x_T, alpha_bars, settings["num_steps"], settings["protocol"], precision)
                     images[start - first : stop - first] = sampling.stored(x)
                     done += stop - start
                     progress.update(done, total)
-                images.flush()
+                files.save_array(folder / f"{weights}.npy", images)
 
 
 if __name__ == "__main__":

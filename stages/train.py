@@ -82,9 +82,14 @@ def _start(job, network, names, num_timesteps):
     network.to(job.device)
     state_file = files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors"
     saved = {name: torch.from_numpy(value).to(job.device) for name, value in files.load_arrays(state_file).items()}
-    missing = [f"{kind}.{n}" for kind in ("exp_avg", "exp_avg_sq") for n in names if f"{kind}.{n}" not in saved]
-    if missing:
-        raise ValueError(f"{state_file} is the state of another network: it lacks {missing[0]}")
+    expected = {f"{kind}.{n}": p.shape for kind in ("exp_avg", "exp_avg_sq") for n, p in network.named_parameters()}
+    for name, shape in {**expected, "bank": (num_timesteps,), "step": (1,)}.items():
+        found = tuple(saved[name].shape) if name in saved else "nothing"
+        if found != tuple(shape):
+            raise ValueError(
+                f"{state_file} holds the state of another network: {name} is {found}, expected {tuple(shape)}; "
+                "set model and diffusion in params.yaml back, or rerun the phase that wrote it"
+            )
     return shard_state.ShardState(
         ema=[torch.from_numpy(ema[n]).to(job.device) for n in names],
         exp_avg=[saved[f"exp_avg.{n}"] for n in names],

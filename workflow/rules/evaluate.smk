@@ -9,7 +9,7 @@ rule sample:
     priority: most_work_first("sample")
     conda:
         "../../environment.yml"
-    threads: config["compute"]["threads"]
+    threads: EXPERIMENT["compute"]["threads"]
     resources:
         gpu=1,
     message:
@@ -28,7 +28,7 @@ rule score:
     priority: most_work_first("score")
     conda:
         "../../environment.yml"
-    threads: config["compute"]["threads"]
+    threads: EXPERIMENT["compute"]["threads"]
     resources:
         gpu=1,
     message:

@@ -55,7 +55,7 @@ rule train:
     priority: most_work_first("train")
     conda:
         "../../environment.yml"
-    threads: config["compute"]["threads"]
+    threads: EXPERIMENT["compute"]["threads"]
     resources:
         gpu=1,
     message:

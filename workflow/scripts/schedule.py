@@ -13,11 +13,83 @@ runs nothing.
 import contextlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 
+from stages import device, params, plan, processes
+
 END_PHASES = ("sample", "score", "report")
+RECEIPTS = Path(".snakemake/receipts")
+TO_RUN = Path(".snakemake/stages-to-run.json")
+
+
+def prepare(workflow):
+    """What the Snakefile does before its rules: check, renew the plan, decide. Ends the process with one sentence if it cannot.
+
+    In the main process only; a job on another node reads what was decided.
+
+    workflow   Snakemake's
+    Returns    (experiment: params.yaml as a dict, dict of stages to run as `stages_to_run` returns it)
+    """
+    from dvc.exceptions import DvcException
+
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # `python` in rules
+    os.environ[processes.PARENT_PID] = str(os.getpid())  # what this process starts dies with it
+    try:
+        experiment = params.load()
+        if not workflow.is_main_process:
+            return experiment, json.loads(TO_RUN.read_text())
+        if workflow.overwrite_configfiles or workflow.config_settings.config:
+            raise ValueError(
+                "--config and --configfile would change only what Snakemake sees: edit params.yaml instead"
+            )
+        lock = processes.FileLock(".snakemake/redistribute.lock")
+        if not lock.try_acquire():
+            raise ValueError(
+                f"another snakemake (process {lock.holder()}) is at work in this folder: wait for it or end it"
+            )
+        workflow.redistribute_lock = lock  # held until this process ends, however it ends
+        plan.check_source(experiment)
+        for change in plan.refresh(plan.expand(experiment), dry_run=workflow.dryrun):
+            print(change, file=sys.stderr)
+        _count_gpus(workflow, experiment["compute"]["device"])
+        mend_rwlock()
+        to_run = stages_to_run()
+    except (ValueError, OSError, DvcException) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # sys.exit would become a traceback of Snakemake's
+    shutil.rmtree(RECEIPTS, ignore_errors=True)
+    TO_RUN.parent.mkdir(exist_ok=True)
+    TO_RUN.write_text(json.dumps(to_run))
+    return experiment, to_run
+
+
+def _count_gpus(workflow, wanted):
+    """Says once for the whole run if there is no GPU; their number is the limit of the resource gpu, unless it was given."""
+    if wanted == "cpu":
+        return
+    gpus = device.visible_gpus()
+    if gpus and "gpu" not in workflow.global_resources:
+        workflow.global_resources["gpu"] = len(gpus) * device.slots()
+    if not gpus and wanted == "cuda":
+        raise ValueError(
+            "compute.device is cuda, but no GPU is visible: set it to auto or cpu (params.yaml), or look at nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    if not gpus:
+        print("compute.device is auto and there is no GPU: all stages run on the CPU", file=sys.stderr)
+        os.environ[device.TOLD] = "1"
+
+
+def show_results(workflow):
+    """The table, and where the page is; nothing after a dry run."""
+    if not workflow.dryrun and Path("metrics.json").exists():
+        for view in ("--page", "--table"):
+            subprocess.run([sys.executable, "-m", "stages.report", view], check=False)
 
 
 def stages_to_run():
@@ -30,8 +102,6 @@ def stages_to_run():
 
     logging.getLogger("dvc").setLevel(logging.WARNING)
     from dvc.repo import Repo
-
-    from stages import processes
 
     repo = Repo()
     try:
@@ -139,8 +209,6 @@ def work_left(to_run, experiment):
     to_run       from `stages_to_run`
     Returns      dict name -> int, for the stages of to_run
     """
-    from stages import params, plan
-
     num_train = experiment["data"].get("num_train", 10_000)  # a guess where only the folder knows: it orders, no more
     cost = {}
     for phase, items in plan.expand(experiment).items():

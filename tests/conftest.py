@@ -1,0 +1,139 @@
+"""Temporary copies of the project with a tiny experiment on real digits, run through the doors people use."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+# 60 digits in batches of 10; 20 timesteps, so that each cell of the bank is visited often enough for AGC to act.
+TINY = """
+seeds: [3]
+data: {name: digits, num_train: 60, split_seed: 0}
+model: {block_channels: [8, 16], attention_levels: [1], layers_per_block: 1, dropout: 0.1, norm_groups: 4}
+diffusion: {num_timesteps: 20, beta_start: 0.005, beta_end: 0.4}
+compute: {device: cpu, threads: 1, precision: fp32}
+train: {batch_size: 10, learning_rate: 2.0e-3, warmup_steps: 5, grad_clip_norm: 1.0, ema_decay: 0.9, flip: false}
+sample: {num_images: 50, parts: 2, batch_size: 20, protocol: paper, num_steps: 5, weights: [raw, ema]}
+score: {neighbours: 20, thresholds: [0.4, 0.5, 0.6], grid_step: 0.1, headline: {protocol: l2_from_gen, threshold: 0.5, weights: raw}}
+arms:
+  ddpm:
+    rounds: 1
+    shard: {num_shards: 1}
+    train: {epochs: 10}
+    redistribute: {}
+    sample: {}
+  iet_agc_plus:
+    rounds: 2
+    shard: {num_shards: 2}
+    train:
+      epochs: 10
+      agc: {lambda: 0.9, eta: 0.8}
+      taa: {R: 2.0, A: 5.0, magnitude: 3, num_ops: 2, max_level: 30}
+    redistribute: {share: 0.25, select: memory}
+    sample: {}
+"""
+
+
+class Project:
+    """A copy of the project in a folder of its own."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+
+    @classmethod
+    def create(cls, root, params):
+        """The project's own files as a fresh clone would have them, with other parameters and nothing run yet."""
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        )
+        own_results = ("dvc.lock", "plan.yaml", "metrics.json", "plots/", "params.yaml", "tests/", "benchmarks/")
+        for name in filter(None, listed.stdout.decode().split("\0")):
+            if not name.startswith(own_results) and (ROOT / name).is_file():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, root / name)
+        (root / "params.yaml").write_text(params)
+        project = cls(root)
+        project.run("git", "init", "-q", "-b", "main")
+        project.run("git", "config", "user.email", "test@example.org")
+        project.run("git", "config", "user.name", "test")
+        (root / "plan.yaml").write_text("plan: {}\n")
+        project.commit("start")
+        return project
+
+    def copy(self, root):
+        """Everything, results and DVC's cache included, as a second workspace that shares nothing."""
+        shutil.copytree(self.root, root, symlinks=True, dirs_exist_ok=True)
+        return Project(root)
+
+    def run(self, *command, check=True, timeout=400, env=None):
+        """Runs a command in the project; returns the finished process with .text = stdout and stderr together."""
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("REDISTRIBUTE", "DVC_", "SNAKEMAKE"))},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "DVC_NO_ANALYTICS": "1",
+            **(env or {}),
+        }
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=self.root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        done.text = done.stdout
+        assert not check or done.returncode == 0, f"{' '.join(map(str, command))} -> {done.returncode}\n{done.text}"
+        return done
+
+    def commit(self, message):
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "-m", message)
+
+    def edit(self, **changes):
+        """Changes params.yaml: path with '__' for '.', e.g. edit(arms__ddpm__rounds=2)."""
+        params = self.params()
+        for path, value in changes.items():
+            section = params
+            *folders, last = path.split("__")
+            for folder in folders:
+                section = section[folder]
+            section[last] = value
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def params(self):
+        return yaml.safe_load((self.root / "params.yaml").read_text())
+
+    def lock(self):
+        """dvc.lock as a mapping stage -> what was recorded."""
+        return yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]
+
+    def results(self):
+        """Hashes of all outputs, by path."""
+        return {out["path"]: out["md5"] for stage in self.lock().values() for out in stage.get("outs", [])}
+
+    def stages_run(self, text):
+        """Names of the stages in the output of `dvc repro`."""
+        return set(re.findall(r"^Running stage '(.*)':", text, re.MULTILINE))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run of the tiny experiment by Snakemake, committed. Tests only read it, or copy it."""
+    project = Project.create(tmp_path_factory.mktemp("finished") / "project", TINY)
+    project.output = project.run("snakemake", "--cores", "all", "--resources", "gpu=4").text
+    project.stray = project.run("git", "status", "--porcelain").text
+    project.commit("run")
+    return project

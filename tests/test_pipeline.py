@@ -1,0 +1,293 @@
+"""The whole pipeline through snakemake and dvc, on temporary copies of the project with a tiny experiment."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from conftest import TINY, Project
+from safetensors.numpy import load_file
+
+IET = "iet_agc_plus-seed3"
+
+
+def counts(project, round_, shard):
+    return load_file(project.root / f"artifacts/counts/{IET}/round{round_}/shard{shard}.safetensors")
+
+
+def shard_lists(project, round_):
+    return [np.load(project.root / f"artifacts/shards/{IET}/round{round_}/shard{k}.npy") for k in range(2)]
+
+
+def test_a_run_ends_with_the_table_and_the_report(finished):
+    assert "19 of 19 steps (100%) done" in finished.output.replace("20 of 20", "19 of 19")
+    assert re.search(r"iet_agc_plus +\d", finished.output)
+    assert "report.html" in finished.output
+    page = (finished.root / "report.html").read_text()
+    assert "iet_agc_plus" in page and "<svg" in page
+
+
+def test_the_method_acted(finished):
+    """Something was skipped, augmented and moved, and nothing of it in plain DDPM."""
+    training = yaml.safe_load((finished.root / "metrics.json").read_text())
+    assert training["iet_agc_plus"]["training"]["skipped_share"] > 0
+    assert training["iet_agc_plus"]["training"]["augmented_share"] > 0
+    assert training["iet_agc_plus"]["training"]["moved"] == 2 * int(0.25 * 30)
+    assert training["ddpm"]["training"]["skipped_share"] == 0
+    assert training["ddpm"]["training"]["augmented_share"] == 0
+    assert (
+        training["ddpm"]["training"]["optimizer_steps"] == training["iet_agc_plus"]["training"]["optimizer_steps"] / 2
+    )
+
+
+def test_the_most_skipped_images_moved_to_the_next_shard(finished):
+    before, after = shard_lists(finished, 1), shard_lists(finished, 2)
+    for k in range(2):
+        record = counts(finished, 1, k)
+        assert np.array_equal(record["index"], before[k])
+        left = np.setdiff1d(before[k], after[k])
+        assert len(left) == 7 and np.isin(left, after[1 - k]).all()
+        stayed = record["skips"][~np.isin(before[k], left)]
+        assert record["skips"][np.isin(before[k], left)].min() >= stayed.max()
+    assert np.array_equal(np.sort(np.concatenate(after)), np.arange(60))
+
+
+def test_the_state_of_a_shard_goes_on_from_round_to_round(finished):
+    states = [load_file(finished.root / f"artifacts/train/{IET}/round{r}/shard0/state.safetensors") for r in (1, 2)]
+    assert [int(state["step"][0]) for state in states] == [30, 60]
+    assert (states[0]["bank"] > 0).mean() > 0.9
+    proxies = [load_file(finished.root / f"artifacts/train/{IET}/round1/shard{k}/raw.safetensors") for k in range(2)]
+    mean = load_file(finished.root / f"artifacts/model/{IET}/round1/raw.safetensors")
+    for name, value in mean.items():
+        expected = (proxies[0][name].astype(np.float64) + proxies[1][name]) / 2
+        assert np.array_equal(value, expected.astype(np.float32)), name
+
+
+def test_a_finished_run_is_clean(finished):
+    assert "up to date" in finished.run("dvc", "status").text
+    changed = {line[3:] for line in finished.stray.splitlines()}
+    assert changed == {"dvc.lock", "metrics.json", "plan.yaml", "plots/"}
+    started = time.monotonic()
+    again = finished.run("snakemake")
+    assert "Nothing to be done" in again.text
+    assert time.monotonic() - started < 30  # measured at 6 s on an idle machine
+    assert finished.run("git", "status", "--porcelain").text == ""
+
+
+def test_metrics_and_plots_are_shown(finished, tmp_path):
+    shown = finished.run("dvc", "metrics", "show").text
+    assert "iet_agc_plus.raw.l2_from_gen.0.5.excess" in shown or "excess" in shown
+    finished.run("dvc", "plots", "show", "-o", tmp_path / "plots")
+    html = (tmp_path / "plots/index.html").read_text()
+    for title in ("Share of generated images", "Mean loss per epoch", "How often training images were skipped"):
+        assert title in html
+
+
+def test_scores_of_every_image_can_be_read_with_pandas(finished):
+    table = pd.read_parquet(finished.root / f"artifacts/score/{IET}/images.parquet")
+    assert len(table) == 2 * 50
+    assert set(table.nearest_train) <= set(range(60))
+    train = np.load(finished.root / "artifacts/data/train.npy").astype(int)
+    parts = [np.load(finished.root / f"artifacts/samples/{IET}/part{p}/raw.npy") for p in range(2)]
+    samples = np.concatenate(parts).astype(int)
+    distances = ((samples[:, None] - train[None]) ** 2).sum(axis=(2, 3, 4))
+    raw = table[table.weights == "raw"]
+    assert np.array_equal(raw.nearest_train, distances.argmin(axis=1))
+    assert np.array_equal(raw.d1, distances.min(axis=1))
+
+
+def planned(project):
+    """Stages that `dvc repro --dry` would run once the plan is healed."""
+    healed = project.run("python", "-m", "stages.plan", check=False)
+    assert healed.returncode == 0 or "run the same command again" in healed.text
+    return project.stages_run(project.run("dvc", "repro", "--dry").text) - {"plan"}
+
+
+def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    assert planned(project) == set()
+
+    project.edit(arms__iet_agc_plus__rounds=4)
+    rounds = {f"train@{IET}-round{r}-shard{k}" for r in (3, 4) for k in (0, 1)}
+    rounds |= {f"aggregate@{IET}-round3", f"aggregate@{IET}-round4"}
+    rounds |= {f"redistribute@{IET}-round2", f"redistribute@{IET}-round3"}
+    end = {f"sample@{IET}-part0", f"sample@{IET}-part1", f"score@{IET}", "report"}
+    assert planned(project) == rounds | end
+
+    project.edit(arms__iet_agc_plus__rounds=2, arms__iet_agc_plus__train__agc__lambda=0.8)
+    run = planned(project)
+    assert f"train@{IET}-round1-shard0" in run
+    assert not [name for name in run if "ddpm" in name or name.startswith("shard@") or name == "data"]
+
+    project.edit(arms__iet_agc_plus__train__agc__lambda=0.9, arms__iet_agc_plus__redistribute__share=0.5)
+    run = planned(project)
+    assert f"redistribute@{IET}-round1" in run
+    assert not [name for name in run if "round1-shard" in name or "ddpm" in name or name == f"aggregate@{IET}-round1"]
+
+    project.edit(arms__iet_agc_plus__redistribute__share=0.25, score__thresholds=[0.3, 0.4, 0.5])
+    assert planned(project) == {"score@ddpm-seed3", f"score@{IET}", "report"}
+
+    project.edit(score__thresholds=[0.4, 0.5, 0.6])
+    arm = project.params()["arms"]["ddpm"]
+    project.edit(arms__longer={**arm, "train": {"epochs": 20}})
+    run = planned(project)
+    assert run - {"report"} == {
+        f"{phase}@longer-seed3{suffix}"
+        for phase, suffix in [("shard", ""), ("train", "-round1-shard0"), ("aggregate", "-round1"), ("score", "")]
+        + [("sample", "-part0"), ("sample", "-part1")]
+    }
+
+    (project.root / "params.yaml").write_text((finished.root / "params.yaml").read_text())
+    sampler = project.root / "stages/method/sampling.py"
+    sampler.write_text(sampler.read_text() + "\n# edited\n")
+    assert {name.split("@")[0] for name in planned(project)} <= {"sample", "score", "report"}
+    assert f"sample@{IET}-part0" in planned(project)
+
+
+def test_dvc_repro_from_scratch_leaves_the_same_hashes(finished, tmp_path):
+    project = Project.create(tmp_path / "project", TINY)
+    first = project.run("dvc", "repro", check=False)
+    assert first.returncode != 0 and "run the same command again" in first.text
+    project.run("dvc", "repro")
+    assert project.lock() == finished.lock()
+
+
+@pytest.fixture(scope="module")
+def grown(finished, tmp_path_factory):
+    """The finished run, then two more rounds, each committed."""
+    project = finished.copy(tmp_path_factory.mktemp("grown") / "project")
+    project.edit(arms__iet_agc_plus__rounds=4)
+    project.output = project.run("snakemake").text
+    project.commit("four rounds")
+    return project
+
+
+def test_more_rounds_equal_a_fresh_run(grown, tmp_path):
+    """Rounds 3 and 4 after a run of 2 leave the hashes of a run of 4 from the start."""
+    project = Project.create(tmp_path / "project", (grown.root / "params.yaml").read_text())
+    project.edit(arms={"iet_agc_plus": project.params()["arms"]["iet_agc_plus"]})
+    project.run("snakemake", "--cores", "1")
+    fresh, extended = project.results(), grown.results()
+    assert len([path for path in fresh if IET in path]) >= 20
+    for path, md5 in fresh.items():
+        if IET in path:
+            assert extended[path] == md5, path
+
+
+def test_checkout_of_another_commit_reruns_nothing(grown):
+    first, last = "HEAD~1", "main"
+    for commit in (first, last):
+        grown.run("git", "checkout", "-q", commit)
+        grown.run("dvc", "checkout")
+        listed = grown.run("snakemake", "-n").text
+        assert "Nothing to be done" in listed, f"{commit}: {listed}"
+    assert grown.run("git", "status", "--porcelain").text == ""
+    changed = grown.run("dvc", "metrics", "diff", "HEAD~1").text
+    assert "iet_agc_plus" in changed and "training.moved" in changed
+
+
+def test_fewer_shards_equal_a_fresh_run(finished, tmp_path):
+    """A run of 4 shards turned into one of 2: nothing of shards 2 and 3 is left to be averaged."""
+    project = Project.create(tmp_path / "project", TINY)
+    arms = project.params()["arms"]
+    arms["iet_agc_plus"]["shard"]["num_shards"] = 4
+    arms["iet_agc_plus"]["rounds"] = 1
+    project.edit(arms={"iet_agc_plus": arms["iet_agc_plus"]})
+    project.run("snakemake")
+    assert (project.root / f"artifacts/train/{IET}/round1/shard3").exists()
+    (project.root / "params.yaml").write_text(TINY)
+    project.edit(arms={"iet_agc_plus": project.params()["arms"]["iet_agc_plus"]})
+    project.run("snakemake")
+    expected = {path: md5 for path, md5 in finished.results().items() if IET in path}
+    assert {path: md5 for path, md5 in project.results().items() if IET in path} == expected
+    assert not (project.root / f"artifacts/train/{IET}/round1/shard3").exists()
+    assert not [name for name in project.lock() if "shard3" in name]
+
+
+def test_dvc_experiments_change_one_value(finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    project.run("dvc", "exp", "run", "-S", "score.thresholds=[0.3,0.5]")
+    assert project.params()["score"]["thresholds"] == [0.3, 0.5]
+    assert '"0.3"' in (project.root / "metrics.json").read_text()
+
+
+def test_a_fresh_clone_with_a_lock_file_runs_everything(finished, tmp_path):
+    """dvc.lock says that all was done, but nothing is there: the plan is to run every stage."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(finished.root), str(clone)], check=True)
+    listed = Project(clone).run("snakemake", "-n").text
+    assert re.search(r"^train +5$", listed, re.MULTILINE) and re.search(r"^report +1$", listed, re.MULTILINE)
+
+
+def test_lost_samples_are_made_again_and_nothing_else(finished, tmp_path):
+    """Brought back from the cache if it has them, generated anew if not."""
+    project = finished.copy(tmp_path / "project")
+    project.run("rm", "-rf", "artifacts/samples/ddpm-seed3")
+    assert "Nothing to be done" in project.run("snakemake", "-n").text
+    assert (project.root / "artifacts/samples/ddpm-seed3/part1/ema.npy").exists()
+    project.run("rm", "-rf", ".dvc/cache", "artifacts/samples/ddpm-seed3/part1", "artifacts/train")
+    listed = project.run("snakemake", "-n").text
+    assert re.search(r"^sample +1$", listed, re.MULTILINE), listed
+    assert not re.search(r"^train ", listed, re.MULTILINE), listed
+
+
+def processes_in(folder):
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and Path(process.cwd()) == folder and process.status() != "zombie":
+                found.append((process.pid, process.cmdline()))
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def test_a_killed_snakemake_leaves_nothing_behind_and_goes_on(finished, tmp_path):
+    project = Project.create(tmp_path / "project", TINY)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    snakemake = subprocess.Popen(
+        ["snakemake"], cwd=project.root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any("stages.train" in " ".join(command) for _, command in processes_in(project.root)):
+            break
+        time.sleep(0.2)
+    time.sleep(1)
+    assert snakemake.poll() is None, "it ended before it was killed"
+    os.kill(snakemake.pid, signal.SIGKILL)
+    snakemake.wait()
+    time.sleep(2)
+    assert processes_in(project.root) == []
+    project.run("snakemake")
+    assert project.lock() == finished.lock()
+
+
+def test_style():
+    """ruff, snakefmt and snakemake --lint find nothing."""
+    root = Path(__file__).parent.parent
+    for command in (
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["snakefmt", "--check", "workflow"],
+    ):
+        done = subprocess.run(
+            [Path(sys.executable).parent / command[0], *command[1:]],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_snakemake_lint(finished):
+    assert "Congratulations" in finished.run("snakemake", "--lint").text

@@ -1,0 +1,375 @@
+"""The plan says what runs on what; renewing it removes what left the experiment and nothing else."""
+
+import copy
+import os
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TINY, Project
+
+from stages import files, params, plan
+
+
+def experiment(**changes):
+    """The tiny experiment with changes; path with '__' for '.'."""
+    tiny = yaml.safe_load(TINY)
+    for path, value in changes.items():
+        *folders, last = path.split("__")
+        section = tiny
+        for folder in folders:
+            section = section[folder]
+        section[last] = value
+    return tiny
+
+
+def only(recipe, **changes):
+    """One arm named a."""
+    tiny = experiment(**changes)
+    tiny["arms"] = {"a": {"train": {"epochs": 1}, "redistribute": {}, "sample": {}, **recipe}}
+    return tiny
+
+
+MSR = {"share": 0.25, "select": "random"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make(plan_):
+    """Everything that the instances of a plan write, as small files, and a dvc.lock that names all stages."""
+    for path in plan.output_folders(plan_):
+        if path.suffix in (".ok", ".safetensors"):
+            files.write_text(path, str(path))
+        else:
+            files.write_text(path / "content", str(path))
+    entries = {
+        name: {"cmd": f"run {name}", "outs": [{"path": name, "md5": "0" * 32}]}
+        for name in sorted(plan.stage_names(plan_))
+    }
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}, sort_keys=False))
+
+
+def tree():
+    return {str(p): p.read_text() for p in Path("artifacts").rglob("*") if p.is_file()}
+
+
+def lock_entries():
+    return yaml.safe_load(Path("dvc.lock").read_text())["stages"]
+
+
+def test_expand_is_a_pure_function():
+    first = experiment()
+    before = copy.deepcopy(first)
+    assert plan.expand(first) == plan.expand(first)
+    assert first == before
+    plan.expand(first)["train"].clear()
+    assert len(plan.expand(first)["train"]) == 5
+
+
+def test_two_shards_and_three_rounds_with_redistribution_by_hand():
+    found = plan.expand(only({"rounds": 3, "shard": {"num_shards": 2}, "redistribute": MSR}, seeds=[7]))
+    a = {"arm": "a", "seed": 7, "run": "a-seed7"}
+    assert found["shard"] == found["score"] == {"a-seed7": a}
+    assert list(found["train"]) == [f"a-seed7-round{r}-shard{k}" for r in (1, 2, 3) for k in (0, 1)]
+    assert found["train"]["a-seed7-round1-shard1"] == a | {
+        "round": 1,
+        "shard": 1,
+        "index": "artifacts/shards/a-seed7/round1/shard1.npy",
+        "model": "stages/method/initial_weights.py",
+        "state": "stages/method/shard_state.py",
+    }
+    assert found["train"]["a-seed7-round3-shard0"] == a | {
+        "round": 3,
+        "shard": 0,
+        "index": "artifacts/shards/a-seed7/round3/shard0.npy",
+        "model": "artifacts/model/a-seed7/round2",  # of the round before
+        "state": "artifacts/train/a-seed7/round2/shard0",  # of the same shard
+    }
+    assert found["aggregate"] == {f"a-seed7-round{r}": a | {"round": r} for r in (1, 2, 3)}
+    assert found["redistribute"] == {  # none after the last round
+        f"a-seed7-round{r}": a
+        | {
+            "round": r,
+            "shards": f"artifacts/shards/a-seed7/round{r}",
+            "next_shards": f"artifacts/shards/a-seed7/round{r + 1}",
+        }
+        for r in (1, 2)
+    }
+    assert found["sample"] == {
+        f"a-seed7-part{p}": a | {"part": p, "model": "artifacts/model/a-seed7/round3"} for p in (0, 1)
+    }
+    assert found["data"] == {"source": "requirements.txt"}
+
+
+def test_without_redistribution_the_index_lists_of_round_1_hold_throughout():
+    found = plan.expand(only({"rounds": 3, "shard": {"num_shards": 2}}, seeds=[0]))
+    assert found["redistribute"] == {}
+    assert {item["index"] for item in found["train"].values() if item["shard"] == 1} == {
+        "artifacts/shards/a-seed0/round1/shard1.npy"
+    }
+    assert found["train"]["a-seed0-round3-shard1"]["state"] == "artifacts/train/a-seed0/round2/shard1"
+
+
+def test_one_shard_and_one_round():
+    found = plan.expand(only({"rounds": 1, "shard": {"num_shards": 1}, "redistribute": MSR, "sample": {"parts": 1}}))
+    assert {phase: len(keys) for phase, keys in found.items() if phase != "data"} == {
+        "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1,
+    }  # fmt: skip
+
+
+def test_every_seed_has_instances_of_its_own_and_an_arm_its_own_parts():
+    found = plan.expand(experiment(seeds=[5, 2], arms__ddpm__sample={"parts": 3}))
+    assert set(found["score"]) == {f"{arm}-seed{s}" for arm in ("ddpm", "iet_agc_plus") for s in (5, 2)}
+    assert [key for key in found["sample"] if key.startswith("ddpm-seed2")] == [f"ddpm-seed2-part{p}" for p in range(3)]
+    assert len([key for key in found["sample"] if key.startswith("iet")]) == 2 * 2
+    two = found["train"]["iet_agc_plus-seed2-round2-shard1"]
+    assert all("seed2" in two[key] for key in ("index", "model", "state"))
+
+
+def test_data_come_from_the_folder_where_there_is_one():
+    found = plan.expand(experiment(data={"name": "image_folder", "root": "my images", "split_seed": 0}))
+    assert found["data"] == {"source": "my images"}
+
+
+def test_more_rounds_leave_the_items_of_earlier_rounds_as_they_are():
+    """DVC reruns an instance whose fields changed: growing an experiment must cost the new rounds only."""
+    three, five = (plan.expand(only({"rounds": r, "shard": {"num_shards": 2}, "redistribute": MSR})) for r in (3, 5))
+    for phase in ("shard", "train", "aggregate", "redistribute"):
+        assert three[phase].items() <= five[phase].items()
+        assert list(five[phase])[: len(three[phase])] == list(three[phase])
+    assert len(five["train"]) - len(three["train"]) == 4 and "a-seed3-round3" in five["redistribute"]
+    assert {item["model"] for item in five["sample"].values()} == {"artifacts/model/a-seed3/round5"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_experiment_each_input_is_made_by_an_earlier_instance(seed):
+    rng = random.Random(seed)
+    tiny = experiment(seeds=rng.sample(range(99), rng.randint(1, 3)))
+    tiny["arms"] = {
+        f"arm{i}": {
+            "rounds": rng.randint(1, 4),
+            "shard": {"num_shards": rng.randint(1, 4)},
+            "train": {"epochs": 1},
+            "redistribute": rng.choice([{}, MSR]),
+            "sample": rng.choice([{}, {"parts": rng.randint(1, 3)}]),
+        }
+        for i in range(rng.randint(1, 3))
+    }
+    found = plan.expand(tiny)
+    made = plan.output_folders(found)
+    assert len(made) == len(set(made))
+    for phase, items in found.items():
+        for item in items.values() if phase != "data" else ():
+            for field in ("index", "model", "state", "shards"):
+                path = Path(item.get(field, "stages/x"))
+                if path.parts[0] == "stages":
+                    assert item.get("round", 1) == 1 and (ROOT / path).exists() or field not in item
+                else:
+                    assert path in made or path.parent in made  # an index list lies in the folder of its round
+
+
+def test_the_plan_of_the_project_is_that_of_its_parameters():
+    assert (ROOT / "plan.yaml").read_text() == plan.text(plan.expand(params.load(ROOT / "params.yaml")))
+
+
+def test_dvc_reads_the_plan_as_it_was_meant():
+    from dvc.utils.serialize import parse_yaml
+
+    found = plan.expand(experiment(data={"name": "image_folder", "root": 'it\'s: "images" #1 & ünï', "split_seed": 0}))
+    assert parse_yaml(plan.text(found), "plan.yaml") == {"plan": found}
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # of a package of DVC's
+def test_dvc_resolves_dvc_yaml_to_exactly_these_instances(folder, monkeypatch):
+    """Every artifact that a stage reads is the output of one stage, lies inside it, or is the parent of outputs."""
+    from dvc.repo import Repo
+
+    project = Project.create(folder / "project", TINY)
+    monkeypatch.chdir(project.root)
+    found = plan.expand(yaml.safe_load(TINY))
+    Path("plan.yaml").write_text(plan.text(found))
+    repo = Repo()
+    try:
+        stages = {stage.addressing: stage for stage in repo.index.stages}
+        assert set(stages) == plan.stage_names(found)
+        root = Path(repo.root_dir)
+        outs = {Path(out.fs_path).relative_to(root): name for name, stage in stages.items() for out in stage.outs}
+        own_reports = {
+            Path("metrics.json"),
+            *(Path("plots") / f"{n}.csv" for n in ("mq_curve", "training", "skip_histogram")),
+        }
+        assert set(outs) == set(plan.output_folders(found)) | own_reports
+        for name, stage in stages.items():
+            for dep in stage.deps:
+                path = Path(dep.fs_path).relative_to(root)
+                if path.parts[0] != "artifacts":
+                    assert (root / path).exists(), (name, path)
+                    continue
+                around = [out for out in outs if out == path or out in path.parents]
+                inside = [out for out in outs if path in out.parents]
+                assert (len(around) == 1) != bool(inside), (name, path)
+                assert name not in {outs[out] for out in around + inside}
+        waits_for = {name: {dep.addressing for dep in repo.index.graph.successors(stages[name])} for name in stages}
+    finally:
+        repo.close()
+    run = "iet_agc_plus-seed3"
+    assert waits_for[f"train@{run}-round2-shard1"] == {
+        "data", f"redistribute@{run}-round1", f"aggregate@{run}-round1", f"train@{run}-round1-shard1",
+    }  # fmt: skip
+    assert waits_for[f"aggregate@{run}-round2"] == {f"train@{run}-round2-shard{k}" for k in (0, 1)}
+    assert waits_for[f"redistribute@{run}-round1"] == {
+        f"shard@{run}",
+        *(f"train@{run}-round1-shard{k}" for k in (0, 1)),
+    }
+    assert waits_for[f"sample@{run}-part1"] == {"data", f"aggregate@{run}-round2"}
+    assert waits_for["plan"] == set()
+
+
+def test_refresh_writes_and_says_so_once(folder):
+    found = plan.expand(experiment())
+    assert plan.refresh(found) == ["plan.yaml now has 20 new stages and 0 fewer old ones"]
+    assert Path("plan.yaml").read_text() == plan.text(found)
+    assert plan.refresh(found) == []
+
+
+def test_refresh_of_a_finished_experiment_touches_nothing(folder):
+    found = plan.expand(experiment())
+    plan.refresh(found)
+    make(found)
+    before, lock = tree(), Path("dvc.lock").read_bytes()
+    assert plan.refresh(found) == []
+    assert tree() == before and Path("dvc.lock").read_bytes() == lock
+
+
+def test_refresh_removes_what_left_the_plan_and_only_that(folder):
+    """A shard folder that stays when K shrinks would be averaged into the model: stages read whole folders."""
+    old, new = plan.expand(experiment()), plan.expand(experiment(arms__iet_agc_plus__shard__num_shards=1))
+    plan.refresh(old)
+    make(old)
+    files.write_text("artifacts/train/.gitignore", "/shard1\n")
+    files.write_text("artifacts/train/iet_agc_plus-seed3/round1/shard7/raw.safetensors", "stray")
+    files.write_text("artifacts/notes/mine.txt", "stray")
+    before, lock = tree(), lock_entries()
+
+    changes = plan.refresh(new)
+    gone = {f"train@iet_agc_plus-seed3-round{r}-shard1" for r in (1, 2)}
+    assert changes[0] == "plan.yaml now has 0 new stages and 2 fewer old ones"
+    assert changes[1].startswith(
+        "6 folders or files of artifacts/ and 2 entries of dvc.lock that belong to no stage of the plan"
+    )
+    removed = before.keys() - tree().keys()
+    assert removed == {
+        *(f"artifacts/train/iet_agc_plus-seed3/round{r}/shard1/content" for r in (1, 2)),
+        *(f"artifacts/counts/iet_agc_plus-seed3/round{r}/shard1.safetensors" for r in (1, 2)),
+        "artifacts/train/iet_agc_plus-seed3/round1/shard7/raw.safetensors",
+        "artifacts/notes/mine.txt",
+    }
+    assert not Path("artifacts/train/iet_agc_plus-seed3/round1/shard1").exists()
+    assert tree().items() <= before.items() and "artifacts/train/.gitignore" in tree()
+    assert lock_entries() == {name: entry for name, entry in lock.items() if name not in gone}
+    assert plan.refresh(new) == []
+
+
+def test_an_arm_that_left_goes_whole_and_new_rounds_remove_nothing(folder):
+    old = plan.expand(experiment())
+    plan.refresh(old)
+    make(old)
+    before, lock = tree(), lock_entries()
+    plan.refresh(plan.expand(experiment(arms__iet_agc_plus__rounds=4)))
+    assert tree() == before and lock_entries() == lock  # a structural change loses no record
+
+    tiny = experiment()
+    del tiny["arms"]["ddpm"]
+    plan.refresh(plan.expand(tiny))
+    assert {p.name for phase in Path("artifacts").iterdir() if phase.is_dir() for p in phase.iterdir()} == {
+        "content", "iet_agc_plus-seed3",
+    }  # fmt: skip
+    assert {name for name in lock if "ddpm-" in name} == lock.keys() - lock_entries().keys()
+
+
+def test_a_dry_run_writes_the_plan_and_removes_nothing(folder):
+    old = plan.expand(experiment())
+    plan.refresh(old)
+    make(old)
+    before, lock = tree(), Path("dvc.lock").read_bytes()
+    new = plan.expand(experiment(seeds=[3, 4], arms__iet_agc_plus__shard__num_shards=1))
+    changes = plan.refresh(new, dry_run=True)
+    assert "would be removed" in changes[1] and changes[1].startswith("4 folders or files")
+    assert tree() == before and Path("dvc.lock").read_bytes() == lock
+    assert Path("plan.yaml").read_text() == plan.text(new)
+
+
+def test_a_stray_link_goes_without_what_it_points_to(folder):
+    found = plan.expand(experiment())
+    files.write_text("elsewhere/mine.txt", "mine")
+    Path("artifacts").mkdir()
+    os.symlink(Path("elsewhere").resolve(), "artifacts/link")
+    plan.refresh(found)
+    assert not Path("artifacts/link").is_symlink() and Path("elsewhere/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "old", ["<<<<<<< HEAD\nplan: {}\n=======\nplan:\n>>>>>>> other\n", "", "plan:\n", "[]", "plan: [1]", "a: {}"]
+)
+def test_a_plan_that_cannot_be_read_is_written_anew(folder, old):
+    """After a merge with conflicts, for one: it is derived, so nothing is lost."""
+    Path("plan.yaml").write_text(old)
+    found = plan.expand(experiment())
+    assert plan.refresh(found)[0].startswith("plan.yaml now has ")
+    assert Path("plan.yaml").read_text() == plan.text(found) and plan.refresh(found) == []
+
+
+@pytest.mark.parametrize("lock", ["schema: '2.0'\nstages:\n<<<<<<< HEAD\n  a: 1\n", "- a\n", "stages: [1]\n"])
+def test_a_lock_file_that_cannot_be_read_is_told(folder, lock):
+    Path("dvc.lock").write_text(lock)
+    with pytest.raises(ValueError, match=r"^dvc\.lock cannot be read, .*restore it \(git checkout dvc\.lock\)"):
+        plan.refresh(plan.expand(experiment()))
+    assert Path("dvc.lock").read_text() == lock
+
+
+@pytest.mark.parametrize("lock", ["", "schema: '2.0'\nstages: {}\n", "schema: '2.0'\n"])
+def test_an_empty_lock_file_has_no_stray_entry(folder, lock):
+    plan.refresh(plan.expand(experiment()))
+    Path("dvc.lock").write_text(lock)
+    assert plan.refresh(plan.expand(experiment())) == []
+
+
+def test_images_are_not_looked_for_where_stray_files_are_removed(folder):
+    """artifacts/ is cleared of what no stage makes: that would be the user's own images."""
+    for root in ("artifacts/images", "./artifacts/../artifacts/data", str(folder / "artifacts")):
+        Path(root).mkdir(parents=True, exist_ok=True)
+        with pytest.raises(ValueError, match="lies in artifacts/"):
+            plan.check_source({"data": {"name": "image_folder", "root": root}})
+
+
+def test_a_folder_that_is_gone_is_told_unless_its_images_are_decoded_already(folder):
+    section = {"data": {"name": "image_folder", "root": "images"}}
+    with pytest.raises(ValueError, match=r"^the folder data\.root = images does not exist: put your images there"):
+        plan.check_source(section)
+    files.write_text("artifacts/data/train.npy", "decoded")
+    assert plan.check_source(section) is None
+    assert plan.check_source({"data": {"name": "digits"}}) is None
+
+
+def test_the_stage_asks_for_another_run_after_a_change_and_then_agrees(folder):
+    Path("params.yaml").write_text(TINY)
+    project = Project(folder)
+    run = ("python", "-m", "stages.plan")
+    here = {"PYTHONPATH": str(ROOT)}
+    first = project.run(*run, check=False, env=here)
+    assert first.returncode == 1
+    assert first.text.splitlines() == [
+        "plan.yaml now has 20 new stages and 0 fewer old ones",
+        "error: the structure of the experiment changed and the plan was renewed: run the same command again",
+    ]
+    assert Path("artifacts/plan.ok").exists()
+    second = project.run(*run, check=False, env=here)
+    assert (second.returncode, second.text) == (0, "")
+
+    Path("params.yaml").write_text(TINY.replace("learning_rate: 2.0e-3", "learning_rate: 1.0e-3"))
+    assert project.run(*run, env=here).text == ""  # a value is no structure

@@ -1,0 +1,359 @@
+"""The report on a small made-up tree of artifacts, with numbers worked out by hand."""
+
+import contextlib
+import copy
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from stages import params, report, report_figures, report_page
+
+NUM_IMAGES = 100  # generated
+THRESHOLDS = [0.4, 0.5, 0.6]
+SETTINGS = {
+    "seeds": [0],
+    "data": {"name": "digits", "num_train": 5, "split_seed": 0},
+    "compute": {"device": "cpu", "threads": 1},
+    "score": {
+        "neighbours": 5,
+        "thresholds": THRESHOLDS,
+        "headline": {"weights": "raw", "protocol": "l2_from_gen", "threshold": 0.5},
+    },
+    "arms": {  # not in the order of the alphabet, which a sorted table would show
+        "plain": {"rounds": 1, "shard": {"num_shards": 1}, "train": {"epochs": 3}, "redistribute": {}, "sample": {}},
+        "iet": {
+            "rounds": 2,
+            "shard": {"num_shards": 2},
+            "train": {"epochs": 2},
+            "redistribute": {"share": 0.5, "select": "memory"},
+            "sample": {},
+        },
+    },
+}
+# Five training images. iet starts with shards {0, 2, 4} and {1, 3}; after round 1 images 4 and 3 change places.
+IET_ROUNDS = [
+    [
+        {"index": [0, 2, 4], "skips": [0, 1, 2], "visits": [2, 2, 2], "loss": [1.0, 0.5], "skipped": [1, 2]},
+        {"index": [1, 3], "skips": [0, 4], "visits": [2, 2], "loss": [3.0, 2.5], "skipped": [2, 2]},
+    ],
+    [
+        {"index": [0, 2, 3], "skips": [0, 0, 1], "visits": [2, 2, 2], "loss": [0.2, 0.1], "skipped": [0, 1]},
+        {"index": [1, 4], "skips": [0, 2], "visits": [2, 2], "loss": [0.7, 0.6], "skipped": [1, 1]},
+    ],
+]
+PLAIN_ROUNDS = [
+    [{"index": [0, 1, 2, 3, 4], "skips": [0] * 5, "visits": [3] * 5, "loss": [1.0, 0.8, 0.6], "skipped": [0, 0, 0]}]
+]
+
+
+def write_counts(root, run, rounds):
+    for r, shards in enumerate(rounds, start=1):
+        for k, shard in enumerate(shards):
+            path = root / f"artifacts/counts/{run}/round{r}/shard{k}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size, epochs = len(shard["index"]), len(shard["loss"])
+            arrays = {
+                "index": np.array(shard["index"], np.int64),
+                "skips": np.array(shard["skips"], np.int32),
+                "augmented": np.array([1] + [0] * (size - 1) if any(shard["skips"]) else [0] * size, np.int32),
+                "visits": np.array(shard["visits"], np.int32),
+                "epoch_loss": np.array(shard["loss"], np.float64),
+                "epoch_skipped": np.array(shard["skipped"], np.int64),
+                "epoch_augmented": np.array([int(any(shard["skips"]))] + [0] * (epochs - 1), np.int64),
+                "epoch_visited": np.full(epochs, size, np.int64),
+                "t_skipped": np.zeros(10, np.int64),
+                "t_visited": np.zeros(10, np.int64),
+                "bank": np.zeros(4, np.float32),
+                "forward_images": np.array([size * epochs], np.int64),
+                "optimizer_steps": np.array([epochs], np.int64),
+            }
+            save_file(arrays, path)
+
+
+def write_scores(root, run, level, held_out=True, key="<b>3&7.png"):
+    """level   the run's excess at threshold 0.5 under l2_from_gen with raw weights"""
+    folder = root / f"artifacts/score/{run}"
+    folder.mkdir(parents=True)
+    none = math.nan
+    rows = []
+    for weights, shift in [("raw", 0), ("ema", 1)]:
+        for protocol in ["code_sq", "l2_from_gen"]:
+            for threshold in np.round(np.arange(0.3, 0.71, 0.1), 2):
+                excess = level + shift + round(100 * (threshold - 0.5)) + 20 * (protocol == "code_sq")
+                count = excess + 10
+                row = {"weights": weights, "protocol": protocol, "threshold": threshold, "count": count}
+                row |= {"share": count / NUM_IMAGES, "distinct": 3 + shift, "excess": excess if held_out else none}
+                row |= {"excess_low": excess - 4 if held_out else none, "excess_high": excess + 5 if held_out else none}
+                rows.append(row | {"simplicity": 12.5 if held_out else none})
+    pd.DataFrame(rows).to_parquet(folder / "curves.parquet")
+    images = [
+        {"weights": weights, "image": i, "nearest_train": i % 5, "nearest_key": key if weights == "raw" else "other"}
+        for weights in ("ema", "raw")
+        for i in range(10)
+    ]
+    pd.DataFrame(images).to_parquet(folder / "images.parquet")
+    distances = {"fd_pixels": 1 / 3 + level / 1000, "fd_pixels_heldout": 0.5 if held_out else None}
+    scores = {"num_images": NUM_IMAGES, "num_train": 5, "num_heldout": 7 if held_out else 0}
+    (folder / "scores.json").write_text(json.dumps(scores | {"raw": distances, "ema": distances}))
+    pictures = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
+    gallery = {"generated": pictures, "train": pictures, "image": np.array([7, 2]), "nearest_train": np.array([2, 0])}
+    save_file(gallery | {"ratio": np.array([0.123, 0.25])}, folder / "gallery.safetensors")
+
+
+def make_tree(root, settings, levels, **options):
+    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    for arm, rounds in [("plain", PLAIN_ROUNDS), ("iet", IET_ROUNDS)]:
+        for seed in settings["seeds"]:
+            write_counts(root, f"{arm}-seed{seed}", rounds)
+            write_scores(root, f"{arm}-seed{seed}", levels[arm][seed], **options)
+
+
+@contextlib.contextmanager
+def built(root, levels, seeds=(0,), **options):
+    """A tree with its report, as current folder."""
+    settings = copy.deepcopy(SETTINGS) | {"seeds": list(seeds)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(params, "check", lambda *_: None)  # this params.yaml holds what the report reads, no more
+        make_tree(root, settings, levels, **options)
+        report.main([])
+        yield root, json.loads((root / "metrics.json").read_text())
+
+
+ONE_SEED = {"plain": [60], "iet": [15]}
+
+
+@pytest.fixture(scope="module")
+def one_seed(tmp_path_factory):
+    """For tests that change nothing in it, as building it takes a second."""
+    with built(tmp_path_factory.mktemp("one_seed"), ONE_SEED) as tree:
+        yield tree
+
+
+@pytest.fixture
+def own(tmp_path):
+    with built(tmp_path, ONE_SEED) as tree:
+        yield tree
+
+
+@pytest.fixture
+def metrics_copy(one_seed):
+    return copy.deepcopy(one_seed[1])
+
+
+def test_numbers_of_one_seed(one_seed):
+    _, metrics = one_seed
+    assert list(metrics) == ["plain", "iet"]
+    cell = metrics["iet"]["raw"]["l2_from_gen"]["0.5"]
+    assert cell == {"count": 25, "distinct": 3, "excess": 15, "excess_low": 11, "excess_high": 20, "simplicity": 12.5}
+    assert metrics["iet"]["ema"]["code_sq"]["0.6"]["excess"] == 15 + 1 + 10 + 20
+    assert metrics["iet"]["raw"]["fd_pixels"] == 0.348333  # 1/3 + 0.015 to 6 digits
+    assert metrics["iet"]["num_seeds"] == 1 and "_sd" not in json.dumps(metrics)
+    # 3 + 4 skips in round 1 and 1 + 2 in round 2 of 20 visits; one image augmented in each of 4 shards;
+    # images 3 and 4 moved; 2 epochs x 1 step x 4 shards; (3 + 2) images x 2 epochs x 2 rounds
+    training = {"skipped_share": 0.5, "augmented_share": 0.2, "moved": 2, "optimizer_steps": 8, "forward_images": 20}
+    assert metrics["iet"]["training"] == training
+    plain = {"skipped_share": 0.0, "augmented_share": 0.0, "moved": 0, "optimizer_steps": 3, "forward_images": 15}
+    assert metrics["plain"]["training"] == plain
+
+
+def test_epochs_are_weighted_by_visits(one_seed):
+    root, _ = one_seed
+    frame = pd.read_csv(root / "plots/training.csv")
+    assert list(frame.columns) == ["arm", "seed", "epoch", "loss", "skipped_share", "augmented_share"]
+    iet = frame[frame.arm == "iet"]
+    assert iet.epoch.tolist() == [1, 2, 3, 4]  # counted over rounds
+    # (3 * 1.0 + 2 * 3.0) / 5 = 1.8, and so on; shards weighed alike would give 2.0
+    assert iet.loss.tolist() == pytest.approx([1.8, 1.3, 0.4, 0.3])
+    assert iet.skipped_share.tolist() == pytest.approx(
+        [0.6, 0.8, 0.2, 0.4]
+    )  # mean of the shards' shares: 0.67 at first
+
+
+def test_skips_are_summed_by_index_in_the_training_set(one_seed):
+    root, _ = one_seed
+    frame = pd.read_csv(root / "plots/skip_histogram.csv")
+    iet = frame[frame.arm == "iet"]
+    # image 0: 0, 1: 0, 2: 1 + 0, 3: 4 + 1, 4: 2 + 2. Summed by place in the shard: 0, 1, 3 and 0, 6.
+    assert dict(zip(iet.skips, iet.images, strict=True)) == {0: 2, 1: 1, 4: 1, 5: 1}
+    assert iet.images.sum() == 5
+    assert frame[frame.arm == "plain"][["skips", "images"]].values.tolist() == [[0, 5]]
+
+
+def test_two_seeds_mean_sd_and_interval(tmp_path):
+    with built(tmp_path, {"plain": [60, 70], "iet": [15, 21]}, seeds=(0, 1)) as (root, metrics):
+        cell = metrics["iet"]["raw"]["l2_from_gen"]["0.5"]
+        assert cell["count"] == 28 and cell["excess"] == 18 and cell["simplicity_sd"] == 0
+        assert cell["count_sd"] == cell["excess_sd"] == pytest.approx(math.sqrt(18), rel=1e-5)  # n - 1: 2 * 3^2 / 1
+        # standard error sqrt(18) / sqrt(2) = 3, t with 1 degree of freedom 12.7062; the paired intervals would give 14 to 23
+        assert (cell["excess_low"], cell["excess_high"]) == pytest.approx(
+            (18 - 3 * 12.7062, 18 + 3 * 12.7062), abs=1e-3
+        )
+        assert "excess_low_sd" not in cell
+        assert metrics["iet"]["num_seeds"] == 2
+        assert metrics["iet"]["training"]["moved"] == 2 and metrics["iet"]["training"]["moved_sd"] == 0
+
+        frame = pd.read_parquet(root / "artifacts/report/results.parquet")
+        chosen = frame[(frame.arm == "iet") & (frame.weights == "raw") & (frame.protocol == "l2_from_gen")]
+        at = chosen[np.isclose(chosen.threshold, 0.5)]
+        assert at.excess.tolist() == [15, 21] and at.excess_low.tolist() == [11, 17] and at.seed.tolist() == [0, 1]
+        assert len(frame) == 2 * 2 * 2 * 2 * 5
+        page = (root / "report.html").read_text()
+        assert 'id="seeds"' in page and "15 [11, 20]" in page and "21 [17, 26]" in page
+
+
+def test_t_interval_of_three_values():
+    # mean 2, sd 1, t with 2 degrees of freedom 4.302653
+    assert report.t_interval([1, 2, 3]) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
+
+
+def test_same_artifacts_give_the_same_bytes(own):
+    root, _ = own
+    tracked = ["metrics.json", "plots/mq_curve.csv", "plots/training.csv", "plots/skip_histogram.csv"]
+    tracked += ["artifacts/report/results.parquet", "artifacts/report/body.html"]
+    first = {name: (root / name).read_bytes() for name in tracked}
+    (root / "logs/timing/report/report.json").unlink()
+    report.main([])
+    assert {name: (root / name).read_bytes() for name in tracked} == first
+    assert str(root).encode() not in b"".join(first.values())
+
+
+def test_page_needs_nothing_from_outside_and_escapes_keys(one_seed):
+    root, _ = one_seed
+    page = (root / "report.html").read_text()
+    assert "<b>" not in page and "&lt;b&gt;3&amp;7.png" in page
+    assert "://" not in page and "<script" not in page and "@import" not in page
+    assert {url.split(",")[0] for url in re.findall(r'src="?([^">]+)', page)} == {"data:image/png;base64"}
+    assert page.count("<svg") == 8 and "nothing was skipped: plain" in page
+    text = re.sub(r"<style.*?</style>|<pre>.*?</pre>", "", page, flags=re.DOTALL)
+    assert "{" not in text and "None" not in text  # every f-string has its f
+    ids = re.findall(r' id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+    assert len(ids) == len(set(ids))
+
+
+def test_every_reference_inside_the_drawings_has_its_target(one_seed):
+    root, _ = one_seed
+    for svg in re.findall(r"<svg.*?</svg>", (root / "report.html").read_text(), flags=re.DOTALL):
+        targets = set(re.findall(r' id="([^"]+)"', svg))
+        assert set(re.findall(r'href="#([^"]+)"', svg)) | set(re.findall(r"url\(#([^)]+)\)", svg)) <= targets
+
+
+def test_without_any_skipping_no_axes_are_drawn():
+    histogram = pd.DataFrame({"arm": ["a"], "seed": [0], "skips": [0], "images": [5]})
+    assert report_figures.skip_histogram(histogram, ["a"]) is None
+    epochs = pd.DataFrame({"arm": ["a"], "epoch": [1], "round": [1], "skipped_share": [0.0]})
+    assert report_figures.over_epochs(epochs, ["a"], "skipped_share", "skipped") is None
+
+
+def test_headline_says_less_more_and_overlap(metrics_copy):
+    metrics = metrics_copy
+    told = " ".join(report_page.headline(SETTINGS, metrics))
+    assert "iet has an excess of 15 [11, 20] images of 100, the baseline plain has an excess of 60 [56, 65]" in told
+    assert "75 % less" in told and "below the baseline's for iet" in told and "no less faithful" in told
+
+    cell = metrics["iet"]["raw"]["l2_from_gen"]["0.5"]
+    cell.update(excess=90, excess_low=80, excess_high=99)
+    metrics["iet"]["raw"]["fd_pixels"] = 9.0
+    told = " ".join(report_page.headline(SETTINGS, metrics))
+    assert "50 % more" in told and "above the baseline's for iet" in told and "is less faithful" in told
+
+    cell.update(excess=55, excess_low=45, excess_high=57)
+    assert "so not told apart, for iet" in " ".join(report_page.headline(SETTINGS, metrics))
+
+
+def test_without_held_out_images(tmp_path):
+    with built(tmp_path, ONE_SEED, held_out=False) as (root, metrics):
+        cell = metrics["iet"]["raw"]["l2_from_gen"]["0.5"]
+        assert cell["count"] == 25 and cell["excess"] is None and metrics["iet"]["raw"]["fd_pixels_heldout"] is None
+        page = (root / "report.html").read_text()
+        assert "There is no held-out set" in page and "nan" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "artifacts/counts/iet-seed0/round2/shard1.safetensors",
+        "artifacts/score/plain-seed0/curves.parquet",
+        "artifacts/score/iet-seed0/scores.json",
+        "artifacts/score/iet-seed0/images.parquet",
+    ],
+)
+def test_a_missing_file_is_named(one_seed, missing):
+    path = one_seed[0] / missing
+    path.rename(path.with_suffix(".away"))
+    try:
+        with pytest.raises(ValueError, match=f"^{re.escape(missing)} is missing: [^.]*$"):
+            report.main([])
+    finally:
+        path.with_suffix(".away").rename(path)
+
+
+def test_table_fits_a_terminal(one_seed, capsys):
+    report.main(["--table"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120 and lines[-1] == "report.html"
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(("plain", "iet"))}
+    assert list(rows) == ["plain", "iet"]
+    assert " ".join(rows["iet"]) == "15 25 35 15 [11, 20] 12.5 3 0.348 50.0 20.0 2 1"
+
+
+def test_table_of_older_metrics_is_refused(one_seed):
+    settings = SETTINGS | {"arms": {**SETTINGS["arms"], "new": {}}}
+    with pytest.raises(ValueError, match="metrics.json has no 'new', which params.yaml names"):
+        report.print_table(settings)
+
+
+def test_long_names_are_cut_in_the_table(one_seed):
+    _, metrics = one_seed
+    name = "iet_" + 120 * "x"
+    settings = SETTINGS | {"arms": {"plain": {}, name: {}}}
+    text = report_page.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]})
+    assert max(map(len, text.splitlines())) <= 120 and "x…" in text
+
+
+def test_page_alone_takes_what_records_there_are(own):
+    root, _ = own
+    body = (root / "artifacts/report/body.html").read_bytes()
+    record = {
+        "phase": "train",
+        "arm": "iet",
+        "seed": 0,
+        "device": "cpu",
+        "threads": 1,
+        "machine": "<i>slow</i>, 2 cores",
+    }
+    record |= {"versions": {"torch": "2.0"}, "finished": "2026-01-02T03:04:05+00:00", "seconds": 100.0}
+    folder = root / "logs/timing/train"
+    folder.mkdir(parents=True)
+    for key in [
+        "iet-seed0-round1-shard0",
+        "iet-seed0-round2-shard1",
+        "iet-seed0-round9-shard0",
+    ]:  # the last left the plan
+        (folder / f"{key}.json").write_text(json.dumps(record | {"key": key}))
+    (folder / "torn.json").write_text('{"phase": "tr')
+    report.main(["--page"])
+    page = (root / "report.html").read_text()
+    section = page[page.index('id="machines"') :]
+    assert "<td>2 of 4</td>" in section and "<td>3 min</td>" in section and "1 records could not be read" in section
+    assert "&lt;i&gt;slow" in section and "torch 2.0" in section and "<td>–</td>" in section
+    assert (root / "artifacts/report/body.html").read_bytes() == body
+
+
+def test_arms_that_generate_unlike_many_images_are_compared_by_share(metrics_copy):
+    metrics_copy["iet"]["num_images"] = 25  # 15 of 25 images is as much as 60 of 100
+    told = " ".join(report_page.headline(SETTINGS, metrics_copy))
+    assert "15 [11, 20] images of 25, the baseline plain has an excess of 60 [56, 65] images of 100: the same" in told
+    assert "so not told apart, for iet" in told
+
+
+def test_curves_without_a_threshold_of_the_table_are_refused(tmp_path):
+    write_scores(tmp_path, "iet-seed0", 15)
+    with pytest.raises(ValueError, match="no single row for raw weights, code_sq at 0.45: run its score phase again"):
+        report.read_scores(tmp_path / "artifacts/score/iet-seed0", [0.4, 0.45])
