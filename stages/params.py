@@ -205,10 +205,10 @@ def _check_together(params):
                 f"arms.{arm}.redistribute.select is memory, which needs the skip counts of arms.{arm}.train.agc: "
                 "add that section, or select: random"
             )
-        if sample["num_steps"] > diffusion["num_timesteps"]:
+        if 2 * sample["num_steps"] > diffusion["num_timesteps"]:
             raise ValueError(
-                f"sample.num_steps of {arm} is {sample['num_steps']}, expected at most diffusion.num_timesteps = "
-                f"{diffusion['num_timesteps']}"
+                f"sample.num_steps of {arm} is {sample['num_steps']}, expected at most half of diffusion.num_timesteps = "
+                f"{diffusion['num_timesteps']}: DDIM visits every n-th timestep, n at least 2"
             )
         if headline["weights"] not in sample["weights"]:
             raise ValueError(

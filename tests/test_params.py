@@ -246,7 +246,7 @@ NAN, INF = math.nan, math.inf
         ({"score__headline__threshold": 0.55}, "score.headline.threshold is 0.55, expected one of score.thresholds [0.4, 0.5"),
         ({"sample__weights": ["ema"]}, "score.headline.weights is raw, but sample.weights of ddpm is ['ema']"),
         ({"arms__iet_agc_plus__sample__weights": ["ema"]}, "but sample.weights of iet_agc_plus is ['ema']"),
-        ({"sample__num_steps": 21}, "sample.num_steps of ddpm is 21, expected at most diffusion.num_timesteps = 20"),
+        ({"sample__num_steps": 11}, "sample.num_steps of ddpm is 11, expected at most half of diffusion.num_timesteps = 20"),
         ({"diffusion__beta_start": 0.5}, "diffusion.beta_start is 0.5, expected at most diffusion.beta_end = 0.4"),
         ({"model__attention_levels": [2]}, "model.attention_levels has 2, expected less than the number of levels"),
         ({"model__block_channels": [8, 18]}, "model.block_channels has 18, expected multiples of model.norm_groups = 4"),
@@ -271,7 +271,7 @@ def test_keys_that_do_not_go_together(file, changes, told):
         {"sample__parts": 3},  # as many as batches
         {"score__neighbours": 60},
         {"diffusion__beta_start": 0.4},
-        {"sample__num_steps": 20},
+        {"sample__num_steps": 10},
         {
             "arms__iet_agc_plus__train__agc": ...,
             "arms__iet_agc_plus__train__taa": ...,

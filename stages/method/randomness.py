@@ -41,7 +41,11 @@ def numpy_generator(purpose, *key):
 
 
 def torch_generator(device, purpose, *key):
-    """A torch Generator on `device` for a draw; see `seed_of`. CPU and GPU generators draw different numbers."""
+    """A torch Generator on `device` for a draw; see `seed_of`. CPU and GPU generators draw different numbers.
+
+    The CPU's reads only the low 32 bits of the seed: of 390,000 steps some 18 pairs share a draw, which does no harm, but use
+    numpy where every single draw must be another.
+    """
     import torch
 
     return torch.Generator(device).manual_seed(seed_of(purpose, *key))

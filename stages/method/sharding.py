@@ -29,7 +29,7 @@ def stratified_shards(labels, num_shards, generator):
 
 
 def stratified_subset(labels, count, generator):
-    """A random part of an image set with its class mix, as good as whole images allow.
+    """A random part of an image set with its class mix, to about one image per class.
 
     Each image gets the rank (i + 1/2) / n_c for its place i in its shuffled class of n_c, and the lowest ranks are taken;
     equal ranks of different classes are taken at random.

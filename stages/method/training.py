@@ -12,6 +12,10 @@ from torch.optim.adam import adam
 
 from stages.method import augmentation, diffusion, memory_bank, randomness
 
+# The second pass is filled up with repeats, whose losses are dropped, to a multiple of this many samples: every new batch
+# size is compiled anew by oneDNN and cuDNN, and it would have another at nearly every step.
+SECOND_PASS = 8
+
 
 @dataclass
 class Record:
@@ -101,18 +105,19 @@ def train_step(network, state, record, images, settings, alpha_bar, seed, shard,
     # 3. Samples near the threshold are augmented and their loss taken anew, with the same timestep and noise (Eq. 5 to 7).
     subset = augmented.nonzero().squeeze(1) if taa else augmented.new_empty(0, dtype=torch.int64)
     if len(subset):
-        rho = augmentation.relative_strength(original[subset], threshold[subset], taa["A"])
+        rounded = subset[torch.arange(-(-len(subset) // SECOND_PASS) * SECOND_PASS, device=device) % len(subset)]
+        rho = augmentation.relative_strength(original[rounded], threshold[rounded], taa["A"])
         x_aug = augmentation.rand_augment(
-            x[subset],
+            x[rounded],
             taa["magnitude"] * rho,
             randomness.torch_generator("cpu", "augment", *key),
             num_ops=taa["num_ops"],
             max_level=taa["max_level"],
         )
         loss_aug = diffusion.sample_losses(
-            network, diffusion.normalise(x_aug), t[subset], eps[subset], alpha_bar, settings["precision"]
+            network, diffusion.normalise(x_aug), t[rounded], eps[rounded], alpha_bar, settings["precision"]
         )
-        loss = loss.index_put((subset,), loss_aug)
+        loss = loss.index_put((subset,), loss_aug[: len(subset)])
     minimised = memory_bank.batch_loss(loss, skipped)
 
     # 4. Adam and the EMA. A batch with nothing kept still takes its step, with zero gradient.
@@ -160,7 +165,7 @@ def train_round(network, state, record, images, settings, alpha_bar, seed, shard
     first_step   step at which the round began; state.step may be beyond it when an interrupted stage goes on
     after_step   called as after_step(steps done in this round, steps of this round, loss tensor) after each step
     Raises       ValueError: the shard is smaller than a batch
-                 FloatingPointError: a loss is not finite; names the step
+                 FloatingPointError: a loss, or a weight after the last step, is not finite; names the step
     """
     steps_per_epoch = len(images) // settings["batch_size"]
     if steps_per_epoch == 0:
@@ -178,6 +183,8 @@ def train_round(network, state, record, images, settings, alpha_bar, seed, shard
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss at step {step} is {float(loss)}, expected a finite number")
         after_step(state.step - first_step, total, loss)
+    if not all(p.isfinite().all() for p in network.parameters()):
+        raise FloatingPointError(f"the weights after step {state.step - 1} are not all finite")
 
 
 def forward_images(record):

@@ -14,7 +14,8 @@ def _import_unet():
     """diffusers' UNet2DModel, without the parts of diffusers that import slowly and are not used by it.
 
     While diffusers is imported, stand-ins take the place of torch._dynamo (whose decorators then return the function
-    as it is) and of the text transformers; afterwards they are removed, so nothing else in the process sees them.
+    as it is) and of the text transformers; afterwards they are removed, so later imports get the real ones. What diffusers
+    imported meanwhile keeps the stand-ins: a process that also wants its text-conditioned UNet must import that first.
     """
     if "diffusers" in sys.modules or "torch._dynamo" in sys.modules:
         from diffusers import UNet2DModel

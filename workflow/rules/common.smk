@@ -8,7 +8,7 @@ sys.path[:0] = [str(Path(workflow.basedir).parent), str(Path(workflow.basedir) /
 import schedule
 
 EXPERIMENT, STAGES = schedule.prepare(workflow)
-WORK_LEFT = schedule.work_left(STAGES, EXPERIMENT)
+WORK_LEFT = schedule.work_left(STAGES, EXPERIMENT, workflow.cores or 1)
 
 
 def receipt(stage):

@@ -23,6 +23,7 @@ import psutil
 from stages import device, params, plan, processes
 
 END_PHASES = ("sample", "score", "report")
+START_UP = 6000  # of a stage that runs the network, in images: about 4 s on a CPU with the digits' UNet
 RECEIPTS = Path(".snakemake/receipts")
 TO_RUN = Path(".snakemake/stages-to-run.json")
 
@@ -202,11 +203,14 @@ class _Analysis:
         return self.hashes[file.fs_path]
 
 
-def work_left(to_run, experiment):
+def work_left(to_run, experiment, slots):
     """Work from the start of each stage to the end of the experiment along the longest path, in images passed through the
     network forward and back: what has most of it should start first, or one long stage is left alone at the end.
 
+    The K shards of a round, or the parts of a sample, take turns where there are fewer slots than that.
+
     to_run       from `stages_to_run`
+    slots        stages that can run at a time
     Returns      dict name -> int, for the stages of to_run
     """
     num_train = experiment["data"].get("num_train", 10_000)  # a guess where only the folder knows: it orders, no more
@@ -215,11 +219,13 @@ def work_left(to_run, experiment):
         for key, item in items.items() if phase in ("train", "sample") else ():
             settings = params.section(experiment, phase, item["arm"])
             if phase == "train":
-                work = settings["epochs"] * num_train / experiment["arms"][item["arm"]]["shard"]["num_shards"]
+                side_by_side = experiment["arms"][item["arm"]]["shard"]["num_shards"]
+                work = settings["epochs"] * num_train
             else:  # a forward pass is a third of a training pass
-                passes = settings["num_images"] * settings["num_steps"] * len(settings["weights"])
-                work = passes / settings["parts"] / 3
-            cost[f"{phase}@{key}"] = work
+                side_by_side = settings["parts"]
+                work = settings["num_images"] * settings["num_steps"] * len(settings["weights"]) / 3
+            turns = -(-side_by_side // slots)
+            cost[f"{phase}@{key}"] = turns * (work / side_by_side + START_UP)
     users = {name: [] for name in to_run}
     for name, waits_for in to_run.items():
         for producer in waits_for:
