@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages import plan  # sets one thread, before torch is imported: float sums depend on it
+
 ROOT = Path(__file__).parent.parent
 
 # 60 digits in batches of 10; 20 timesteps, so that each cell of the bank is visited often enough for AGC to act.
@@ -28,7 +30,7 @@ arms:
     shard: {num_shards: 1}
     train: {epochs: 10}
     redistribute: {}
-    sample: {}
+    sample: {parts: 1}
   iet_agc_plus:
     rounds: 2
     shard: {num_shards: 2}
@@ -66,7 +68,7 @@ class Project:
         project.run("git", "init", "-q", "-b", "main")
         project.run("git", "config", "user.email", "test@example.org")
         project.run("git", "config", "user.name", "test")
-        (root / "plan.yaml").write_text("plan: {}\n")
+        (root / "plan.yaml").write_text(plan.text(plan.expand(yaml.safe_load(params))))
         project.commit("start")
         return project
 
@@ -112,6 +114,10 @@ class Project:
                 section = section[folder]
             section[last] = value
         (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def keep_arm(self, arm):
+        """Takes all other arms out of params.yaml."""
+        self.edit(arms={arm: self.params()["arms"][arm]})
 
     def params(self):
         return yaml.safe_load((self.root / "params.yaml").read_text())

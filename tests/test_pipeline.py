@@ -28,7 +28,7 @@ def shard_lists(project, round_):
 
 
 def test_a_run_ends_with_the_table_and_the_report(finished):
-    assert "19 of 19 steps (100%) done" in finished.output.replace("20 of 20", "19 of 19")
+    assert "20 of 20 steps (100%) done" in finished.output  # 19 stages, and the rule all
     assert re.search(r"iet_agc_plus +\d", finished.output)
     assert "report.html" in finished.output
     page = (finished.root / "report.html").read_text()
@@ -74,7 +74,7 @@ def test_the_state_of_a_shard_goes_on_from_round_to_round(finished):
 def test_a_finished_run_is_clean(finished):
     assert "up to date" in finished.run("dvc", "status").text
     changed = {line[3:] for line in finished.stray.splitlines()}
-    assert changed == {"dvc.lock", "metrics.json", "plan.yaml", "plots/"}
+    assert changed == {"dvc.lock", "metrics.json", "plots/"}
     started = time.monotonic()
     again = finished.run("snakemake")
     assert "Nothing to be done" in again.text
@@ -105,59 +105,91 @@ def test_scores_of_every_image_can_be_read_with_pandas(finished):
 
 
 def planned(project):
-    """Stages that `dvc repro --dry` would run once the plan is healed."""
-    healed = project.run("python", "-m", "stages.plan", check=False)
-    assert healed.returncode == 0 or "run the same command again" in healed.text
-    return project.stages_run(project.run("dvc", "repro", "--dry").text) - {"plan"}
+    """Stages that `snakemake -n` would run, and a check that `dvc repro --dry` knows of none beside them.
+
+    DVC alone cannot list a longer experiment: its --dry ends with an error at the first new stage whose inputs are not there.
+    """
+    listed = project.run("snakemake", "-n").text
+    run = set(re.findall(r"^Job \d+: (.*)$", listed, re.MULTILINE)) - {"plan"}
+    run = {name.replace(" ", "@") for name in run}
+    dry = project.run("dvc", "repro", "--dry", check=False)
+    assert dry.returncode == 0 or "No such file or directory" in dry.text, dry.text
+    assert project.stages_run(dry.text) - {"plan"} <= run
+    return run
 
 
 def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
     assert planned(project) == set()
+    end = {f"sample@{IET}-part0", f"sample@{IET}-part1", f"score@{IET}", "report"}
 
     project.edit(arms__iet_agc_plus__rounds=4)
     rounds = {f"train@{IET}-round{r}-shard{k}" for r in (3, 4) for k in (0, 1)}
     rounds |= {f"aggregate@{IET}-round3", f"aggregate@{IET}-round4"}
     rounds |= {f"redistribute@{IET}-round2", f"redistribute@{IET}-round3"}
-    end = {f"sample@{IET}-part0", f"sample@{IET}-part1", f"score@{IET}", "report"}
     assert planned(project) == rounds | end
 
     project.edit(arms__iet_agc_plus__rounds=2, arms__iet_agc_plus__train__agc__lambda=0.8)
-    run = planned(project)
-    assert f"train@{IET}-round1-shard0" in run
-    assert not [name for name in run if "ddpm" in name or name.startswith("shard@") or name == "data"]
+    first = {f"train@{IET}-round1-shard0", f"train@{IET}-round1-shard1", f"aggregate@{IET}-round1"}
+    second = {f"train@{IET}-round2-shard0", f"train@{IET}-round2-shard1", f"aggregate@{IET}-round2"}
+    assert planned(project) == first | {f"redistribute@{IET}-round1"} | second | end
 
     project.edit(arms__iet_agc_plus__train__agc__lambda=0.9, arms__iet_agc_plus__redistribute__share=0.5)
-    run = planned(project)
-    assert f"redistribute@{IET}-round1" in run
-    assert not [name for name in run if "round1-shard" in name or "ddpm" in name or name == f"aggregate@{IET}-round1"]
+    assert planned(project) == {f"redistribute@{IET}-round1"} | second | end
 
     project.edit(arms__iet_agc_plus__redistribute__share=0.25, score__thresholds=[0.3, 0.4, 0.5])
     assert planned(project) == {"score@ddpm-seed3", f"score@{IET}", "report"}
 
-    project.edit(score__thresholds=[0.4, 0.5, 0.6])
     arm = project.params()["arms"]["ddpm"]
-    project.edit(arms__longer={**arm, "train": {"epochs": 20}})
-    run = planned(project)
-    assert run - {"report"} == {
-        f"{phase}@longer-seed3{suffix}"
-        for phase, suffix in [("shard", ""), ("train", "-round1-shard0"), ("aggregate", "-round1"), ("score", "")]
-        + [("sample", "-part0"), ("sample", "-part1")]
-    }
+    project.edit(score__thresholds=[0.4, 0.5, 0.6], arms__longer={**arm, "train": {"epochs": 20}})
+    suffixes = {"shard": "", "train": "-round1-shard0", "aggregate": "-round1", "sample": "-part0", "score": ""}
+    assert planned(project) == {f"{phase}@longer-seed3{suffix}" for phase, suffix in suffixes.items()} | {"report"}
 
-    (project.root / "params.yaml").write_text((finished.root / "params.yaml").read_text())
+    (project.root / "params.yaml").write_text(TINY)
     sampler = project.root / "stages/method/sampling.py"
     sampler.write_text(sampler.read_text() + "\n# edited\n")
-    assert {name.split("@")[0] for name in planned(project)} <= {"sample", "score", "report"}
-    assert f"sample@{IET}-part0" in planned(project)
+    assert planned(project) == end | {"sample@ddpm-seed3-part0", "score@ddpm-seed3"}
+
+
+def same_results(project, reference, arm):
+    """The hashes of all outputs of one arm are those of another project; at least a handful of them."""
+    found = {path: md5 for path, md5 in project.results().items() if arm in path}
+    assert found == {path: md5 for path, md5 in reference.results().items() if arm in path}
+    return len(found) >= 6
 
 
 def test_dvc_repro_from_scratch_leaves_the_same_hashes(finished, tmp_path):
     project = Project.create(tmp_path / "project", TINY)
+    project.keep_arm("ddpm")
     first = project.run("dvc", "repro", check=False)
     assert first.returncode != 0 and "run the same command again" in first.text
     project.run("dvc", "repro")
+    assert "up to date" in project.run("dvc", "status").text
+    assert same_results(project, finished, "ddpm-seed3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("dvc", "repro"), ("snakemake", "--cores", "1"), ("snakemake", "--cores", "2")])
+def test_every_door_leaves_the_same_lock_file(finished, tmp_path, command):
+    project = Project.create(tmp_path / "project", TINY)
+    project.run("python", "-m", "stages.plan", check=False)
+    project.run(*command, timeout=1200)
     assert project.lock() == finished.lock()
+
+
+def test_checkout_of_another_commit_reruns_nothing(finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    project.edit(score__thresholds=[0.3, 0.5])
+    project.run("snakemake")
+    project.commit("other thresholds")
+    for commit in ("HEAD~1", "main"):
+        project.run("git", "checkout", "-q", commit)
+        project.run("dvc", "checkout")
+        listed = project.run("snakemake", "-n").text
+        assert "Nothing to be done" in listed, f"{commit}: {listed}"
+    assert project.run("git", "status", "--porcelain").text == ""
+    changed = project.run("dvc", "metrics", "diff", "HEAD~1").text
+    assert "ddpm.raw" in changed and "iet_agc_plus.raw" in changed
 
 
 @pytest.fixture(scope="module")
@@ -170,44 +202,36 @@ def grown(finished, tmp_path_factory):
     return project
 
 
+@pytest.mark.slow
 def test_more_rounds_equal_a_fresh_run(grown, tmp_path):
     """Rounds 3 and 4 after a run of 2 leave the hashes of a run of 4 from the start."""
     project = Project.create(tmp_path / "project", (grown.root / "params.yaml").read_text())
-    project.edit(arms={"iet_agc_plus": project.params()["arms"]["iet_agc_plus"]})
-    project.run("snakemake", "--cores", "1")
-    fresh, extended = project.results(), grown.results()
-    assert len([path for path in fresh if IET in path]) >= 20
-    for path, md5 in fresh.items():
-        if IET in path:
-            assert extended[path] == md5, path
+    project.keep_arm("iet_agc_plus")
+    project.run("snakemake", timeout=1200)
+    assert same_results(project, grown, IET)
 
 
-def test_checkout_of_another_commit_reruns_nothing(grown):
-    first, last = "HEAD~1", "main"
-    for commit in (first, last):
+@pytest.mark.slow
+def test_checkout_of_a_commit_with_fewer_rounds_reruns_nothing(grown):
+    for commit in ("HEAD~1", "main"):
         grown.run("git", "checkout", "-q", commit)
         grown.run("dvc", "checkout")
         listed = grown.run("snakemake", "-n").text
         assert "Nothing to be done" in listed, f"{commit}: {listed}"
-    assert grown.run("git", "status", "--porcelain").text == ""
-    changed = grown.run("dvc", "metrics", "diff", "HEAD~1").text
-    assert "iet_agc_plus" in changed and "training.moved" in changed
+    assert "training.moved" in grown.run("dvc", "metrics", "diff", "HEAD~1").text
 
 
+@pytest.mark.slow
 def test_fewer_shards_equal_a_fresh_run(finished, tmp_path):
     """A run of 4 shards turned into one of 2: nothing of shards 2 and 3 is left to be averaged."""
     project = Project.create(tmp_path / "project", TINY)
-    arms = project.params()["arms"]
-    arms["iet_agc_plus"]["shard"]["num_shards"] = 4
-    arms["iet_agc_plus"]["rounds"] = 1
-    project.edit(arms={"iet_agc_plus": arms["iet_agc_plus"]})
+    project.keep_arm("iet_agc_plus")
+    project.edit(arms__iet_agc_plus__shard__num_shards=4, arms__iet_agc_plus__rounds=1)
     project.run("snakemake")
     assert (project.root / f"artifacts/train/{IET}/round1/shard3").exists()
-    (project.root / "params.yaml").write_text(TINY)
-    project.edit(arms={"iet_agc_plus": project.params()["arms"]["iet_agc_plus"]})
+    project.edit(arms__iet_agc_plus__shard__num_shards=2, arms__iet_agc_plus__rounds=2)
     project.run("snakemake")
-    expected = {path: md5 for path, md5 in finished.results().items() if IET in path}
-    assert {path: md5 for path, md5 in project.results().items() if IET in path} == expected
+    assert same_results(project, finished, IET)
     assert not (project.root / f"artifacts/train/{IET}/round1/shard3").exists()
     assert not [name for name in project.lock() if "shard3" in name]
 
@@ -232,8 +256,8 @@ def test_lost_samples_are_made_again_and_nothing_else(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
     project.run("rm", "-rf", "artifacts/samples/ddpm-seed3")
     assert "Nothing to be done" in project.run("snakemake", "-n").text
-    assert (project.root / "artifacts/samples/ddpm-seed3/part1/ema.npy").exists()
-    project.run("rm", "-rf", ".dvc/cache", "artifacts/samples/ddpm-seed3/part1", "artifacts/train")
+    assert (project.root / "artifacts/samples/ddpm-seed3/part0/ema.npy").exists()
+    project.run("rm", "-rf", ".dvc/cache", "artifacts/samples/ddpm-seed3", "artifacts/train")
     listed = project.run("snakemake", "-n").text
     assert re.search(r"^sample +1$", listed, re.MULTILINE), listed
     assert not re.search(r"^train ", listed, re.MULTILINE), listed
@@ -252,6 +276,7 @@ def processes_in(folder):
 
 def test_a_killed_snakemake_leaves_nothing_behind_and_goes_on(finished, tmp_path):
     project = Project.create(tmp_path / "project", TINY)
+    project.keep_arm("ddpm")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     snakemake = subprocess.Popen(
         ["snakemake"], cwd=project.root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -268,7 +293,7 @@ def test_a_killed_snakemake_leaves_nothing_behind_and_goes_on(finished, tmp_path
     time.sleep(2)
     assert processes_in(project.root) == []
     project.run("snakemake")
-    assert project.lock() == finished.lock()
+    assert same_results(project, finished, "ddpm-seed3")
 
 
 def test_style():

@@ -486,8 +486,11 @@ def test_augmented_images_keep_their_timestep_and_noise(images, alpha_bar, monke
         np.array([j for j, place in enumerate(drawn(images, 0)[0]) if record.augmented[int(place)]], int)
     )
     assert 0 < len(subset) < BATCH
-    assert torch.equal(t_aug, t[subset]) and torch.equal(eps_aug, eps[subset])
-    assert not torch.equal(x_aug, x[subset])
+    # Filled up with repeats to a multiple of SECOND_PASS; check_loss_minimised shows that they do not count.
+    assert len(t_aug) % training.SECOND_PASS == 0 and len(t_aug) - len(subset) < training.SECOND_PASS
+    filled = subset[torch.arange(len(t_aug)) % len(subset)]
+    assert torch.equal(t_aug, t[filled]) and torch.equal(eps_aug, eps[filled])
+    assert not torch.equal(x_aug, x[filled])
 
 
 def test_bank_is_the_same_with_and_without_augmentation(images, alpha_bar):
