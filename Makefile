@@ -14,7 +14,7 @@ run: setup
 	@snakemake
 
 test: setup
-	@python -m pytest -m "not slow"
+	@python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: setup ## the tests that take minutes
 	@python -m pytest -m slow
