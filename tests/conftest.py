@@ -30,7 +30,7 @@ arms:
     shard: {num_shards: 1}
     train: {epochs: 10}
     redistribute: {}
-    sample: {parts: 1}
+    sample: {}
   iet_agc_plus:
     rounds: 2
     shard: {num_shards: 2}

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import TINY, Project
 
-from stages import cli, data, files, plan, shard, train
+from stages import cli, data, files, shard, train
 
 IET = "iet_agc_plus-seed3"
 
@@ -30,8 +30,6 @@ def errors(done):
 def planned(tmp_path_factory):
     """A copy of the project with a plan and nothing run; tests leave it as it is."""
     project = Project.create(tmp_path_factory.mktemp("planned") / "project", TINY)
-    (project.root / "plan.yaml").write_text(plan.text(plan.expand(yaml.safe_load(TINY))))
-    project.commit("plan")
     return project
 
 

@@ -28,7 +28,7 @@ def shard_lists(project, round_):
 
 
 def test_a_run_ends_with_the_table_and_the_report(finished):
-    assert "20 of 20 steps (100%) done" in finished.output  # 19 stages, and the rule all
+    assert "21 of 21 steps (100%) done" in finished.output  # 20 stages, and the rule all
     assert re.search(r"iet_agc_plus +\d", finished.output)
     assert "report.html" in finished.output
     page = (finished.root / "report.html").read_text()
@@ -143,12 +143,13 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp
     arm = project.params()["arms"]["ddpm"]
     project.edit(score__thresholds=[0.4, 0.5, 0.6], arms__longer={**arm, "train": {"epochs": 20}})
     suffixes = {"shard": "", "train": "-round1-shard0", "aggregate": "-round1", "sample": "-part0", "score": ""}
-    assert planned(project) == {f"{phase}@longer-seed3{suffix}" for phase, suffix in suffixes.items()} | {"report"}
+    longer = {f"{phase}@longer-seed3{suffix}" for phase, suffix in suffixes.items()} | {"sample@longer-seed3-part1"}
+    assert planned(project) == longer | {"report"}
 
     (project.root / "params.yaml").write_text(TINY)
     sampler = project.root / "stages/method/sampling.py"
     sampler.write_text(sampler.read_text() + "\n# edited\n")
-    assert planned(project) == end | {"sample@ddpm-seed3-part0", "score@ddpm-seed3"}
+    assert planned(project) == end | {"sample@ddpm-seed3-part0", "sample@ddpm-seed3-part1", "score@ddpm-seed3"}
 
 
 def same_results(project, reference, arm):
@@ -257,7 +258,7 @@ def test_lost_samples_are_made_again_and_nothing_else(finished, tmp_path):
     project.run("rm", "-rf", "artifacts/samples/ddpm-seed3")
     assert "Nothing to be done" in project.run("snakemake", "-n").text
     assert (project.root / "artifacts/samples/ddpm-seed3/part0/ema.npy").exists()
-    project.run("rm", "-rf", ".dvc/cache", "artifacts/samples/ddpm-seed3", "artifacts/train")
+    project.run("rm", "-rf", ".dvc/cache", "artifacts/samples/ddpm-seed3/part1", "artifacts/train")
     listed = project.run("snakemake", "-n").text
     assert re.search(r"^sample +1$", listed, re.MULTILINE), listed
     assert not re.search(r"^train ", listed, re.MULTILINE), listed
