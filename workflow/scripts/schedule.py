@@ -253,7 +253,6 @@ def mend_rwlock():
             holders = [entry["pid"] for entry in table.get("write", {}).values()]
             holders += [entry["pid"] for entries in table.get("read", {}).values() for entry in entries]
         except (ValueError, TypeError, AttributeError, KeyError):
-            holders = []
             path.unlink()
             return
         if holders and not any(_is_dvc(pid) for pid in holders):
