@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from stages import training
+
 PARAMS_FILE = "params.yaml"
 SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
 # A number for YAML 1.2 (DVC) but a text for YAML 1.1 (PyYAML, Snakemake): no dot, or no sign in the exponent.
@@ -78,6 +80,7 @@ def check(params, path=PARAMS_FILE):
     import jsonschema
 
     schema = yaml.load(SCHEMA_FILE.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a subclass of the safe loader)
+    schema["$defs"]["method"] |= _methods()
     draft = jsonschema.Draft202012Validator
     # 600.0 is an integer for JSON Schema, but no number of epochs.
     types = draft.TYPE_CHECKER.redefine(
@@ -96,6 +99,24 @@ def check(params, path=PARAMS_FILE):
         _check_together(params)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _methods():
+    """Schema of arms.<arm>.method: a name, and the settings which that method's own module declares."""
+    methods = training.declared()
+    name = {"description": "training method: a module of stages/training/", "enum": sorted(methods)}
+    cases = [
+        {
+            "if": {"properties": {"name": {"const": method}}},
+            "then": {
+                "additionalProperties": False,
+                "required": ["name", *declared["SETTINGS"].get("required", [])],
+                "properties": {"name": name, **declared["SETTINGS"].get("properties", {})},
+            },
+        }
+        for method, declared in methods.items()
+    ]
+    return {"type": "object", "required": ["name"], "properties": {"name": name}, "allOf": cases}
 
 
 def _sentence(error):
@@ -198,12 +219,12 @@ def _check_together(params):
         )
     for arm, recipe in params["arms"].items():
         train, sample = section(params, "train", arm), section(params, "sample", arm)
-        if "taa" in train and "agc" not in train:
-            raise ValueError(f"arms.{arm}.train.taa needs arms.{arm}.train.agc, whose threshold it augments around")
-        if recipe["redistribute"].get("select") == "memory" and "agc" not in train:
+        counting = [name for name, method in training.declared().items() if method["COUNTS_SKIPS"]]
+        if recipe["redistribute"].get("select") == "memory" and recipe["method"]["name"] not in counting:
             raise ValueError(
-                f"arms.{arm}.redistribute.select is memory, which needs the skip counts of arms.{arm}.train.agc: "
-                "add that section, or select: random"
+                f"arms.{arm}.redistribute.select is memory, which needs the skip counts of a method that skips "
+                f"({', '.join(counting)}), but arms.{arm}.method.name is {recipe['method']['name']}: use such a method, or "
+                "select: random"
             )
         if 2 * sample["num_steps"] > diffusion["num_timesteps"]:
             raise ValueError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from stages import cli, files, params, processes
+from stages import cli, files, params, processes, training
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
@@ -36,17 +36,22 @@ def expand(experiment):
         for seed in experiment["seeds"]:
             run = files.run_name(arm, seed)
             this = {"arm": arm, "seed": seed, "run": run}
+            method = {"method": str(training.source_of(recipe["method"]["name"]))}
             plan["shard"][run] = dict(this)
             for r in range(1, num_rounds + 1):
                 shards = str(files.current_shards_dir(recipe, run, r))
                 for k in range(num_shards):
-                    plan["train"][f"{run}-round{r}-shard{k}"] = this | {
-                        "round": r,
-                        "shard": k,
-                        "index": f"{shards}/shard{k}.npy",
-                        "model": str(files.model_dir(run, r - 1)) if r > 1 else INITIAL_MODEL,
-                        "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
-                    }
+                    plan["train"][f"{run}-round{r}-shard{k}"] = (
+                        this
+                        | method
+                        | {
+                            "round": r,
+                            "shard": k,
+                            "index": f"{shards}/shard{k}.npy",
+                            "model": str(files.model_dir(run, r - 1)) if r > 1 else INITIAL_MODEL,
+                            "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
+                        }
+                    )
                 plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
                 if recipe["redistribute"] and r < num_rounds:
                     plan["redistribute"][f"{run}-round{r}"] = this | {
@@ -55,7 +60,9 @@ def expand(experiment):
                         "next_shards": str(files.shards_dir(run, r + 1)),
                     }
             for p in range(num_parts):
-                plan["sample"][f"{run}-part{p}"] = this | {"part": p, "model": str(files.model_dir(run, num_rounds))}
+                plan["sample"][f"{run}-part{p}"] = (
+                    this | method | {"part": p, "model": str(files.model_dir(run, num_rounds))}
+                )
             plan["score"][run] = dict(this)
     return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, **plan}
 
@@ -111,7 +118,10 @@ def refresh(plan, dry_run=False):
         before = _stages_of(old)
         added, removed = stage_names(plan) - before, before - stage_names(plan)
         files.write_text(PLAN_FILE, text(plan))
-        changes.append(f"plan.yaml now has {len(added)} new stages and {len(removed)} fewer old ones")
+        names = (
+            f"now has {len(added)} new stages and {len(removed)} fewer old ones" if added or removed else "was renewed"
+        )
+        changes.append(f"plan.yaml {names}")
     stray = _stray_artifacts(plan)
     gone = _stray_lock_entries(plan)
     if not dry_run:

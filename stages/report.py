@@ -181,14 +181,16 @@ def _table(path, columns=None):
 
 
 def totals(rounds):
-    """Sums over all rounds and shards. An image has moved when it trains in another shard than in the round before."""
+    """Sums over all rounds and shards; of what a method spent, the largest of the last round. An image has moved when it trains in another shard than in the round before."""
     shards = [shard for round_ in rounds for shard in round_]
     visits = sum(int(shard["visits"].sum()) for shard in shards)
     moved = 0
     for before, after in itertools.pairwise(rounds):
         stayed = sum(len(np.intersect1d(b["index"], a["index"])) for b, a in zip(before, after, strict=True))
         moved += sum(len(a["index"]) for a in after) - stayed
+    last, names = rounds[-1], [name for name in rounds[-1][0] if name.startswith("spent.")]
     return {
+        **{name: max(float(shard[name][0]) for shard in last) for name in names},
         "skipped_share": sum(int(shard["skips"].sum()) for shard in shards) / visits,
         "augmented_share": sum(int(shard["augmented"].sum()) for shard in shards) / visits,
         "moved": moved,
@@ -250,7 +252,11 @@ def summarise(settings, results, training):
                     for threshold in settings["score"]["thresholds"]
                 }
         names = ["skipped_share", "augmented_share", "moved", "optimizer_steps", "forward_images"]
-        entry["training"] = _mean_and_sd(training[training.arm == arm], names)
+        of_arm = training[training.arm == arm]
+        entry["training"] = _mean_and_sd(of_arm, names)
+        spent = [n for n in training.columns if n.startswith("spent.") and of_arm[n].notna().all()]
+        if spent:
+            entry["training"]["spent"] = {n.removeprefix("spent."): _rounded(of_arm[n].max()) for n in spent}
         metrics[arm] = entry
     return metrics
 

@@ -395,6 +395,7 @@ def _gallery(settings, galleries):
 
 def _training(settings, metrics, figures):
     base = metrics[next(iter(settings["arms"]))]["training"]["forward_images"]
+    spent = sorted({name for m in metrics.values() for name in m["training"].get("spent", {})})
     rows = []
     for arm, recipe in settings["arms"].items():
         t = metrics[arm]["training"]
@@ -410,6 +411,7 @@ def _training(settings, metrics, figures):
                 "skipped\u00a0%": _percent(t["skipped_share"]),
                 "augmented\u00a0%": _percent(t["augmented_share"]),
                 "moved": tally(t["moved"]),
+                **{name: number(t.get("spent", {}).get(name)) for name in spent},
             }
         )
     never = "No arm skipped an image."

@@ -27,7 +27,9 @@ def experiment(**changes):
 def only(recipe, **changes):
     """One arm named a."""
     tiny = experiment(**changes)
-    tiny["arms"] = {"a": {"train": {"epochs": 1}, "redistribute": {}, "sample": {}, **recipe}}
+    tiny["arms"] = {
+        "a": {"method": {"name": "ddpm"}, "train": {"epochs": 1}, "redistribute": {}, "sample": {}, **recipe}
+    }
     return tiny
 
 
@@ -77,6 +79,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
     assert found["shard"] == found["score"] == {"a-seed7": a}
     assert list(found["train"]) == [f"a-seed7-round{r}-shard{k}" for r in (1, 2, 3) for k in (0, 1)]
     assert found["train"]["a-seed7-round1-shard1"] == a | {
+        "method": "stages/training/ddpm.py",
         "round": 1,
         "shard": 1,
         "index": "artifacts/shards/a-seed7/round1/shard1.npy",
@@ -84,6 +87,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         "state": "stages/method/shard_state.py",
     }
     assert found["train"]["a-seed7-round3-shard0"] == a | {
+        "method": "stages/training/ddpm.py",
         "round": 3,
         "shard": 0,
         "index": "artifacts/shards/a-seed7/round3/shard0.npy",
@@ -101,7 +105,9 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         for r in (1, 2)
     }
     assert found["sample"] == {
-        f"a-seed7-part{p}": a | {"part": p, "model": "artifacts/model/a-seed7/round3"} for p in (0, 1)
+        f"a-seed7-part{p}": a
+        | {"method": "stages/training/ddpm.py", "part": p, "model": "artifacts/model/a-seed7/round3"}
+        for p in (0, 1)
     }
     assert found["data"] == {"source": "requirements.txt"}
 
@@ -154,6 +160,7 @@ def test_whatever_the_experiment_each_input_is_made_by_an_earlier_instance(seed)
         f"arm{i}": {
             "rounds": rng.randint(1, 4),
             "shard": {"num_shards": rng.randint(1, 4)},
+            "method": {"name": "ddpm"},
             "train": {"epochs": 1},
             "redistribute": rng.choice([{}, MSR]),
             "sample": rng.choice([{}, {"parts": rng.randint(1, 3)}]),

@@ -69,7 +69,7 @@ def write_counts(root, run, rounds):
                 "epoch_visited": np.full(epochs, size, np.int64),
                 "t_skipped": np.zeros(10, np.int64),
                 "t_visited": np.zeros(10, np.int64),
-                "bank": np.zeros(4, np.float32),
+                "carried.bank": np.zeros(4, np.float32),
                 "forward_images": np.array([size * epochs], np.int64),
                 "optimizer_steps": np.array([epochs], np.int64),
             }
