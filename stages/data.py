@@ -8,7 +8,7 @@ writes    artifacts/data/train.npy, heldout.npy: [N,H,W,C] uint8; *_labels.npy: 
 
 import numpy as np
 
-from stages import cli, files, image_sets
+from stages import cli, files, image_sets, params
 from stages.method import randomness, sharding
 from stages.progress import Progress
 
@@ -63,7 +63,7 @@ def _check_size(experiment, num_train):
         raise ValueError(
             f"there are {num_train} training images, fewer than score.neighbours = {neighbours}: lower it (params.yaml)"
         )
-    for arm, recipe in experiment["arms"].items():
+    for arm, recipe in params.trained(experiment).items():
         num_shards = recipe["shard"]["num_shards"]
         if num_shards > num_train:
             raise ValueError(

@@ -70,9 +70,24 @@ def load(path=PARAMS_FILE):
     return params
 
 
+def trained(params):
+    """The arms that are trained here, by name; the others are generators from elsewhere, which are only audited."""
+    return {arm: recipe for arm, recipe in params["arms"].items() if "generator" not in recipe}
+
+
 def section(params, phase, arm):
-    """The settings of one phase of one arm: the shared section of that name with the arm's own over it."""
-    return {**params.get(phase, {}), **params["arms"][arm][phase]}
+    """The settings of one phase of one arm: the shared section of that name with the arm's own over it.
+
+    A generator from elsewhere has one kind of weights, called raw, and one part; of a folder or a file all images are taken
+    (num_images None) unless the arm itself says how many.
+    """
+    recipe = params["arms"][arm]
+    settings = {**params.get(phase, {}), **recipe[phase]}
+    if phase == "sample" and "generator" in recipe:
+        settings |= {"weights": ["raw"], "parts": 1}
+        if "pipeline" not in recipe["generator"]:
+            settings["num_images"] = recipe["sample"].get("num_images")
+    return settings
 
 
 def check(params, path=PARAMS_FILE):
@@ -217,7 +232,14 @@ def _check_together(params):
         raise ValueError(
             f"score.headline.threshold is {headline['threshold']}, expected one of score.thresholds {score['thresholds']}"
         )
-    for arm, recipe in params["arms"].items():
+    for arm in params["arms"]:
+        weights = section(params, "sample", arm)["weights"]
+        if headline["weights"] not in weights:
+            raise ValueError(
+                f"score.headline.weights is {headline['weights']}, but sample.weights of {arm} is {weights}"
+            )
+        _check_generator(arm, params["arms"][arm])
+    for arm, recipe in trained(params).items():
         train, sample = section(params, "train", arm), section(params, "sample", arm)
         counting = [name for name, method in training.declared().items() if method["COUNTS_SKIPS"]]
         if recipe["redistribute"].get("select") == "memory" and recipe["method"]["name"] not in counting:
@@ -230,10 +252,6 @@ def _check_together(params):
             raise ValueError(
                 f"sample.num_steps of {arm} is {sample['num_steps']}, expected at most half of diffusion.num_timesteps = "
                 f"{diffusion['num_timesteps']}: DDIM visits every n-th timestep, n at least 2"
-            )
-        if headline["weights"] not in sample["weights"]:
-            raise ValueError(
-                f"score.headline.weights is {headline['weights']}, but sample.weights of {arm} is {sample['weights']}"
             )
         num_batches = -(-sample["num_images"] // sample["batch_size"])
         if sample["parts"] > num_batches:
@@ -254,6 +272,22 @@ def _check_together(params):
             )
     if (num_train := data.get("num_train")) and num_train < score["neighbours"]:
         raise ValueError(f"score.neighbours is {score['neighbours']}, expected at most data.num_train = {num_train}")
+
+
+def _check_generator(arm, recipe):
+    generator = recipe.get("generator")
+    if generator is None:
+        return
+    kinds = [kind for kind in ("folder", "file", "pipeline") if kind in generator]
+    if len(kinds) != 1:
+        raise ValueError(
+            f"arms.{arm}.generator has {' and '.join(kinds) or 'no source of images'}, expected one of folder, file and pipeline"
+        )
+    if "resize" in generator and kinds != ["folder"]:
+        raise ValueError(f"arms.{arm}.generator.resize has no effect on a {kinds[0]}: remove it")
+    for key in ("batch_size", "num_steps"):
+        if key in recipe["sample"] and kinds != ["pipeline"]:
+            raise ValueError(f"arms.{arm}.sample.{key} has no effect on the images of a {kinds[0]}: remove it")
 
 
 def _check_finite(value, key):

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import yaml
 
-from stages import cli, files, params, processes, training
+from stages import audit, cli, files, params, processes, training
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
 # DVC wants a file for every dependency. Round 1 follows no round: its model and state come from the code that makes them.
 INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
+AUDIT = "stages/audit.py"
 # What the image set is read from where it is no folder: digits come with the pinned scikit-learn.
 PACKAGED_DATA = "requirements.txt"
 
@@ -31,40 +32,49 @@ def expand(experiment):
     """
     plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score")}
     for arm, recipe in experiment["arms"].items():
-        num_shards, num_rounds = recipe["shard"]["num_shards"], recipe["rounds"]
         num_parts = params.section(experiment, "sample", arm)["parts"]
         for seed in experiment["seeds"]:
             run = files.run_name(arm, seed)
             this = {"arm": arm, "seed": seed, "run": run}
-            method = {"method": str(training.source_of(recipe["method"]["name"]))}
-            plan["shard"][run] = dict(this)
-            for r in range(1, num_rounds + 1):
-                shards = str(files.current_shards_dir(recipe, run, r))
-                for k in range(num_shards):
-                    plan["train"][f"{run}-round{r}-shard{k}"] = (
-                        this
-                        | method
-                        | {
-                            "round": r,
-                            "shard": k,
-                            "index": f"{shards}/shard{k}.npy",
-                            "model": str(files.model_dir(run, r - 1)) if r > 1 else INITIAL_MODEL,
-                            "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
-                        }
-                    )
-                plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
-                if recipe["redistribute"] and r < num_rounds:
-                    plan["redistribute"][f"{run}-round{r}"] = this | {
-                        "round": r,
-                        "shards": shards,
-                        "next_shards": str(files.shards_dir(run, r + 1)),
-                    }
+            if "generator" in recipe:  # its images come from elsewhere: "method" is the code that reads them
+                made = {"section": "generator", "method": AUDIT, "model": audit.source(recipe["generator"])}
+            else:
+                _expand_training(plan, recipe, this)
+                model = str(files.model_dir(run, recipe["rounds"]))
+                made = {"section": "method", "method": _method_of(recipe), "model": model}
             for p in range(num_parts):
-                plan["sample"][f"{run}-part{p}"] = (
-                    this | method | {"part": p, "model": str(files.model_dir(run, num_rounds))}
-                )
+                plan["sample"][f"{run}-part{p}"] = this | {"part": p} | made
             plan["score"][run] = dict(this)
-    return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, **plan}
+    counts = "artifacts/counts" if plan["train"] else str(files.PLAN_OK)  # DVC wants what it depends on to be there
+    return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, "report": {"counts": counts}, **plan}
+
+
+def _expand_training(plan, recipe, this):
+    """Adds all instances from the shards to the final model of one arm and seed."""
+    num_shards, num_rounds, run = recipe["shard"]["num_shards"], recipe["rounds"], this["run"]
+    plan["shard"][run] = dict(this)
+    for r in range(1, num_rounds + 1):
+        shards = str(files.current_shards_dir(recipe, run, r))
+        for k in range(num_shards):
+            plan["train"][f"{run}-round{r}-shard{k}"] = this | {
+                "round": r,
+                "shard": k,
+                "method": _method_of(recipe),
+                "index": f"{shards}/shard{k}.npy",
+                "model": str(files.model_dir(run, r - 1)) if r > 1 else INITIAL_MODEL,
+                "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
+            }
+        plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
+        if recipe["redistribute"] and r < num_rounds:
+            plan["redistribute"][f"{run}-round{r}"] = this | {
+                "round": r,
+                "shards": shards,
+                "next_shards": str(files.shards_dir(run, r + 1)),
+            }
+
+
+def _method_of(recipe):
+    return str(training.source_of(recipe["method"]["name"]))
 
 
 def check_source(experiment):
@@ -78,11 +88,15 @@ def check_source(experiment):
         raise ValueError(
             f"the folder data.root = {root} does not exist: put your images there, or mend data.root (params.yaml)"
         )
+    for arm, recipe in experiment["arms"].items():
+        path = audit.source(recipe["generator"]) if "generator" in recipe else None
+        if path and not Path(path).exists():
+            raise ValueError(f"{path}, from which arms.{arm}.generator takes its images, does not exist (params.yaml)")
 
 
 def stage_names(plan):
     """Names of all stages of dvc.yaml: phase@key, and those that there is one of."""
-    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase != "data" for key in keys}
+    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase not in ("data", "report") for key in keys}
     return instances | {"plan", "data", "report"}
 
 

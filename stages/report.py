@@ -23,6 +23,7 @@ from stages import cli, files, params, report_page
 
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
+TRAINING = ["skipped_share", "augmented_share", "moved", "optimizer_steps", "forward_images"]  # sums of `totals`
 PROTOCOLS = ["code_sq", "l2_from_gen"]  # those of metrics.json and the page; results.parquet has all
 
 
@@ -71,7 +72,7 @@ def build(settings):
         files.write_text(
             files.PLOTS / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         )
-    results = results.merge(training, on=["arm", "seed"], validate="many_to_one")
+    results = results.merge(training, how="left", on=["arm", "seed"], validate="many_to_one")
     files.write_bytes(files.REPORT / "results.parquet", results.to_parquet(index=False))
 
     beside = next(other for other in PROTOCOLS if other != protocol)
@@ -120,6 +121,8 @@ def read(settings):
             results.append(
                 read_scores(files.score_dir(run), settings["score"]["thresholds"]).assign(arm=arm, seed=seed)
             )
+            if "generator" in recipe:  # trained elsewhere
+                continue
             rounds = [
                 [files.load_arrays(files.counts_file(run, r, k)) for k in range(recipe["shard"]["num_shards"])]
                 for r in range(1, recipe["rounds"] + 1)
@@ -128,8 +131,11 @@ def read(settings):
             epochs.append(pd.DataFrame(epoch_means(rounds)).assign(arm=arm, seed=seed))
             skips, images = skip_counts(rounds)
             histogram.append(pd.DataFrame({"skips": skips, "images": images}).assign(arm=arm, seed=seed))
-    frames = [pd.concat(results), pd.DataFrame(training), pd.concat(epochs), pd.concat(histogram)]
     first = ["arm", "seed"]
+    training = pd.DataFrame(training, columns=None if training else [*first, *TRAINING])
+    epochs = pd.concat(epochs) if epochs else pd.DataFrame(columns=[*first, *epoch_means([])])
+    histogram = pd.concat(histogram) if histogram else pd.DataFrame(columns=[*first, "skips", "images"])
+    frames = [pd.concat(results), training, epochs, histogram]
     return [f[first + [c for c in f.columns if c not in first]].reset_index(drop=True) for f in frames]
 
 
@@ -251,13 +257,14 @@ def summarise(settings, results, training):
                     f"{threshold:g}": _memorised(of_protocol[np.isclose(of_protocol.threshold, threshold)])
                     for threshold in settings["score"]["thresholds"]
                 }
-        names = ["skipped_share", "augmented_share", "moved", "optimizer_steps", "forward_images"]
+        metrics[arm] = entry
         of_arm = training[training.arm == arm]
-        entry["training"] = _mean_and_sd(of_arm, names)
+        if of_arm.empty:
+            continue
+        entry["training"] = _mean_and_sd(of_arm, TRAINING)
         spent = [n for n in training.columns if n.startswith("spent.") and of_arm[n].notna().all()]
         if spent:
             entry["training"]["spent"] = {n.removeprefix("spent."): _rounded(of_arm[n].max()) for n in spent}
-        metrics[arm] = entry
     return metrics
 
 

@@ -118,7 +118,7 @@ def over_epochs(epochs, arms, column, label, log=False):
     Arms that stay at zero are left out; None when all do.
     """
     means = epochs.groupby(["arm", "epoch"], sort=True)[[column, "round"]].mean()
-    drawn = [arm for arm in arms if means.loc[arm][column].fillna(0).any()]
+    drawn = [arm for arm in arms if arm in means.index and means.loc[arm][column].fillna(0).any()]
     if not drawn:
         return None
     with matplotlib.style.context(["default", STYLE]):

@@ -140,7 +140,7 @@ def text_table(settings, metrics, width=120):
     weights, protocol, threshold = _headline(settings)
     rows = []
     for arm in settings["arms"]:
-        of_weights, training = metrics[arm][weights], metrics[arm]["training"]
+        of_weights, training = metrics[arm][weights], metrics[arm].get("training")
         at = of_weights[protocol][f"{threshold:g}"]
         rows.append(
             {
@@ -150,9 +150,9 @@ def text_table(settings, metrics, width=120):
                 "simplic.": tally(at["simplicity"]),
                 "distinct": tally(at["distinct"]),
                 "fd_pixels": number(of_weights["fd_pixels"]),
-                "skip %": _percent(training["skipped_share"]),
-                "augm %": _percent(training["augmented_share"]),
-                "moved": tally(training["moved"]),
+                "skip %": _percent(training["skipped_share"]) if training else DASH,
+                "augm %": _percent(training["augmented_share"]) if training else DASH,
+                "moved": tally(training["moved"]) if training else DASH,
                 "seeds": str(metrics[arm]["num_seeds"]),
             }
         )
@@ -187,8 +187,7 @@ def machines(settings, records, unreadable, commit, now):
             row[phase] = duration(sum(seconds)) if seconds else DASH
         row["all phases"] = duration(sum(r["seconds"] for r in of_arm)) if of_arm else DASH
         row["training stages recorded"] = DASH
-        if arm is not None:
-            recipe = settings["arms"][arm]
+        if arm is not None and "generator" not in (recipe := settings["arms"][arm]):
             expected = recipe["rounds"] * recipe["shard"]["num_shards"] * len(settings["seeds"])
             row["training stages recorded"] = f"{sum(r['phase'] == 'train' for r in of_arm)} of {expected}"
         rows.append(row)
@@ -394,10 +393,13 @@ def _gallery(settings, galleries):
 
 
 def _training(settings, metrics, figures):
-    base = metrics[next(iter(settings["arms"]))]["training"]["forward_images"]
-    spent = sorted({name for m in metrics.values() for name in m["training"].get("spent", {})})
+    trained = {arm: recipe for arm, recipe in settings["arms"].items() if "generator" not in recipe}
+    if not trained:
+        return ""
+    base = metrics[next(iter(trained))]["training"]["forward_images"]
+    spent = sorted({name for arm in trained for name in metrics[arm]["training"].get("spent", {})})
     rows = []
-    for arm, recipe in settings["arms"].items():
+    for arm, recipe in trained.items():
         t = metrics[arm]["training"]
         rows.append(
             {
@@ -437,7 +439,7 @@ def _training(settings, metrics, figures):
 
 
 def _left_out(settings, metrics, name, done):
-    arms = [arm for arm in settings["arms"] if metrics[arm]["training"][name] == 0]
+    arms = [arm for arm in settings["arms"] if metrics[arm].get("training", {}).get(name) == 0]
     text = f"Images {done} in training."
     return text + (f" Not drawn, because nothing was {done}: {', '.join(arms)}." if arms else "")
 
@@ -514,6 +516,8 @@ def _with_sd(cell, name, show=tally):
 
 
 def _percent(share):
+    if math.isnan(share):
+        return DASH
     return f"{100 * share:.2f}" if 0 < share < 0.1 else f"{100 * share:.1f}"
 
 
@@ -532,6 +536,8 @@ def _in_plan(settings, record):
     if record["arm"] not in settings["arms"] or record["seed"] not in settings["seeds"]:
         return False
     recipe = settings["arms"][record["arm"]]
+    if "generator" in recipe:
+        return True
     after_name = record["key"].removeprefix(record["arm"])  # a name may itself hold "-round2"
     part_of_key = {name: int(value) for name, value in re.findall(r"-(round|shard)(\d+)", after_name)}
     return (

@@ -1,7 +1,7 @@
 """Generates one part of an arm's images from its final model, with raw and with EMA weights.
 
-params    model, diffusion, compute, sample, arms.<arm>.sample, arms.<arm>.method
-reads     artifacts/model/<run>/round<R>, artifacts/data for the shape of an image
+params    model, diffusion, compute, sample, arms.<arm>.sample, arms.<arm>.method (or arms.<arm>.generator)
+reads     artifacts/model/<run>/round<R>, artifacts/data for the shape of an image; or the images of a generator from elsewhere
 writes    artifacts/samples/<run>/part<p>/<weights>.npy: [M_p,H,W,C] uint8
           labels.npy: [M_p] int64, the classes asked for, where the model is class-conditional
 Image i starts from noise keyed by (seed, i), and parts are whole batches: their number changes no image.
@@ -9,13 +9,16 @@ Image i starts from noise keyed by (seed, i), and parts are whole batches: their
 
 import numpy as np
 
-from stages import cli, device, files, network, params
+from stages import audit, cli, device, files, network, params
 from stages.progress import Progress
 
 
 def main(arguments):
     with cli.stage("sample", __doc__, arguments, "arm", "seed", "part") as job:
         job.device = device.claim(job.params["compute"])
+        if "generator" in job.recipe:
+            _take_over(job)
+            return
         import torch
 
         from stages.method import diffusion, sampling, unet
@@ -51,6 +54,16 @@ def main(arguments):
                 files.save_array(folder / f"{weights}.npy", images)
             if labels is not None:
                 files.save_array(folder / "labels.npy", labels)
+
+
+def _take_over(job):
+    """The images of a generator from elsewhere become the arm's samples."""
+    shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
+    progress = Progress(f"sample@{job.key}", "images")
+    settings = params.section(job.params, "sample", job.arm)
+    images = audit.images(job.recipe["generator"], shape, settings, job.seed, job.device, progress.update)
+    with files.publish(files.samples_dir(job.run, job.part)) as folder:
+        files.save_array(folder / "raw.npy", images)
 
 
 if __name__ == "__main__":
