@@ -109,9 +109,7 @@ def test_networks_have_the_specified_size(name, image_shape, num_classes, num_pa
     model = load(name)["model"]
     assert model.get("class_conditional", False) == (num_classes is not None)
     with torch.device("meta"):  # shapes without memory
-        network = unet.build(model, image_shape)
-        config = {key: value for key, value in network.config.items() if not key.startswith("_")}
-        network = type(network)(**config | {"num_class_embeds": num_classes})
+        network = unet.build(model, image_shape, num_classes=num_classes)
     assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
     assert f"{num_parameters:,} parameters" in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
