@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import cli, files, params, report_page
+from stages import cli, files, params, report_page, report_tables, report_trade_off
 
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
@@ -76,12 +76,15 @@ def build(settings):
     files.write_bytes(files.REPORT / "results.parquet", results.to_parquet(index=False))
 
     beside = next(other for other in PROTOCOLS if other != protocol)
+    other_weights = "raw" if weights == "ema" else "ema"
     marks = settings["score"]["thresholds"]
+    stopped = report_trade_off.controls(settings)
     drawn = {
         "mq": figures.mq_curve(results, arms, weights, protocol, marks),
         "mq_beside": figures.mq_curve(results, arms, weights, beside, marks),
         "excess": figures.mq_curve(results, arms, weights, protocol, marks, "excess_share"),
-        "fidelity": figures.excess_against_fidelity(results, arms, weights, protocol, threshold),
+        "fidelity": figures.excess_against_fidelity(results, arms, stopped, weights, protocol, threshold),
+        "fidelity_beside": figures.excess_against_fidelity(results, arms, stopped, other_weights, protocol, threshold),
         "skips": figures.skip_histogram(histogram, arms),
         "loss": figures.over_epochs(epochs, arms, "loss", "training loss (mean squared error)", log=True),
         "skipped": figures.over_epochs(
@@ -99,6 +102,8 @@ def build(settings):
         per_seed.to_dict("records"),
         drawn,
         galleries,
+        report_trade_off.view(settings, metrics),
+        report_tables.views(settings, metrics, int(results.num_train.iloc[0]), report_tables.read()),
     )
     files.write_text(BODY, body)
 

@@ -7,6 +7,7 @@ outside passes through `escape`; only SVG of report_figures goes in as it is.
 import math
 import re
 from html import escape
+from typing import NamedTuple
 
 DASH = "–"
 PHASES = ["plan", "data", "shard", "train", "aggregate", "redistribute", "sample", "score", "report"]
@@ -50,6 +51,15 @@ summary { cursor: pointer; }
 """
 
 
+class View(NamedTuple):
+    """A table of the page as plain text: rows are dicts of cells by column, notes are numbered from 1; all may be empty."""
+
+    title: str
+    caption: str
+    rows: list = ()
+    notes: list = ()
+
+
 def page(body, machines):
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -59,21 +69,25 @@ def page(body, machines):
     )
 
 
-def body(settings, params_text, metrics, per_seed, figures, galleries):
+def body(settings, params_text, metrics, per_seed, figures, galleries, trade_off, published):
     """The part of the page that follows from the artifacts alone.
 
     metrics    as in metrics.json
     per_seed   dicts, one an arm, seed and weights, at the headline protocol and threshold
     figures    SVG by name, None where there is nothing to draw
     galleries  per arm its dicts: generated and train (data addresses), image, ratio, key
+    trade_off  View of report_trade_off
+    published  list of Views of report_tables
     """
     params_block = f"<details><summary>params.yaml</summary>\n<pre>{escape(params_text)}</pre>\n</details>"
     return "\n".join(
         [
-            _top(settings, metrics, per_seed[0]),
+            _top(settings, metrics, per_seed[0], published),
             _arms(settings, metrics),
             _seeds(settings, per_seed),
+            _published(published),
             _curves(settings, figures),
+            _trade_off(settings, figures, trade_off),
             _gallery(settings, galleries),
             _training(settings, metrics, figures),
             f'<section>\n<h2 id="settings">Settings</h2>\n{params_block}\n</section>',
@@ -241,13 +255,14 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _top(settings, metrics, row):
+def _top(settings, metrics, row, published):
     weights, protocol, threshold = _headline(settings)
     sentences = "".join(f"<p>{escape(s)}</p>" for s in headline(settings, metrics))
     seeds = len(settings["seeds"])
     held_out = f"{row['num_heldout']:,}" if row["num_heldout"] else "none"
     sizes = f"{row['num_train']:,} training images, {held_out} held out"
-    links = [("arms", "Arms"), ("curves", "Memorisation"), ("gallery", "Images"), ("training", "Training")]
+    links = [("arms", "Arms"), *([("published", "Published")] if published else []), ("curves", "Memorisation")]
+    links += [("trade_off", "Trade-off"), ("gallery", "Images"), ("training", "Training")]
     links += [("settings", "Settings"), ("machines", "Wall time")]
     nav = " · ".join(f'<a href="#{name}">{title}</a>' for name, title in links)
     return (
@@ -356,7 +371,7 @@ def _seeds(settings, per_seed):
 
 
 def _curves(settings, figures):
-    _, protocol, threshold = _headline(settings)
+    _, protocol, _ = _headline(settings)
     mean = " Lines are means over seeds." if len(settings["seeds"]) > 1 else ""
     no_held_out = "There is no held-out set, so there is no excess to draw."
     panels = [
@@ -365,13 +380,34 @@ def _curves(settings, figures):
         ),
         _figure(figures["mq_beside"], "The same images under the other protocol. Its ratios are on another scale."),
         _figure(figures["excess"], f"Excess against the threshold, protocol {protocol}.{mean}", no_held_out),
-        _figure(
-            figures["fidelity"],
-            f"Memorisation against fidelity at threshold {threshold:g}, a point an arm and seed, 95 % paired intervals. Further "
-            "down is less memorised, further left is closer to the training images.",
-        ),
     ]
     return f'<section>\n<h2 id="curves">Memorisation</h2>\n<div class=panels>{"".join(panels)}</div>\n</section>'
+
+
+def _trade_off(settings, figures, view):
+    weights, _, threshold = _headline(settings)
+    caption = (
+        f"Memorisation against fidelity at threshold {threshold:g}, {{}} weights, a point an arm and seed, 95 % paired intervals. "
+        "Further down is less memorised, further left is closer to the training images. Dashed: what the baseline comes to when "
+        "it is stopped early."
+    )
+    panels = [_figure(figures["fidelity"], caption.format(weights))]
+    if figures["fidelity_beside"]:
+        panels.append(_figure(figures["fidelity_beside"], caption.format("raw" if weights == "ema" else "ema")))
+    return f'<section>\n<h2 id="trade_off">Trade-off</h2>\n<div class=panels>{"".join(panels)}</div>\n{_shown(view)}\n</section>'
+
+
+def _published(views):
+    if not views:
+        return ""
+    return f'<section>\n<h2 id="published">Published numbers</h2>\n{chr(10).join(map(_shown, views))}\n</section>'
+
+
+def _shown(view):
+    title = f"<h3>{escape(view.title)}</h3>\n" if view.title else ""
+    table = _table(view.rows, view.caption) if view.rows else f"<p class=quiet>{escape(view.caption)}</p>"
+    notes = "".join(f"<li>{escape(note)}</li>" for note in view.notes)
+    return title + table + (f"\n<ol class=quiet>{notes}</ol>" if notes else "")
 
 
 def _gallery(settings, galleries):
