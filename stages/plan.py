@@ -12,15 +12,16 @@ from pathlib import Path
 
 import yaml
 
-from stages import cli, files, params, processes
+from stages import cli, files, image_sets, params, processes
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
 # DVC wants a file for every dependency. Round 1 follows no round: its model and state come from the code that makes them.
 INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
-# What the image set is read from where it is no folder: digits come with the pinned scikit-learn.
-PACKAGED_DATA = "requirements.txt"
+# What says which images a set has where DVC need not watch a folder: the pinned packages, which hold the images or check them.
+# The folder of such a set may be missing, too, until a download makes it.
+PINNED_DATA = "requirements.txt"
 
 
 def expand(experiment):
@@ -57,20 +58,33 @@ def expand(experiment):
             for p in range(num_parts):
                 plan["sample"][f"{run}-part{p}"] = this | {"part": p, "model": str(files.model_dir(run, num_rounds))}
             plan["score"][run] = dict(this)
-    return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, **plan}
+    data = experiment["data"]
+    return {"data": {"source": PINNED_DATA if image_sets.SETS[data["name"]].pinned else data["root"]}, **plan}
 
 
 def check_source(experiment):
-    """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe."""
-    root = experiment["data"].get("root")
+    """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe; says
+    so on stderr where DVC will not notice changes of the images."""
+    data = experiment["data"]
+    root = data.get("root")
     if root and Path(root).resolve().is_relative_to(files.ARTIFACTS.resolve()):
         raise ValueError(
             f"data.root = {root} lies in artifacts/, which is cleared of what no stage makes: move your images"
         )
-    if root and not Path(root).is_dir() and not files.DATA.exists():
-        raise ValueError(
-            f"the folder data.root = {root} does not exist: put your images there, or mend data.root (params.yaml)"
+    if root and not Path(root).is_dir() and not _is_decoded(data):
+        image_sets.check_root(data)
+    if linked := image_sets.linked_folders(data):
+        print(
+            f"{linked[0]}{f' and {len(linked) - 1} more' if linked[1:] else ''} in data.root: a link, behind which DVC does not "
+            "look; when images change there, run: dvc repro --force --single-item data",
+            file=sys.stderr,
         )
+
+
+def _is_decoded(data):
+    """Whether artifacts/data holds the images of this section data, by DVC's record."""
+    recorded = _recorded_stages().get("data", {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
+    return files.DATA.exists() and recorded == data
 
 
 def stage_names(plan):
@@ -156,14 +170,19 @@ def _stray_artifacts(plan):
 
 
 def _stray_lock_entries(plan):
+    return sorted(_recorded_stages().keys() - stage_names(plan))
+
+
+def _recorded_stages():
+    """What dvc.lock records: dict name of a stage -> its entry."""
     lock_file = Path("dvc.lock")
     if not lock_file.exists():
-        return []
+        return {}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         recorded = (yaml.load(lock_file.read_text(encoding="utf-8"), loader) or {}).get("stages", {})  # noqa: S506
-        return sorted(recorded.keys() - stage_names(plan))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        return dict(recorded)
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError, TypeError, ValueError):
         raise ValueError(
             "dvc.lock cannot be read, as after a merge with conflicts: restore it (git checkout dvc.lock), or remove it and "
             "run the same command again, which then runs all stages"
