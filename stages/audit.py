@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import image_sets
+from stages.image_sets import folders
 
 KINDS = ("folder", "file", "pipeline")
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")  # of diffusers: unconditional, in pixels
@@ -48,7 +48,12 @@ def _of_folder(path, shape, resize, num_images, progress):
     data = {"root": str(path), **({"size": shape[0]} if resize else {})}
     if resize and shape[0] != shape[1]:
         raise ValueError("generator.resize works for square images only, and the training images are not square")
-    found = image_sets.image_folder(data)
+    try:
+        found = folders.image_folder(data)
+    except ValueError as error:  # its sentences name the keys of the section data
+        raise ValueError(
+            str(error).replace("data.root", "generator.folder").replace("data.size", "resize: true")
+        ) from None
     _check_size(path, found.shape, shape, "set generator.resize: true to resize and centre-crop them, or ")
     chosen = range(len(found.pool.keys))[:num_images]
     array = np.empty((len(chosen), *shape[:2], found.shape[2]), np.uint8)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from stages import training
+from stages import image_sets, training
 
 PARAMS_FILE = "params.yaml"
 SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
@@ -304,15 +304,14 @@ def _check_finite(value, key):
 
 def _check_data(data):
     name = data["name"]
-    needs = {"digits": ["num_train"], "image_folder": ["root"], "cifar10": ["root"]}[name]
-    refuses = {"digits": ["root", "size", "heldout_share"], "image_folder": [], "cifar10": ["size", "heldout_share"]}[
-        name
-    ]
-    for key in needs:
+    entry = image_sets.SETS[name]
+    for key in entry.needs:
         if key not in data:
             raise ValueError(f"the key data.{key} is missing: data.name {name} needs it")
-    for key in refuses:
-        if key in data:
+    if data.get("download") and not entry.download:
+        raise ValueError(f"data.download cannot fetch {name}: {entry.obtain}; remove data.download")
+    for key in data:
+        if key not in ("name", "split_seed", "download", *entry.needs, *entry.takes):
             raise ValueError(f"data.{key} has no effect for data.name {name}: remove it")
     if "num_train" in data and "heldout_share" in data:
         raise ValueError("data.num_train and data.heldout_share both say what is held out: give one of them")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from stages import audit, cli, files, params, processes, training
+from stages import audit, cli, files, image_sets, params, processes, training
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
@@ -20,8 +20,9 @@ HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not ed
 INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
 AUDIT = "stages/audit.py"
-# What the image set is read from where it is no folder: digits come with the pinned scikit-learn.
-PACKAGED_DATA = "requirements.txt"
+# What says which images a set has where DVC need not watch a folder: the pinned packages, which hold the images or check them.
+# The folder of such a set may be missing, too, until a download makes it.
+PINNED_DATA = "requirements.txt"
 
 
 def expand(experiment):
@@ -46,7 +47,9 @@ def expand(experiment):
                 plan["sample"][f"{run}-part{p}"] = this | {"part": p} | made
             plan["score"][run] = dict(this)
     counts = "artifacts/counts" if plan["train"] else str(files.PLAN_OK)  # DVC wants what it depends on to be there
-    return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, "report": {"counts": counts}, **plan}
+    data = experiment["data"]
+    source = PINNED_DATA if image_sets.SETS[data["name"]].pinned else data["root"]
+    return {"data": {"source": source}, "report": {"counts": counts}, **plan}
 
 
 def _expand_training(plan, recipe, this):
@@ -78,20 +81,32 @@ def _method_of(recipe):
 
 
 def check_source(experiment):
-    """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe."""
-    root = experiment["data"].get("root")
+    """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe; says
+    so on stderr where DVC will not notice changes of the images."""
+    data = experiment["data"]
+    root = data.get("root")
     if root and Path(root).resolve().is_relative_to(files.ARTIFACTS.resolve()):
         raise ValueError(
             f"data.root = {root} lies in artifacts/, which is cleared of what no stage makes: move your images"
         )
-    if root and not Path(root).is_dir() and not files.DATA.exists():
-        raise ValueError(
-            f"the folder data.root = {root} does not exist: put your images there, or mend data.root (params.yaml)"
+    if root and not Path(root).is_dir() and not _is_decoded(data):
+        image_sets.check_root(data)
+    if linked := image_sets.linked_folders(data):
+        print(
+            f"{linked[0]}{f' and {len(linked) - 1} more' if linked[1:] else ''} in data.root: a link, behind which DVC does not "
+            "look; when images change there, run: dvc repro --force --single-item data",
+            file=sys.stderr,
         )
     for arm, recipe in experiment["arms"].items():
         path = audit.source(recipe["generator"]) if "generator" in recipe else None
         if path and not Path(path).exists():
             raise ValueError(f"{path}, from which arms.{arm}.generator takes its images, does not exist (params.yaml)")
+
+
+def _is_decoded(data):
+    """Whether artifacts/data holds the images of this section data, by DVC's record."""
+    recorded = _recorded_stages().get("data", {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
+    return files.DATA.exists() and recorded == data
 
 
 def stage_names(plan):
@@ -180,14 +195,19 @@ def _stray_artifacts(plan):
 
 
 def _stray_lock_entries(plan):
+    return sorted(_recorded_stages().keys() - stage_names(plan))
+
+
+def _recorded_stages():
+    """What dvc.lock records: dict name of a stage -> its entry."""
     lock_file = Path("dvc.lock")
     if not lock_file.exists():
-        return []
+        return {}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         recorded = (yaml.load(lock_file.read_text(encoding="utf-8"), loader) or {}).get("stages", {})  # noqa: S506
-        return sorted(recorded.keys() - stage_names(plan))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        return dict(recorded)
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError, TypeError, ValueError):
         raise ValueError(
             "dvc.lock cannot be read, as after a merge with conflicts: restore it (git checkout dvc.lock), or remove it and "
             "run the same command again, which then runs all stages"

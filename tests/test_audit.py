@@ -57,7 +57,9 @@ def test_grey_becomes_colour_but_colour_becomes_grey_only_if_it_is(tmp_path):
 
 def test_images_are_resized_only_when_asked_for(tmp_path):
     generator = folder_of(tmp_path / "png", pixels(2, 16, 12, 1))
-    with pytest.raises(ValueError, match=r"are 12x16 pixels, but the training images are 8x8: set generator.resize: true"):
+    with pytest.raises(
+        ValueError, match=r"are 12x16 pixels, but the training images are 8x8: set generator.resize: true"
+    ):
         read(generator)
     assert read(generator | {"resize": True}).shape == (2, 8, 8, 1)
 

@@ -95,7 +95,13 @@ def test_added_noise_is_on_the_image_not_on_what_the_network_is_scored_by():
 @pytest.fixture
 def attentive():
     """A UNet with attention at a level and in the middle, answering with weights of its own."""
-    model = {"block_channels": [8, 16], "attention_levels": [0], "layers_per_block": 2, "dropout": 0.0, "norm_groups": 4}
+    model = {
+        "block_channels": [8, 16],
+        "attention_levels": [0],
+        "layers_per_block": 2,
+        "dropout": 0.0,
+        "norm_groups": 4,
+    }
     network = unet.build(model, (3, 8, 8), num_classes=3)
     random = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -155,7 +161,8 @@ def test_a_dp_step_is_the_clipped_sum_and_its_noise_over_the_batch_size(attentiv
     norms = [math.sqrt(sum(float(g[j].square().sum()) for g in found)) for j in range(21)]
     assert min(norms) < 0.7 < max(norms)  # some are clipped, some are not
     noise = [
-        16 * value - sum(g[j] * min(1, 0.7 / norms[j]) for j in range(21)) for value, g in zip(noisy, found, strict=True)
+        16 * value - sum(g[j] * min(1, 0.7 / norms[j]) for j in range(21))
+        for value, g in zip(noisy, found, strict=True)
     ]
     flat = torch.cat([n.flatten() for n in noise])
     assert len(flat) > 10_000
@@ -257,7 +264,10 @@ def test_ambient_loss_by_hand():
         sigma = math.exp(-1.2 + 1.2 * float(normal[j]))
         clean = x[j].double() / 127.5 - 1
         seen = inner[j] * (clean + sigma * step.eps[j].double())
-        found = 0.25 / (sigma**2 + 0.25) * seen + 0.5 * sigma / math.sqrt(sigma**2 + 0.25) * network.answer.detach().double()
+        found = (
+            0.25 / (sigma**2 + 0.25) * seen
+            + 0.5 * sigma / math.sqrt(sigma**2 + 0.25) * network.answer.detach().double()
+        )
         expected = (sigma**2 + 0.25) / (0.5 * sigma) ** 2 * float((outer[j] * (found - clean)).square().mean())
         assert float(losses.original[j]) == pytest.approx(expected, rel=1e-4)
         shown, time = network.shown[0]

@@ -118,7 +118,7 @@ def test_the_misspelling_is_told_rather_than_the_key_it_leaves_missing(file):
         ({"train__ema_decay": 1.0}, "train.ema_decay is 1.0, expected at least 0 and less than 1"),
         ({"seeds": [0, -1]}, "seeds.1 is -1, expected at least 0 and at most 4294967295"),
         ({"compute__device": "cpuu"}, "compute.device is 'cpuu', expected one of auto, cpu, cuda (auto takes a GPU"),
-        ({"data__name": 5}, "data.name is 5, expected one of digits, image_folder, cifar10 (the image set)"),
+        ({"data__name": 5}, "data.name is 5, expected one of digits, fashion_mnist, cifar10, cifar100, afhq_dog, image_folder (the image set)"),
         ({"sample__weights": ["raw", "emma"]}, "sample.weights.1 is 'emma', expected one of raw, ema: did you mean ema?"),
         ({"sample__weights": []}, "sample.weights is empty, expected at least one entry"),
         ({"arms": {}}, "arms is empty, expected at least one entry"),
@@ -252,6 +252,28 @@ NAN, INF = math.nan, math.inf
         ({"data__num_train": ...}, "the key data.num_train is missing: data.name digits needs it"),
         ({"data__name": "image_folder"}, "the key data.root is missing: data.name image_folder needs it"),
         ({"data__size": 8}, "data.size has no effect for data.name digits: remove it"),
+        ({"data__name": "cifra10"}, "data.name is 'cifra10', expected one of digits, fashion_mnist, cifar10, cifar100, afhq_dog"),
+        ({"data__name": "cifra10"}, "image_folder (the image set): did you mean cifar10?"),
+        ({"data__name": "afhq_dog"}, "the key data.root is missing: data.name afhq_dog needs it"),
+        ({"data__name": "afhq_dog", "data__root": "x", "data__size": 64}, "data.size has no effect for data.name afhq_dog"),
+        (
+            {"data__name": "cifar100", "data__root": "x", "data__heldout_share": 0.1},
+            "data.heldout_share has no effect for data.name cifar100: remove it",
+        ),
+        ({"data__download": "yes"}, "data.download is 'yes', expected true or false (fetch the official files that root lacks"),
+        (
+            {"data__download": True},
+            "data.download cannot fetch digits: its images come with scikit-learn; remove data.download",
+        ),
+        (
+            {"data__name": "image_folder", "data__root": "x", "data__download": True},
+            "data.download cannot fetch image_folder: put your images under data.root; remove data.download",
+        ),
+        (
+            {"data__name": "afhq_dog", "data__root": "x", "data__download": True},
+            "data.download cannot fetch afhq_dog: put the folders train/dog and val/dog of AFHQ v1 (from the project stargan-v2 "
+            "of clovaai: download.sh afhq-dataset) under data.root; remove data.download",
+        ),
         (
             {"data__name": "image_folder", "data__root": "x", "data__heldout_share": 0.5},
             "data.num_train and data.heldout_share both say what is held out: give one of them",
@@ -271,6 +293,9 @@ def test_keys_that_do_not_go_together(file, changes, told):
         {"score__neighbours": 60},
         {"diffusion__beta_start": 0.4},
         {"sample__num_steps": 10},
+        {"data__name": "cifar100", "data__root": "x", "data__download": True},
+        {"data__name": "fashion_mnist", "data__root": "x", "data__download": False},
+        {"data__name": "afhq_dog", "data__root": "x"},
         {
             "arms__iet_agc_plus__method": {"name": "ddpm"},
             "arms__iet_agc_plus__redistribute__select": "random",
