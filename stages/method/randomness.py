@@ -20,6 +20,10 @@ PURPOSES = {
     "ties": 9,  # equal skip counts, random selection:  (seed, shard, round)
     "sample": 10,  # starting noise of an image:        (seed, image index)
     "reference": 11,  # class-matched references:       (seed)
+    "loss_noise": 19,  # noise of Fig. 3:               (seed, timestep, draw)
+    "other_images": 20,  # the other images of Fig. 3:  (seed)
+    "skip_ties": 21,  # equal skip counts in Fig. 8:    (seed)
+    "move_pairs": 22,  # who is compared with whom:     (seed)
 }
 
 
