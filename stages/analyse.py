@@ -102,62 +102,69 @@ def loss_by_timestep(run, tables):
 
     from stages.method import diffusion
 
-    settings, seed = run.settings, run.job.seed
-    distance = run.distance_to_generated() if settings["select"] == "l2" else run.lowest_ratio()
-    similar = loss_profile.most_similar(distance, settings["group_size"])
-    other = loss_profile.others(len(run.train), similar, randomness.numpy_generator("other_images", seed))
-    groups = {"similar": (run.train, similar), "other": (run.train, other)}
-    variance = {name: image_complexity.pixel_variance(images[index]) for name, (images, index) in groups.items()}
-    absent = {}
-    if len(run.heldout) < len(similar):
-        absent["heldout"] = {"absent": f"{len(run.heldout)} held-out images cannot be matched to {len(similar)}"}
-    else:
-        of_heldout = image_complexity.pixel_variance(run.heldout)
-        chosen = loss_profile.matched(variance["similar"], of_heldout)
-        groups["heldout"], variance["heldout"] = (run.heldout, chosen), of_heldout[chosen]
-
-    timesteps = np.arange(0, run.job.params["diffusion"]["num_timesteps"], settings["timestep_stride"])
-    pixels = np.concatenate([images[index] for images, index in groups.values()])
-    progress = Progress(f"analyse@{run.job.key} loss", "timesteps")
+    settings, experiment = run.settings, run.job.params
+    groups = _loss_groups(run)
+    images = np.concatenate(
+        [(run.heldout if name == "heldout" else run.train)[g["index"]] for name, g in groups.items()]
+    )
+    timesteps = np.arange(0, experiment["diffusion"]["num_timesteps"], settings["timestep_stride"])
     losses = loss_profile.losses(
         run.network(),
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(run.job.device),
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(run.job.device),
         timesteps.tolist(),
         settings["noise_draws"],
-        diffusion.alpha_bars(**run.job.params["diffusion"]).float().to(run.job.device),
-        seed,
+        diffusion.alpha_bars(**experiment["diffusion"]).float().to(run.job.device),
+        run.job.seed,
         settings["batch_size"],
-        run.job.params["compute"]["precision"],
-        progress.update,
+        experiment["compute"]["precision"],
+        Progress(f"analyse@{run.job.key} loss", "timesteps").update,
     )
-    of_group = dict(zip(groups, np.split(losses, np.cumsum([len(i) for _, i in groups.values()])[:-1]), strict=True))
-    curves, rows, found = [], [], {}
-    for name, (_, index) in groups.items():
-        mean, low, high = loss_profile.band(of_group[name])
+    curves, summary = [], {"select": settings["select"], "noise_draws": settings["noise_draws"]}
+    for name, of_group in zip(groups, np.split(losses, len(groups)), strict=True):  # groups are of one size
+        mean, low, high = loss_profile.band(of_group)
         curves.append(pd.DataFrame({"group": name, "timestep": timesteps, "mean": mean, "low": low, "high": high}))
-        in_train = name != "heldout"
-        rows.append(
-            pd.DataFrame(
-                {
-                    "group": name,
-                    "index": index,
-                    "closeness": distance[index] if in_train else np.nan,
-                    "emitted": run.emitted[index] if in_train else 0,
-                    "pixel_variance": variance[name],
-                    "mean_loss": of_group[name].mean(axis=1),
-                }
-            )
-        )
-        found[name] = {
-            "images": len(index),
-            "emitted": int((run.emitted[index] > 0).sum()) if in_train else 0,
-            "mean_loss": float(of_group[name].mean()),
-            "pixel_variance": float(variance[name].mean()),
+        group = groups[name] = groups[name].assign(group=name, mean_loss=of_group.mean(axis=1))
+        summary[name] = {
+            "images": len(group),
+            "emitted": int((group.emitted > 0).sum()),
+            "mean_loss": float(group.mean_loss.mean()),
+            "pixel_variance": float(group.pixel_variance.mean()),
         }
         if name != "similar":
-            found[name]["similar_is_lower"] = told_apart(-of_group["similar"].mean(1), -of_group[name].mean(1))
-    tables["loss_by_timestep"], tables["loss_groups"] = pd.concat(curves), pd.concat(rows)
-    return {"select": settings["select"], "noise_draws": settings["noise_draws"], **found, **absent}
+            summary[name]["similar_is_lower"] = told_apart(-groups["similar"].mean_loss, -group.mean_loss)
+    if "heldout" not in groups:
+        found = f"{len(run.heldout)} held-out images cannot be matched to {len(groups['similar'])}"
+        summary["heldout"] = {"absent": found}
+    tables["loss_by_timestep"], tables["loss_groups"] = pd.concat(curves), pd.concat(groups.values())
+    return summary
+
+
+def _loss_groups(run):
+    """The images of the groups of Fig. 3, which are of one size.
+
+    Returns   dict of frames: similar, other and, where there are enough held-out images, heldout; with index, closeness (what
+              similar images were chosen by), emitted, pixel_variance
+    """
+    seed = run.job.seed
+    distance = run.distance_to_generated() if run.settings["select"] == "l2" else run.lowest_ratio()
+    similar = loss_profile.most_similar(distance, run.settings["group_size"])
+    other = loss_profile.others(len(run.train), similar, randomness.numpy_generator("other_images", seed))
+    groups = {}
+    for name, index in (("similar", similar), ("other", other)):
+        variance = image_complexity.pixel_variance(run.train[index])
+        columns = {
+            "index": index,
+            "closeness": distance[index],
+            "emitted": run.emitted[index],
+            "pixel_variance": variance,
+        }
+        groups[name] = pd.DataFrame(columns)
+    if len(run.heldout) >= len(similar):
+        variance = image_complexity.pixel_variance(run.heldout)
+        index = loss_profile.matched(groups["similar"].pixel_variance.to_numpy(), variance)
+        columns = {"index": index, "closeness": np.nan, "emitted": 0, "pixel_variance": variance[index]}
+        groups["heldout"] = pd.DataFrame(columns)
+    return groups
 
 
 def train_images(run, tables):

@@ -21,6 +21,7 @@ INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
 # What the image set is read from where it is no folder: digits come with the pinned scikit-learn.
 PACKAGED_DATA = "requirements.txt"
+ONE_OF_A_KIND = ("data", "report")  # phases of a single stage: their entry in the plan holds what it reads
 
 
 def expand(experiment):
@@ -29,7 +30,7 @@ def expand(experiment):
     experiment   params.yaml as a dict
     Returns      dict phase -> dict key -> fields of dvc.yaml; a key is <arm>-seed<S>[-round<r>][-shard<k> | -part<p>]
     """
-    plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score")}
+    plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score", "analyse")}
     for arm, recipe in experiment["arms"].items():
         num_shards, num_rounds = recipe["shard"]["num_shards"], recipe["rounds"]
         num_parts = params.section(experiment, "sample", arm)["parts"]
@@ -57,7 +58,12 @@ def expand(experiment):
             for p in range(num_parts):
                 plan["sample"][f"{run}-part{p}"] = this | {"part": p, "model": str(files.model_dir(run, num_rounds))}
             plan["score"][run] = dict(this)
-    return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, **plan}
+            if "analyse" in experiment:
+                plan["analyse"][run] = this | {"model": str(files.model_dir(run, num_rounds))}
+    # Where nothing is analysed the report still needs a name to read: that of a file which never changes.
+    analysis = files.ANALYSIS if plan["analyse"] else files.PLAN_OK
+    source = experiment["data"].get("root", PACKAGED_DATA)
+    return {"data": {"source": source}, **plan, "report": {"analysis": str(analysis)}}
 
 
 def check_source(experiment):
@@ -75,7 +81,7 @@ def check_source(experiment):
 
 def stage_names(plan):
     """Names of all stages of dvc.yaml: phase@key, and those that there is one of."""
-    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase != "data" for key in keys}
+    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase not in ONE_OF_A_KIND for key in keys}
     return instances | {"plan", "data", "report"}
 
 
@@ -91,6 +97,7 @@ def output_folders(plan):
     outputs += [Path(item["next_shards"]) for item in plan["redistribute"].values()]
     outputs += [files.samples_dir(item["run"], item["part"]) for item in plan["sample"].values()]
     outputs += [files.score_dir(item["run"]) for item in plan["score"].values()]
+    outputs += [files.analysis_dir(item["run"]) for item in plan["analyse"].values()]
     return outputs
 
 
