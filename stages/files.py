@@ -25,6 +25,7 @@ LOGS = Path("logs")
 
 PLAN_OK = ARTIFACTS / "plan.ok"
 DATA = ARTIFACTS / "data"
+ANALYSIS = ARTIFACTS / "analysis"
 
 
 def run_name(arm, seed):
@@ -59,6 +60,11 @@ def samples_dir(run, part):
 
 def score_dir(run):
     return ARTIFACTS / "score" / run
+
+
+def analysis_dir(run):
+    """What the phase analyse found out about a run."""
+    return ANALYSIS / run
 
 
 REPORT = ARTIFACTS / "report"
@@ -192,6 +198,25 @@ def load_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from None
+
+
+def load_table(path, columns=None):
+    """A pandas frame from Parquet, or some columns of it.
+
+    Raises   ValueError: missing
+    """
+    import pandas as pd
+
+    _exists(path)
+    return pd.read_parquet(path, columns=columns)
+
+
+def load_counts(recipe, run):
+    """What happened in training: a list of rounds, each the list of its K shards, each the named arrays of its counts file."""
+    return [
+        [load_arrays(counts_file(run, r, k)) for k in range(recipe["shard"]["num_shards"])]
+        for r in range(1, recipe["rounds"] + 1)
+    ]
 
 
 def load_shards(recipe, run, round_):

@@ -270,6 +270,7 @@ def _check_together(params):
                 f"arms.{arm}: {num_train} training images in {num_shards} shards leave a shard of "
                 f"{num_train // num_shards}, fewer than one batch (train.batch_size = {train['batch_size']})"
             )
+    _check_analyse(params)
     if (num_train := data.get("num_train")) and num_train < score["neighbours"]:
         raise ValueError(f"score.neighbours is {score['neighbours']}, expected at most data.num_train = {num_train}")
 
@@ -288,6 +289,22 @@ def _check_generator(arm, recipe):
     for key in ("batch_size", "num_steps"):
         if key in recipe["sample"] and kinds != ["pipeline"]:
             raise ValueError(f"arms.{arm}.sample.{key} has no effect on the images of a {kinds[0]}: remove it")
+
+
+def _check_analyse(params):
+    analyse, num_timesteps = params.get("analyse"), params["diffusion"]["num_timesteps"]
+    if not analyse:
+        return
+    if analyse["timestep_stride"] > num_timesteps:
+        raise ValueError(
+            f"analyse.timestep_stride is {analyse['timestep_stride']}, expected at most diffusion.num_timesteps = {num_timesteps}"
+        )
+    num_train = params["data"].get("num_train")
+    if num_train and 2 * analyse["group_size"] > num_train:
+        raise ValueError(
+            f"analyse.group_size is {analyse['group_size']}, expected at most half of data.num_train = {num_train}: as many "
+            "other training images are drawn to compare the memorised ones with"
+        )
 
 
 def _check_finite(value, key):

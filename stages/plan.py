@@ -23,6 +23,7 @@ AUDIT = "stages/audit.py"
 # What says which images a set has where DVC need not watch a folder: the pinned packages, which hold the images or check them.
 # The folder of such a set may be missing, too, until a download makes it.
 PINNED_DATA = "requirements.txt"
+ONE_OF_A_KIND = ("data", "report")  # phases of a single stage: their entry in the plan holds what it reads
 
 
 def expand(experiment):
@@ -31,7 +32,7 @@ def expand(experiment):
     experiment   params.yaml as a dict
     Returns      dict phase -> dict key -> fields of dvc.yaml; a key is <arm>-seed<S>[-round<r>][-shard<k> | -part<p>]
     """
-    plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score")}
+    plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score", "analyse")}
     for arm, recipe in experiment["arms"].items():
         num_parts = params.section(experiment, "sample", arm)["parts"]
         for seed in experiment["seeds"]:
@@ -43,13 +44,17 @@ def expand(experiment):
                 _expand_training(plan, recipe, this)
                 model = str(files.model_dir(run, recipe["rounds"]))
                 made = {"section": "method", "method": _method_of(recipe), "model": model}
+                if "analyse" in experiment:
+                    plan["analyse"][run] = this | {"method": made["method"], "model": model}
             for p in range(num_parts):
                 plan["sample"][f"{run}-part{p}"] = this | {"part": p} | made
             plan["score"][run] = dict(this)
-    counts = "artifacts/counts" if plan["train"] else str(files.PLAN_OK)  # DVC wants what it depends on to be there
     data = experiment["data"]
     source = PINNED_DATA if image_sets.SETS[data["name"]].pinned else data["root"]
-    return {"data": {"source": source}, "report": {"counts": counts}, **plan}
+    # DVC wants a dependency to be there: where nothing is trained or analysed the report has a file of code in its place.
+    counts = "artifacts/counts" if plan["train"] else "stages/train.py"
+    analysis = str(files.ANALYSIS) if plan["analyse"] else "stages/analyse.py"
+    return {"data": {"source": source}, **plan, "report": {"counts": counts, "analysis": analysis}}
 
 
 def _expand_training(plan, recipe, this):
@@ -111,7 +116,7 @@ def _is_decoded(data):
 
 def stage_names(plan):
     """Names of all stages of dvc.yaml: phase@key, and those that there is one of."""
-    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase not in ("data", "report") for key in keys}
+    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase not in ONE_OF_A_KIND for key in keys}
     return instances | {"plan", "data", "report"}
 
 
@@ -127,6 +132,7 @@ def output_folders(plan):
     outputs += [Path(item["next_shards"]) for item in plan["redistribute"].values()]
     outputs += [files.samples_dir(item["run"], item["part"]) for item in plan["sample"].values()]
     outputs += [files.score_dir(item["run"]) for item in plan["score"].values()]
+    outputs += [files.analysis_dir(item["run"]) for item in plan["analyse"].values()]
     return outputs
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import cli, files, params, report_page, report_tables, report_trade_off
+from stages import cli, files, params, report_leaks, report_page, report_tables, report_trade_off
 
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
@@ -62,7 +62,17 @@ def build(settings):
     arms, headline = list(settings["arms"]), settings["score"]["headline"]
     weights, protocol, threshold = headline["weights"], headline["protocol"], headline["threshold"]
     results, training, epochs, histogram = read(settings)
-    galleries = {arm: read_gallery(files.score_dir(files.run_name(arm, settings["seeds"][0])), weights) for arm in arms}
+    leaks = report_leaks.read(settings)
+    shown = {arm: report_leaks.of_run(leaks, arm, settings["seeds"][0], weights) for arm in arms}
+    galleries = {
+        arm: read_gallery(files.score_dir(files.run_name(arm, settings["seeds"][0])), weights, shown[arm])
+        for arm in arms
+    }
+    analyses = []
+    if "analyse" in settings and params.trained(settings):
+        from stages import report_analyses
+
+        analyses = report_analyses.blocks(settings)
     metrics = summarise(settings, results, training)
     results = results.assign(excess_share=results.excess / results.num_images)
 
@@ -72,6 +82,8 @@ def build(settings):
         files.write_text(
             files.PLOTS / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         )
+    files.write_bytes(files.REPORT / "leaks.parquet", leaks.to_parquet(index=False))
+    files.write_text(files.REPORT / "leaks.csv", report_leaks.csv_text(leaks))
     results = results.merge(training, how="left", on=["arm", "seed"], validate="many_to_one")
     files.write_bytes(files.REPORT / "results.parquet", results.to_parquet(index=False))
 
@@ -102,6 +114,8 @@ def build(settings):
         per_seed.to_dict("records"),
         drawn,
         galleries,
+        {arm: (len(copies), int(copies.sum())) for arm, copies in shown.items()},
+        analyses,
         report_trade_off.view(settings, metrics),
         report_tables.views(settings, metrics, int(results.num_train.iloc[0]), report_tables.read()),
     )
@@ -128,10 +142,7 @@ def read(settings):
             )
             if "generator" in recipe:  # trained elsewhere
                 continue
-            rounds = [
-                [files.load_arrays(files.counts_file(run, r, k)) for k in range(recipe["shard"]["num_shards"])]
-                for r in range(1, recipe["rounds"] + 1)
-            ]
+            rounds = files.load_counts(recipe, run)
             training.append({"arm": arm, "seed": seed, **totals(rounds)})
             epochs.append(pd.DataFrame(epoch_means(rounds)).assign(arm=arm, seed=seed))
             skips, images = skip_counts(rounds)
@@ -147,7 +158,7 @@ def read(settings):
 def read_scores(folder, thresholds):
     """curves.parquet of a run, with the numbers of scores.json that hold for all rows of the same weights."""
     scores = files.load_json(folder / "scores.json")
-    curves = _table(folder / "curves.parquet")
+    curves = files.load_table(folder / "curves.parquet")
     for weights, protocol, threshold in itertools.product(curves.weights.unique(), PROTOCOLS, thresholds):
         of_protocol = curves[(curves.weights == weights) & (curves.protocol == protocol)]
         if np.isclose(of_protocol.threshold, threshold).sum() != 1:
@@ -161,12 +172,16 @@ def read_scores(folder, thresholds):
     return curves.assign(**{name: scores[name] for name in ("num_images", "num_train", "num_heldout")})
 
 
-def read_gallery(folder, weights):
-    """The most memorised generated images of a run, each a dict: pictures as data addresses, ratio, key of the training image."""
+def read_gallery(folder, weights, copies):
+    """The most memorised generated images of a run, each a dict: pictures as data addresses, ratio, key of the training image,
+    and how many generated images count as copies of it.
+
+    copies   as report_leaks.of_run returns it
+    """
     from stages.report_figures import png
 
     gallery = files.load_arrays(folder / "gallery.safetensors")
-    images = _table(folder / "images.parquet", ["weights", "image", "nearest_key"])
+    images = files.load_table(folder / "images.parquet", ["weights", "image", "nearest_key"])
     key_of = images[images.weights == weights].set_index("image").nearest_key
     return [
         {
@@ -175,17 +190,10 @@ def read_gallery(folder, weights):
             "image": int(gallery["image"][g]),
             "ratio": float(gallery["ratio"][g]),
             "key": key_of[gallery["image"][g]],
+            "copies": int(copies.get(gallery["nearest_train"][g], 0)),
         }
         for g in range(len(gallery["image"]))
     ]
-
-
-def _table(path, columns=None):
-    import pandas as pd
-
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run `snakemake` or `dvc repro`, which make what comes before this stage")
-    return pd.read_parquet(path, columns=columns)
 
 
 # What happened in training. `rounds` is a list of rounds, each the list of its K shards, each the arrays of its counts file.

@@ -182,6 +182,77 @@ def skip_histogram(histogram, arms):
         return _svg(figure, "Training images by the number of their skips")
 
 
+def loss_by_timestep(curves, arm, labels):
+    """Fig. 3: mean loss of each group of images against the timestep, with a band over the middle half of the images.
+
+    curves   frame: group, timestep, mean, low, high
+    labels   what to call each group, by name, in the order of the legend
+    """
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(labels))
+        for position, (group, label) in enumerate(labels.items()):
+            rows = curves[curves.group == group]
+            if rows.empty:
+                continue
+            look = {**_look(position), "marker": "none"}
+            x, mean = _thinned(rows.timestep.to_numpy(float), rows["mean"].to_numpy())
+            low, high = (_thinned(rows.timestep.to_numpy(float), rows[name].to_numpy())[1] for name in ("low", "high"))
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            axes.plot(x, mean, label=label, **look)
+        axes.set(xlabel="timestep t (0 = clean)", ylabel="loss (mean squared error)")
+        axes.set_title(arm)
+        _log_scale(axes)
+        return _svg(figure, f"Loss against timestep, {arm}")
+
+
+def two_histograms(values, label, title):
+    """Shares (%) of groups of images by some value; the same bins for all groups.
+
+    values   dict name -> [n] numbers
+    """
+    together = np.concatenate(list(values.values()))
+    num_bins = min(30, max(map(len, values.values())) // 3 + 3)  # fewer images, wider bins
+    edges = np.linspace(together.min(), max(together.max(), together.min() + 1e-6), num_bins + 1)
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(values))
+        for position, (name, numbers) in enumerate(values.items()):
+            look = _look(position)
+            percent = 100 * np.histogram(numbers, edges)[0] / len(numbers)
+            axes.stairs(percent, edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.4, label=name)
+        axes.set(xlabel=label, ylabel="images of the group (%)")
+        axes.set_ylim(bottom=0)
+        axes.set_title(title)
+        return _svg(figure, f"{label}, {title}")
+
+
+def skip_rates(rates, arms, mark):
+    """Fig. 9 normalised: share of the training images at or below a skip rate, one line an arm.
+
+    rates   dict arm -> [n] skip rates, skips per visit
+    mark    skip rate to mark
+    """
+    shares = np.linspace(0, 1, 101)
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(rates))
+        for arm, numbers in rates.items():
+            look = _look(arms.index(arm))
+            axes.plot(100 * np.quantile(numbers, shares), 100 * shares, **{**look, "marker": "none"}, label=arm)
+        axes.axvline(100 * mark, color=INK, alpha=0.4, lw=1)
+        axes.set(xlabel="skips of a training image (% of its visits)", ylabel="training images at or below (%)")
+        return _svg(figure, "Training images by their skip rate")
+
+
+def skip_by_timestep(percent, arms):
+    """Skipped share by tenth of the timesteps, one line an arm: dict arm -> [10] percent."""
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(percent))
+        for arm, numbers in percent.items():
+            axes.plot(np.arange(5, 100, 10), numbers, label=arm, **_look(arms.index(arm)))
+        axes.set(xlabel="timestep (% of T, 0 = clean)", ylabel="skipped (% of the images visited)")
+        axes.set_ylim(bottom=0)
+        return _svg(figure, "Skipped share by timestep")
+
+
 def png(image):
     """[H, W, C] uint8, C = 1 or 3, as the data address of a PNG; larger images shrink to 96 px, small ones grow in the browser."""
     step = math.ceil(max(image.shape[:2]) / MAX_GALLERY_PX)

@@ -10,7 +10,7 @@ from html import escape
 from typing import NamedTuple
 
 DASH = "–"
-PHASES = ["plan", "data", "shard", "train", "aggregate", "redistribute", "sample", "score", "report"]
+PHASES = ["plan", "data", "shard", "train", "aggregate", "redistribute", "sample", "score", "analyse", "report"]
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #ffffff; --quiet: #5b6168; --line: #d5d9de; --tint: #f3f5f7;
   --arm-1: #0072b2; --arm-2: #cf4f00; --arm-3: #00805c; --arm-4: #b0479a; --arm-5: #8a6a00; --arm-6: #2f8fcb;
@@ -69,27 +69,30 @@ def page(body, machines):
     )
 
 
-def body(settings, params_text, metrics, per_seed, figures, galleries, trade_off, published):
+def body(settings, params_text, metrics, per_seed, figures, galleries, leaks, analyses, trade_off, published):
     """The part of the page that follows from the artifacts alone.
 
     metrics    as in metrics.json
     per_seed   dicts, one an arm, seed and weights, at the headline protocol and threshold
     figures    SVG by name, None where there is nothing to draw
-    galleries  per arm its dicts: generated and train (data addresses), image, ratio, key
+    galleries  per arm its dicts: generated and train (data addresses), image, ratio, key, copies (0: does not count)
+    leaks      per arm of the gallery's run: training images given out, and generated images that are their copies
+    analyses   list of report_analyses.Block, [] where nothing was analysed
     trade_off  View of report_trade_off
     published  list of Views of report_tables
     """
     params_block = f"<details><summary>params.yaml</summary>\n<pre>{escape(params_text)}</pre>\n</details>"
     return "\n".join(
         [
-            _top(settings, metrics, per_seed[0], published),
+            _top(settings, metrics, per_seed[0], published, analyses),
             _arms(settings, metrics),
             _seeds(settings, per_seed),
             _published(published),
             _curves(settings, figures),
             _trade_off(settings, figures, trade_off),
-            _gallery(settings, galleries),
+            _gallery(settings, metrics, galleries, leaks, per_seed[0]["num_train"]),
             _training(settings, metrics, figures),
+            _analyses(analyses),
             f'<section>\n<h2 id="settings">Settings</h2>\n{params_block}\n</section>',
         ]
     )
@@ -255,14 +258,15 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _top(settings, metrics, row, published):
+def _top(settings, metrics, row, published, analyses):
     weights, protocol, threshold = _headline(settings)
     sentences = "".join(f"<p>{escape(s)}</p>" for s in headline(settings, metrics))
     seeds = len(settings["seeds"])
     held_out = f"{row['num_heldout']:,}" if row["num_heldout"] else "none"
     sizes = f"{row['num_train']:,} training images, {held_out} held out"
     links = [("arms", "Arms"), *([("published", "Published")] if published else []), ("curves", "Memorisation")]
-    links += [("trade_off", "Trade-off"), ("gallery", "Images"), ("training", "Training")]
+    links += [("trade_off", "Trade-off"), ("gallery", "Leaks"), ("training", "Training")]
+    links += [("analyses", "Analyses")] if analyses else []
     links += [("settings", "Settings"), ("machines", "Wall time")]
     nav = " · ".join(f'<a href="#{name}">{title}</a>' for name, title in links)
     return (
@@ -410,22 +414,38 @@ def _shown(view):
     return title + table + (f"\n<ol class=quiet>{notes}</ol>" if notes else "")
 
 
-def _gallery(settings, galleries):
-    weights, protocol, _ = _headline(settings)
+def _gallery(settings, metrics, galleries, leaks, num_train):
+    weights, protocol, threshold = _headline(settings)
     parts = []
     for arm, pairs in galleries.items():
+        images, copies = leaks[arm]
         figures = "".join(
             f'<figure><div class=pair><img src="{p["generated"]}" alt="generated image {p["image"]}">'
             f'<img src="{p["train"]}" alt="training image {escape(str(p["key"]))}"></div>'
-            f"<figcaption>{p['ratio']:.3f} · {escape(str(p['key']))}</figcaption></figure>"
+            f"<figcaption>{p['ratio']:.3f} · {_copies(p['copies'])} · {escape(str(p['key']))}</figcaption></figure>"
             for p in pairs
         )
-        parts.append(f"<h3>{escape(arm)}</h3>\n<div class=gallery>{figures or 'No images.'}</div>")
+        num_images = f"{metrics[arm]['num_images']:,}"
+        told = f"{copies:,} of {num_images} generated images are copies of {images:,} of the {num_train:,} training images."
+        if not images:
+            told = f"No training image counts as given out by {num_images} generated images. The closest pairs:"
+        elif images > len(pairs):
+            told += f" The {len(pairs)} clearest:"
+        parts.append(
+            f"<h3>{escape(arm)}</h3>\n<p class=quiet>{told}</p>\n<div class=gallery>{figures or 'No images.'}</div>"
+        )
     return (
-        f'<section>\n<h2 id="gallery">Most memorised images</h2>\n<p class=quiet>Left the generated image, right the nearest '
-        f"training image, below its ratio ({escape(protocol)}, {escape(weights)} weights, seed {settings['seeds'][0]}) and key. "
-        f"Lowest ratio first, each training image once.</p>\n{chr(10).join(parts)}\n</section>"
+        f'<section>\n<h2 id="gallery">Training images that leaked</h2>\n<p class=quiet>Left the generated image, right the '
+        f"nearest training image, below its ratio ({escape(protocol)}, {escape(weights)} weights, seed {settings['seeds'][0]}), "
+        f"the number of generated images that are copies of it at threshold {threshold:g}, and its key. Lowest ratio first, each "
+        "training image once. Merely simple images count as well: excess, above, says how many hits are more than that. The list, for all arms, seeds and weights: artifacts/report/leaks.csv and leaks.parquet. In "
+        f"the CSV an apostrophe stands before a key that a spreadsheet would take for a formula.</p>\n{chr(10).join(parts)}\n"
+        "</section>"
     )
+
+
+def _copies(number):
+    return "not counted" if number == 0 else "1 copy" if number == 1 else f"{number:,} copies"
 
 
 def _training(settings, metrics, figures):
@@ -471,6 +491,23 @@ def _training(settings, metrics, figures):
     return (
         f'<section>\n<h2 id="training">Training</h2>\n{_table(rows, caption)}\n'
         f"<div class=panels>{''.join(panels)}</div>\n</section>"
+    )
+
+
+def _analyses(blocks):
+    if not blocks:
+        return ""
+    parts = []
+    for block in blocks:
+        panels = "".join(_figure(svg, caption) for svg, caption in block.panels)
+        details = f"<details><summary>Each move</summary>{_table(block.details)}</details>" if block.details else ""
+        parts.append(
+            f"<h3>{escape(block.title)}</h3>\n<p class=quiet>{escape(block.text)}</p>\n"
+            f"{_table(block.rows) if block.rows else ''}\n<div class=panels>{panels}</div>{details}"
+        )
+    return (
+        '<section>\n<h2 id="analyses">Analyses</h2>\n<p class=quiet>Figures show the first seed, tables all of them.</p>\n'
+        f"{chr(10).join(parts)}\n</section>"
     )
 
 

@@ -152,6 +152,52 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp
     assert planned(project) == end | {"sample@ddpm-seed3-part0", "sample@ddpm-seed3-part1", "score@ddpm-seed3"}
 
 
+ANALYSE = {
+    "group_size": 10, "noise_draws": 1, "timestep_stride": 5, "batch_size": 30, "select": "l2", "extreme_share": 0.1,
+    "rare_skip_rate": 0.3,
+}  # fmt: skip
+
+
+def test_analyses_come_and_go_with_their_section(finished, tmp_path):
+    """Added to a finished run they cost themselves and the report; taken out, nothing of them is left."""
+    project = finished.copy(tmp_path / "project")
+    analyses = {"analyse@ddpm-seed3", f"analyse@{IET}"}
+    project.edit(analyse=ANALYSE)
+    assert planned(project) == analyses | {"report"}
+    project.edit(
+        score__thresholds=[0.5, 0.9], score__headline__threshold=0.9
+    )  # the tiny models give out nothing at 0.5
+    assert planned(project) == analyses | {"score@ddpm-seed3", f"score@{IET}", "report"}
+    project.run("snakemake")
+    assert "up to date" in project.run("dvc", "status").text
+
+    page = (project.root / "report.html").read_text()
+    assert 'id="analyses"' in page and "Loss against timestep" in page and "Skipping by timestep" in page
+    summary = yaml.safe_load((project.root / f"artifacts/analysis/{IET}/summary.json").read_text())
+    assert summary["moves"]["moved"] == 2 * int(0.25 * 30)
+    for name in ("loss_by_timestep", "train_images", "extremes", "skip_by_timestep"):
+        assert "absent" not in summary[name], name
+    images = pd.read_parquet(project.root / f"artifacts/analysis/{IET}/train_images.parquet")
+    assert images.skips.sum() == sum(counts(project, r, k)["skips"].sum() for r in (1, 2) for k in (0, 1)) > 0
+
+    leaks = pd.read_parquet(project.root / "artifacts/report/leaks.parquet")
+    metrics = yaml.safe_load((project.root / "metrics.json").read_text())
+    keys = yaml.safe_load((project.root / "artifacts/data/keys.json").read_text())["train"]
+    assert leaks.key.tolist() == [keys[i] for i in leaks["index"]]
+    for arm in ("ddpm", "iet_agc_plus"):
+        for weights in ("raw", "ema"):
+            of_run = leaks[(leaks.arm == arm) & (leaks.weights == weights)]
+            expected = metrics[arm][weights]["l2_from_gen"]["0.9"]
+            assert (len(of_run), of_run["count"].sum()) == (expected["distinct"], expected["count"])
+    raw = leaks[(leaks.arm == "iet_agc_plus") & (leaks.weights == "raw")]
+    assert 0 < len(raw) == (images.emitted > 0).sum() == summary["emission"]["emitted"]
+
+    (project.root / "params.yaml").write_text(TINY)
+    project.run("snakemake")
+    assert not (project.root / "artifacts/analysis").exists()
+    assert project.lock() == finished.lock()
+
+
 def same_results(project, reference, arm):
     """The hashes of all outputs of one arm are those of another project; at least a handful of them."""
     found = {path: md5 for path, md5 in project.results().items() if arm in path}

@@ -128,8 +128,8 @@ def test_without_redistribution_the_index_lists_of_round_1_hold_throughout():
 
 def test_one_shard_and_one_round():
     found = plan.expand(only({"rounds": 1, "shard": {"num_shards": 1}, "redistribute": MSR, "sample": {"parts": 1}}))
-    assert {phase: len(keys) for phase, keys in found.items() if phase not in ("data", "report")} == {
-        "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1,
+    assert {phase: len(keys) for phase, keys in found.items() if phase not in plan.ONE_OF_A_KIND} == {
+        "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1, "analyse": 0,
     }  # fmt: skip
 
 
@@ -154,6 +154,29 @@ def test_a_set_with_checksums_is_pinned_by_the_package_that_has_them(name):
     """DVC wants every dependency to be there; the folder of such a set may not be, before a download."""
     found = plan.expand(experiment(data={"name": name, "root": "none", "split_seed": 0}))
     assert found["data"] == {"source": "requirements.txt"}
+
+
+def test_every_run_is_analysed_where_the_section_is_there():
+    """On its final model; the report then waits for all of them, and otherwise reads something that never changes."""
+    without, with_section = plan.expand(experiment(seeds=[5, 2])), plan.expand(experiment(seeds=[5, 2], analyse={}))
+    assert without["analyse"] == {} and without["report"] == {
+        "counts": "artifacts/counts",
+        "analysis": "stages/analyse.py",
+    }
+    assert with_section["analyse"].keys() == with_section["score"].keys() and len(with_section["analyse"]) == 4
+    assert with_section["analyse"]["iet_agc_plus-seed2"] == {
+        "arm": "iet_agc_plus", "seed": 2, "run": "iet_agc_plus-seed2", "method": "stages/training/agc",
+        "model": "artifacts/model/iet_agc_plus-seed2/round2",
+    }  # fmt: skip
+    assert with_section["report"] == {"counts": "artifacts/counts", "analysis": "artifacts/analysis"}
+    assert plan.stage_names(with_section) - plan.stage_names(without) == {
+        f"analyse@{key}" for key in with_section["analyse"]
+    }
+    more = set(plan.output_folders(with_section)) - set(plan.output_folders(without))
+    assert more == {Path("artifacts/analysis") / key for key in with_section["analyse"]}
+    assert {phase: items for phase, items in with_section.items() if phase not in ("analyse", "report")} == {
+        phase: items for phase, items in without.items() if phase not in ("analyse", "report")
+    }
 
 
 def test_more_rounds_leave_the_items_of_earlier_rounds_as_they_are():
@@ -185,7 +208,7 @@ def test_whatever_the_experiment_each_input_is_made_by_an_earlier_instance(seed)
     made = plan.output_folders(found)
     assert len(made) == len(set(made))
     for phase, items in found.items():
-        for item in items.values() if phase not in ("data", "report") else ():
+        for item in items.values() if phase not in plan.ONE_OF_A_KIND else ():
             for field in ("index", "model", "state", "shards"):
                 path = Path(item.get(field, "stages/x"))
                 if path.parts[0] == "stages":

@@ -92,8 +92,11 @@ def write_scores(root, run, level, held_out=True, key="<b>3&7.png"):
                 row |= {"excess_low": excess - 4 if held_out else none, "excess_high": excess + 5 if held_out else none}
                 rows.append(row | {"simplicity": 12.5 if held_out else none})
     pd.DataFrame(rows).to_parquet(folder / "curves.parquet")
+    # At 0.5 with raw weights, images 7 and 2 are copies of training image 2; with EMA weights image 3 is one of image 3.
+    ratios = {"raw": {7: 0.123, 2: 0.4, 5: 0.55}, "ema": {3: 0.5}}
     images = [
-        {"weights": weights, "image": i, "nearest_train": i % 5, "nearest_key": key if weights == "raw" else "other"}
+        {"weights": weights, "image": i, "nearest_train": i % 5, "nearest_key": key if weights == "raw" else "=other"}
+        | {"train_l2_from_gen": ratios[weights].get(i, 0.9)}
         for weights in ("ema", "raw")
         for i in range(10)
     ]
@@ -102,8 +105,8 @@ def write_scores(root, run, level, held_out=True, key="<b>3&7.png"):
     scores = {"num_images": NUM_IMAGES, "num_train": 5, "num_heldout": 7 if held_out else 0}
     (folder / "scores.json").write_text(json.dumps(scores | {"raw": distances, "ema": distances}))
     pictures = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
-    gallery = {"generated": pictures, "train": pictures, "image": np.array([7, 2]), "nearest_train": np.array([2, 0])}
-    save_file(gallery | {"ratio": np.array([0.123, 0.25])}, folder / "gallery.safetensors")
+    gallery = {"generated": pictures, "train": pictures, "image": np.array([7, 5]), "nearest_train": np.array([2, 0])}
+    save_file(gallery | {"ratio": np.array([0.123, 0.55])}, folder / "gallery.safetensors")
 
 
 def make_tree(root, settings, levels, **options):
@@ -216,7 +219,7 @@ def test_t_interval_of_three_values():
 def test_same_artifacts_give_the_same_bytes(own):
     root, _ = own
     tracked = ["metrics.json", "plots/mq_curve.csv", "plots/training.csv", "plots/skip_histogram.csv"]
-    tracked += ["artifacts/report/results.parquet", "artifacts/report/body.html"]
+    tracked += [f"artifacts/report/{name}" for name in ("results.parquet", "body.html", "leaks.parquet", "leaks.csv")]
     first = {name: (root / name).read_bytes() for name in tracked}
     (root / "logs/timing/report/report.json").unlink()
     report.main([])
@@ -235,6 +238,38 @@ def test_page_needs_nothing_from_outside_and_escapes_keys(one_seed):
     assert "{" not in text and "None" not in text  # every f-string has its f
     ids = re.findall(r' id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
     assert len(ids) == len(set(ids))
+
+
+def test_the_leak_list_of_both_arms_and_weights(one_seed):
+    root, _ = one_seed
+    frame = pd.read_parquet(root / "artifacts/report/leaks.parquet")
+    assert frame.values.tolist() == [
+        [arm, 0, *row]
+        for arm in ("plain", "iet")
+        for row in (["ema", 3, "=other", 1, 0.5, 3], ["raw", 2, "<b>3&7.png", 2, 0.123, 7])
+    ]
+    assert frame.columns.tolist() == ["arm", "seed", "weights", "index", "key", "count", "best_ratio", "twin"]
+    lines = (root / "artifacts/report/leaks.csv").read_text().splitlines()
+    assert lines[1:3] == ['"plain",0,"ema",3,"\'=other",1,0.5,3', '"plain",0,"raw",2,"<b>3&7.png",2,0.123,7']
+
+
+def test_the_gallery_says_what_counts_as_given_out(one_seed):
+    root, _ = one_seed
+    page = (root / "report.html").read_text()
+    assert page.count("2 of 100 generated images are copies of 1 of the 5 training images.") == 2  # both arms
+    captions = re.findall(r"<figcaption>(0\.\d+ · [^<]*?) · ", page)
+    assert captions == ["0.123 · 2 copies", "0.550 · not counted"] * 2
+    assert "analyses" not in page  # params.yaml has no such section
+
+
+def test_a_gallery_without_leaks_shows_the_closest_pairs(one_seed):
+    leaks, galleries = {"plain": (0, 0), "iet": (4, 12)}, {"plain": [], "iet": [{"copies": 1, "ratio": 0.1} | PAIR]}
+    html = report_page._gallery(SETTINGS, one_seed[1], galleries, leaks, 5)
+    assert "No training image counts as given out by 100 generated images. The closest pairs:" in html
+    assert "12 of 100 generated images are copies of 4 of the 5 training images. The 1 clearest:" in html
+
+
+PAIR = {"generated": "data:", "train": "data:", "image": 3, "key": "a"}
 
 
 def test_every_reference_inside_the_drawings_has_its_target(one_seed):

@@ -27,6 +27,10 @@ PURPOSES = {
     "mask": 16,  # Ambient's masks of a training image: (seed, image)
     "sigma": 17,  # Ambient's noise levels of a step:   (seed, shard, step)
     "sample_mask": 18,  # Ambient's mask of an image:   (seed, image index)
+    "loss_noise": 19,  # noise of Fig. 3:               (seed, timestep, draw)
+    "other_images": 20,  # the other images of Fig. 3:  (seed)
+    "skip_ties": 21,  # equal skip counts in Fig. 8:    (seed)
+    "move_pairs": 22,  # who is compared with whom:     (seed)
 }
 
 

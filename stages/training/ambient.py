@@ -80,6 +80,8 @@ def noise_levels(num_steps):
 
 
 class Method(base.Method):
+    predicts_noise = False
+
     def network_channels(self, channels):
         return 2 * channels, channels
 

@@ -56,6 +56,10 @@ class Losses:
 class Method:
     """Plain DDPM (Ho et al. 2020)."""
 
+    predicts_noise = (
+        True  # of the images themselves, given the timestep: what the loss against the timestep is asked of
+    )
+
     def __init__(self, settings):
         """settings   section arms.<arm>.method"""
         self.settings = settings

@@ -37,6 +37,25 @@ rule score:
         "exec python workflow/scripts/repro.py score@{wildcards.key} {output} > {log} 2>&1"
 
 
+rule analyse:
+    input:
+        predecessors_of("analyse"),
+    output:
+        receipt("analyse@{key}"),
+    log:
+        "logs/analyse/{key}.log",
+    priority: most_work_first("analyse")
+    conda:
+        "../../environment.yml"
+    threads: EXPERIMENT["compute"]["threads"]
+    resources:
+        gpu=1,
+    message:
+        "analyse {wildcards.key}"
+    shell:
+        "exec python workflow/scripts/repro.py analyse@{wildcards.key} {output} > {log} 2>&1"
+
+
 rule report:
     input:
         predecessors("report"),
