@@ -25,6 +25,7 @@ LOGS = Path("logs")
 
 PLAN_OK = ARTIFACTS / "plan.ok"
 DATA = ARTIFACTS / "data"
+QUALITY = ARTIFACTS / "quality"
 
 
 def run_name(arm, seed):
@@ -59,6 +60,14 @@ def samples_dir(run, part):
 
 def score_dir(run):
     return ARTIFACTS / "score" / run
+
+
+def quality_dir(run):
+    """FID and its kin of a run: scores.json. Of QUALITY_REFERENCE: the network, and the features of the training images."""
+    return QUALITY / run
+
+
+QUALITY_REFERENCE = "reference"  # no run is called so: their names end in a seed
 
 
 REPORT = ARTIFACTS / "report"

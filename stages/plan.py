@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from stages import cli, files, params, processes
+from stages import cli, files, inception_weights, params, processes
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
@@ -21,6 +21,11 @@ INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
 # What the image set is read from where it is no folder: digits come with the pinned scikit-learn.
 PACKAGED_DATA = "requirements.txt"
+# What comes with the pinned torch-fidelity: the address and the checksum of the weights where they are to be fetched.
+FETCHED_WEIGHTS = "requirements.txt"
+# What the report depends on where the quality phase is left out: the code that says so.
+NO_QUALITY = "stages/inception_weights.py"
+ONE_OF_A_KIND = ("data", "report")  # phases of a single stage: their entry in the plan holds what it reads
 
 
 def expand(experiment):
@@ -29,7 +34,7 @@ def expand(experiment):
     experiment   params.yaml as a dict
     Returns      dict phase -> dict key -> fields of dvc.yaml; a key is <arm>-seed<S>[-round<r>][-shard<k> | -part<p>]
     """
-    plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score")}
+    plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score", "quality")}
     for arm, recipe in experiment["arms"].items():
         num_shards, num_rounds = recipe["shard"]["num_shards"], recipe["rounds"]
         num_parts = params.section(experiment, "sample", arm)["parts"]
@@ -57,11 +62,39 @@ def expand(experiment):
             for p in range(num_parts):
                 plan["sample"][f"{run}-part{p}"] = this | {"part": p, "model": str(files.model_dir(run, num_rounds))}
             plan["score"][run] = dict(this)
-    return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, **plan}
+    report = {"quality": NO_QUALITY}
+    if inception_weights.wanted(experiment):
+        plan["quality"] = _quality(experiment["quality"], plan["score"])
+        report = {"quality": str(files.QUALITY)}
+    return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, **plan, "report": report}
+
+
+def _quality(settings, runs):
+    """The reference, which goes through the training images once, and a stage a run, which reads it."""
+    reference = {
+        "run": files.QUALITY_REFERENCE,
+        "arguments": "--reference",
+        "images": str(files.DATA),
+        "network": settings.get("weights", FETCHED_WEIGHTS),
+    }
+    return {reference["run"]: reference} | {
+        run: {
+            "run": run,
+            "arguments": f"--arm {item['arm']} --seed {item['seed']}",
+            "images": str(files.samples_dir(run, 0).parent),
+            "network": str(files.quality_dir(files.QUALITY_REFERENCE)),
+        }
+        for run, item in runs.items()
+    }
 
 
 def check_source(experiment):
-    """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe."""
+    """What params.yaml names is there.
+
+    Raises   ValueError: the image folder is gone and no decoded copy of it is there either, or would not be safe; the
+             Inception weights are missing or others
+    """
+    inception_weights.check(experiment)
     root = experiment["data"].get("root")
     if root and Path(root).resolve().is_relative_to(files.ARTIFACTS.resolve()):
         raise ValueError(
@@ -75,7 +108,7 @@ def check_source(experiment):
 
 def stage_names(plan):
     """Names of all stages of dvc.yaml: phase@key, and those that there is one of."""
-    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase != "data" for key in keys}
+    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase not in ONE_OF_A_KIND for key in keys}
     return instances | {"plan", "data", "report"}
 
 
@@ -91,6 +124,7 @@ def output_folders(plan):
     outputs += [Path(item["next_shards"]) for item in plan["redistribute"].values()]
     outputs += [files.samples_dir(item["run"], item["part"]) for item in plan["sample"].values()]
     outputs += [files.score_dir(item["run"]) for item in plan["score"].values()]
+    outputs += [files.quality_dir(item["run"]) for item in plan["quality"].values()]
     return outputs
 
 
@@ -190,6 +224,8 @@ def _rewrite_lock(names, parse, dump):
 def main(arguments):
     with cli.stage("plan", __doc__, arguments) as job:
         check_source(job.params)
+        if not inception_weights.wanted(job.params):
+            print(inception_weights.LEFT_OUT, file=sys.stderr)
         plan = expand(job.params)
         changes = refresh(plan)
         files.write_text(files.PLAN_OK, "params.yaml was found valid and plan.yaml up to date\n")

@@ -13,7 +13,7 @@ from stages.method import randomness
 STAGES = pathlib.Path(__file__).parents[1] / "stages"
 KEYS = {  # how many numbers follow the purpose, as the table in randomness.py says
     "split": 1, "shard": 1, "init": 1, "order": 3, "noise": 3, "flip": 3, "dropout": 3, "augment": 3, "ties": 3,
-    "sample": 2, "reference": 1,
+    "sample": 2, "reference": 1, "quality": 1,
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ PURPOSES = {
     "ties": 9,  # equal skip counts, random selection:  (seed, shard, round)
     "sample": 10,  # starting noise of an image:        (seed, image index)
     "reference": 11,  # class-matched references:       (seed)
+    "quality": 23,  # subsets of KID, splits of the Inception score: (seed)
 }
 
 
