@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import cli, files, params, report_page
+from stages import cli, files, params, report_page, report_quality
 
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
@@ -90,6 +90,10 @@ def build(settings):
             epochs.assign(percent=100 * epochs.augmented_share), arms, "percent", "augmented (% of the images visited)"
         ),
     }
+    fid = None
+    if quality_protocols := report_quality.protocols(settings):
+        column, label = f"fid_{quality_protocols[0]}", f"FID ({quality_protocols[0]})"
+        fid = figures.excess_against_fidelity(results, arms, weights, protocol, threshold, column, label)
     per_seed = results[np.isclose(results.threshold, threshold) & (results.protocol == protocol)]
     body = report_page.body(
         settings,
@@ -98,6 +102,7 @@ def build(settings):
         per_seed.to_dict("records"),
         drawn,
         galleries,
+        report_quality.section(settings, metrics, fid),
     )
     files.write_text(BODY, body)
 
@@ -117,9 +122,8 @@ def read(settings):
     for arm, recipe in settings["arms"].items():
         for seed in settings["seeds"]:
             run = files.run_name(arm, seed)
-            results.append(
-                read_scores(files.score_dir(run), settings["score"]["thresholds"]).assign(arm=arm, seed=seed)
-            )
+            scores = read_scores(files.score_dir(run), settings["score"]["thresholds"])
+            results.append(report_quality.with_columns(scores, settings, run).assign(arm=arm, seed=seed))
             rounds = [
                 [files.load_arrays(files.counts_file(run, r, k)) for k in range(recipe["shard"]["num_shards"])]
                 for r in range(1, recipe["rounds"] + 1)
@@ -243,6 +247,7 @@ def summarise(settings, results, training):
         for weights in of_arm.weights.unique():
             rows = of_arm[of_arm.weights == weights]
             entry[weights] = _mean_and_sd(rows.drop_duplicates("seed"), ["fd_pixels", "fd_pixels_heldout"])
+            entry[weights] |= report_quality.summary(settings, rows.drop_duplicates("seed"), _mean_and_sd)
             for protocol in PROTOCOLS:
                 of_protocol = rows[rows.protocol == protocol]
                 entry[weights][protocol] = {

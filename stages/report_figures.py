@@ -83,10 +83,15 @@ def mq_curve(results, arms, weights, protocol, marks, column="share", reference=
         return _svg(figure, f"{name} against the threshold, protocol {protocol}, {weights} weights")
 
 
-def excess_against_fidelity(results, arms, weights, protocol, threshold):
-    """One point an arm and seed: fidelity across, memorisation up, with the paired 95 % interval."""
+def excess_against_fidelity(
+    results, arms, weights, protocol, threshold, fidelity="fd_pixels", label="fd_pixels (squared [0, 1] pixel range)"
+):
+    """One point an arm and seed: fidelity across, memorisation up, with the paired 95 % interval.
+
+    fidelity   column of results; label names it at the axis
+    """
     at = (results.weights == weights) & (results.protocol == protocol) & np.isclose(results.threshold, threshold)
-    rows = results[at & results.fd_pixels.notna()]
+    rows = results[at & results[fidelity].notna()]
     if rows.empty:
         return None
     held_out = rows.excess.notna().all()
@@ -94,7 +99,7 @@ def excess_against_fidelity(results, arms, weights, protocol, threshold):
     with matplotlib.style.context(["default", STYLE]):
         figure, axes = _axes(len(arms))
         for number, arm in enumerate(arms):
-            x, y = rows.fd_pixels[rows.arm == arm], percent[rows.arm == arm]
+            x, y = rows[fidelity][rows.arm == arm], percent[rows.arm == arm]
             look = {**_look(number), "linestyle": "none", "markersize": 7}
             if held_out:
                 bars = [y.excess - y.excess_low, y.excess_high - y.excess]
@@ -105,11 +110,11 @@ def excess_against_fidelity(results, arms, weights, protocol, threshold):
         axes.margins(0.1)
         what = "excess" if held_out else "memorised, MQ"
         axes.set(
-            xlabel="fd_pixels (squared [0, 1] pixel range), lower = more faithful",
+            xlabel=f"{label}, lower = more faithful",
             ylabel=f"{what} at {threshold:g} (% of generated images)",
         )
         axes.set_title(f"{protocol}, {weights} weights")
-        return _svg(figure, f"{what} against fd_pixels, a point an arm and seed")
+        return _svg(figure, f"{what} against {fidelity}, a point an arm and seed")
 
 
 def over_epochs(epochs, arms, column, label, log=False):

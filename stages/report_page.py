@@ -9,7 +9,7 @@ import re
 from html import escape
 
 DASH = "–"
-PHASES = ["plan", "data", "shard", "train", "aggregate", "redistribute", "sample", "score", "report"]
+PHASES = ["plan", "data", "shard", "train", "aggregate", "redistribute", "sample", "score", "quality", "report"]
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #ffffff; --quiet: #5b6168; --line: #d5d9de; --tint: #f3f5f7;
   --arm-1: #0072b2; --arm-2: #cf4f00; --arm-3: #00805c; --arm-4: #b0479a; --arm-5: #8a6a00; --arm-6: #2f8fcb;
@@ -59,19 +59,21 @@ def page(body, machines):
     )
 
 
-def body(settings, params_text, metrics, per_seed, figures, galleries):
+def body(settings, params_text, metrics, per_seed, figures, galleries, quality):
     """The part of the page that follows from the artifacts alone.
 
     metrics    as in metrics.json
     per_seed   dicts, one an arm, seed and weights, at the headline protocol and threshold
     figures    SVG by name, None where there is nothing to draw
     galleries  per arm its dicts: generated and train (data addresses), image, ratio, key
+    quality    HTML of the section that report_quality makes
     """
     params_block = f"<details><summary>params.yaml</summary>\n<pre>{escape(params_text)}</pre>\n</details>"
     return "\n".join(
         [
             _top(settings, metrics, per_seed[0]),
             _arms(settings, metrics),
+            quality,
             _seeds(settings, per_seed),
             _curves(settings, figures),
             _gallery(settings, galleries),
@@ -138,6 +140,7 @@ def headline(settings, metrics):
 def text_table(settings, metrics, width=120):
     """The headline table as plain text, at most `width` columns."""
     weights, protocol, threshold = _headline(settings)
+    fid_protocol = next(iter(metrics[next(iter(settings["arms"]))][weights].get("fid", {})), None)
     rows = []
     for arm in settings["arms"]:
         of_weights, training = metrics[arm][weights], metrics[arm]["training"]
@@ -150,6 +153,7 @@ def text_table(settings, metrics, width=120):
                 "simplic.": tally(at["simplicity"]),
                 "distinct": tally(at["distinct"]),
                 "fd_pixels": number(of_weights["fd_pixels"]),
+                **({"FID": number(of_weights["fid"][fid_protocol])} if fid_protocol else {}),
                 "skip %": _percent(training["skipped_share"]),
                 "augm %": _percent(training["augmented_share"]),
                 "moved": tally(training["moved"]),
@@ -160,6 +164,8 @@ def text_table(settings, metrics, width=120):
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     widths[0] = max(8, min(widths[0], width - sum(w + 2 for w in widths[1:])))
     lines = [f"{protocol}, {weights} weights; excess and distinct at {threshold:g}"]
+    if fid_protocol:
+        lines[0] += f"; FID by {fid_protocol}"
     for row in [heads, ["-" * w for w in widths], *rows]:
         name = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
         lines.append(
@@ -248,7 +254,13 @@ def _top(settings, metrics, row):
     seeds = len(settings["seeds"])
     held_out = f"{row['num_heldout']:,}" if row["num_heldout"] else "none"
     sizes = f"{row['num_train']:,} training images, {held_out} held out"
-    links = [("arms", "Arms"), ("curves", "Memorisation"), ("gallery", "Images"), ("training", "Training")]
+    links = [
+        ("arms", "Arms"),
+        ("quality", "Quality"),
+        ("curves", "Memorisation"),
+        ("gallery", "Images"),
+        ("training", "Training"),
+    ]
     links += [("settings", "Settings"), ("machines", "Wall time")]
     nav = " · ".join(f'<a href="#{name}">{title}</a>' for name, title in links)
     return (
@@ -298,7 +310,7 @@ def _arms(settings, metrics):
                     "distinct": _with_sd(c, "distinct"),
                 }
                 for name, of_protocol in values.items()
-                if isinstance(of_protocol, dict)
+                if isinstance(of_protocol, dict) and at in of_protocol
                 for t, c in of_protocol.items()
             ]
     seeds = len(settings["seeds"])
