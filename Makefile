@@ -1,5 +1,6 @@
 # make run    set-up, then the experiment of params.yaml
 # make test   set-up, then the tests
+# make experiment NAME=cifar10   another experiment in params.yaml
 # make help   all targets
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow seeds setup lint lock clean help
+.PHONY: run test slow seeds experiment setup lint lock clean help
 
 run: setup
 	@snakemake
@@ -21,6 +22,9 @@ slow: setup ## the tests that take minutes
 
 seeds: setup ## the experiment of params.yaml over seeds 0, 1, 2, in a copy under scratch/seeds
 	@python workflow/scripts/seeds.py 0 1 2
+
+experiment: setup ## NAME=cifar10: puts experiments/cifar10.yaml into params.yaml
+	@python workflow/scripts/experiment.py $(NAME)
 
 setup: $(READY) ## the project's own environment in .venv, from the hashed lock
 

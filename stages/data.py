@@ -2,13 +2,14 @@
 
 params    data
 reads     the folder data.root, or the package the images come with
-writes    artifacts/data/train.npy, heldout.npy: [N,H,W,C] uint8; *_labels.npy: [N] int64; keys.json: names of the images
+writes    artifacts/data/train.npy, heldout.npy: [N,H,W,C] uint8; *_labels.npy: [N] int64; keys.json: names of the images;
+          classes.json: names of the classes in the order of the labels, [] where images have no classes
           An image's index, its identity in all other files, is its position in train.npy.
 """
 
 import numpy as np
 
-from stages import cli, files, image_sets
+from stages import cli, files, image_sets, params
 from stages.method import randomness, sharding
 from stages.progress import Progress
 
@@ -55,6 +56,7 @@ def main(arguments):
                 files.save_array(folder / f"{name}_labels.npy", part.labels[indices])
                 keys[name] = [part.keys[i] for i in indices]
             files.write_json(folder / "keys.json", keys)
+            files.write_json(folder / "classes.json", images.classes)
 
 
 def _check_size(experiment, num_train):
@@ -63,7 +65,7 @@ def _check_size(experiment, num_train):
         raise ValueError(
             f"there are {num_train} training images, fewer than score.neighbours = {neighbours}: lower it (params.yaml)"
         )
-    for arm, recipe in experiment["arms"].items():
+    for arm, recipe in params.trained(experiment).items():
         num_shards = recipe["shard"]["num_shards"]
         if num_shards > num_train:
             raise ValueError(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from stages import image_sets, training
+
 PARAMS_FILE = "params.yaml"
 SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
 # A number for YAML 1.2 (DVC) but a text for YAML 1.1 (PyYAML, Snakemake): no dot, or no sign in the exponent.
@@ -68,9 +70,24 @@ def load(path=PARAMS_FILE):
     return params
 
 
+def trained(params):
+    """The arms that are trained here, by name; the others are generators from elsewhere, which are only audited."""
+    return {arm: recipe for arm, recipe in params["arms"].items() if "generator" not in recipe}
+
+
 def section(params, phase, arm):
-    """The settings of one phase of one arm: the shared section of that name with the arm's own over it."""
-    return {**params.get(phase, {}), **params["arms"][arm][phase]}
+    """The settings of one phase of one arm: the shared section of that name with the arm's own over it.
+
+    A generator from elsewhere has one kind of weights, called raw, and one part; of a folder or a file all images are taken
+    (num_images None) unless the arm itself says how many.
+    """
+    recipe = params["arms"][arm]
+    settings = {**params.get(phase, {}), **recipe[phase]}
+    if phase == "sample" and "generator" in recipe:
+        settings |= {"weights": ["raw"], "parts": 1}
+        if "pipeline" not in recipe["generator"]:
+            settings["num_images"] = recipe["sample"].get("num_images")
+    return settings
 
 
 def check(params, path=PARAMS_FILE):
@@ -78,6 +95,7 @@ def check(params, path=PARAMS_FILE):
     import jsonschema
 
     schema = yaml.load(SCHEMA_FILE.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a subclass of the safe loader)
+    schema["$defs"]["method"] |= _methods()
     draft = jsonschema.Draft202012Validator
     # 600.0 is an integer for JSON Schema, but no number of epochs.
     types = draft.TYPE_CHECKER.redefine(
@@ -96,6 +114,24 @@ def check(params, path=PARAMS_FILE):
         _check_together(params)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _methods():
+    """Schema of arms.<arm>.method: a name, and the settings which that method's own module declares."""
+    methods = training.declared()
+    name = {"description": "training method: a module of stages/training/", "enum": sorted(methods)}
+    cases = [
+        {
+            "if": {"properties": {"name": {"const": method}}},
+            "then": {
+                "additionalProperties": False,
+                "required": ["name", *declared["SETTINGS"].get("required", [])],
+                "properties": {"name": name, **declared["SETTINGS"].get("properties", {})},
+            },
+        }
+        for method, declared in methods.items()
+    ]
+    return {"type": "object", "required": ["name"], "properties": {"name": name}, "allOf": cases}
 
 
 def _sentence(error):
@@ -200,23 +236,26 @@ def _check_together(params):
         raise ValueError(
             f"score.headline.threshold is {headline['threshold']}, expected one of score.thresholds {score['thresholds']}"
         )
-    for arm, recipe in params["arms"].items():
-        train, sample = section(params, "train", arm), section(params, "sample", arm)
-        if "taa" in train and "agc" not in train:
-            raise ValueError(f"arms.{arm}.train.taa needs arms.{arm}.train.agc, whose threshold it augments around")
-        if recipe["redistribute"].get("select") == "memory" and "agc" not in train:
+    for arm in params["arms"]:
+        weights = section(params, "sample", arm)["weights"]
+        if headline["weights"] not in weights:
             raise ValueError(
-                f"arms.{arm}.redistribute.select is memory, which needs the skip counts of arms.{arm}.train.agc: "
-                "add that section, or select: random"
+                f"score.headline.weights is {headline['weights']}, but sample.weights of {arm} is {weights}"
+            )
+        _check_generator(arm, params["arms"][arm])
+    for arm, recipe in trained(params).items():
+        train, sample = section(params, "train", arm), section(params, "sample", arm)
+        counting = [name for name, method in training.declared().items() if method["COUNTS_SKIPS"]]
+        if recipe["redistribute"].get("select") == "memory" and recipe["method"]["name"] not in counting:
+            raise ValueError(
+                f"arms.{arm}.redistribute.select is memory, which needs the skip counts of a method that skips "
+                f"({', '.join(counting)}), but arms.{arm}.method.name is {recipe['method']['name']}: use such a method, or "
+                "select: random"
             )
         if 2 * sample["num_steps"] > diffusion["num_timesteps"]:
             raise ValueError(
                 f"sample.num_steps of {arm} is {sample['num_steps']}, expected at most half of diffusion.num_timesteps = "
                 f"{diffusion['num_timesteps']}: DDIM visits every n-th timestep, n at least 2"
-            )
-        if headline["weights"] not in sample["weights"]:
-            raise ValueError(
-                f"score.headline.weights is {headline['weights']}, but sample.weights of {arm} is {sample['weights']}"
             )
         num_batches = -(-sample["num_images"] // sample["batch_size"])
         if sample["parts"] > num_batches:
@@ -239,6 +278,22 @@ def _check_together(params):
         raise ValueError(f"score.neighbours is {score['neighbours']}, expected at most data.num_train = {num_train}")
 
 
+def _check_generator(arm, recipe):
+    generator = recipe.get("generator")
+    if generator is None:
+        return
+    kinds = [kind for kind in ("folder", "file", "pipeline") if kind in generator]
+    if len(kinds) != 1:
+        raise ValueError(
+            f"arms.{arm}.generator has {' and '.join(kinds) or 'no source of images'}, expected one of folder, file and pipeline"
+        )
+    if "resize" in generator and kinds != ["folder"]:
+        raise ValueError(f"arms.{arm}.generator.resize has no effect on a {kinds[0]}: remove it")
+    for key in ("batch_size", "num_steps"):
+        if key in recipe["sample"] and kinds != ["pipeline"]:
+            raise ValueError(f"arms.{arm}.sample.{key} has no effect on the images of a {kinds[0]}: remove it")
+
+
 def _check_finite(value, key):
     """YAML knows .nan and .inf; only the R of TAA may be infinite."""
     if isinstance(value, dict):
@@ -253,15 +308,14 @@ def _check_finite(value, key):
 
 def _check_data(data):
     name = data["name"]
-    needs = {"digits": ["num_train"], "image_folder": ["root"], "cifar10": ["root"]}[name]
-    refuses = {"digits": ["root", "size", "heldout_share"], "image_folder": [], "cifar10": ["size", "heldout_share"]}[
-        name
-    ]
-    for key in needs:
+    entry = image_sets.SETS[name]
+    for key in entry.needs:
         if key not in data:
             raise ValueError(f"the key data.{key} is missing: data.name {name} needs it")
-    for key in refuses:
-        if key in data:
+    if data.get("download") and not entry.download:
+        raise ValueError(f"data.download cannot fetch {name}: {entry.obtain}; remove data.download")
+    for key in data:
+        if key not in ("name", "split_seed", "download", *entry.needs, *entry.takes):
             raise ValueError(f"data.{key} has no effect for data.name {name}: remove it")
     if "num_train" in data and "heldout_share" in data:
         raise ValueError("data.num_train and data.heldout_share both say what is held out: give one of them")

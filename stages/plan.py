@@ -12,20 +12,21 @@ from pathlib import Path
 
 import yaml
 
-from stages import cli, files, inception_weights, params, processes
+from stages import audit, cli, files, image_sets, inception_weights, params, processes, training
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
 # DVC wants a file for every dependency. Round 1 follows no round: its model and state come from the code that makes them.
 INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
-# What the image set is read from where it is no folder: digits come with the pinned scikit-learn.
-PACKAGED_DATA = "requirements.txt"
-# What comes with the pinned torch-fidelity: the address and the checksum of the weights where they are to be fetched.
+AUDIT = "stages/audit.py"
+# What says which images a set has where DVC need not watch a folder: the pinned packages, which hold the images or check them.
+# The folder of such a set may be missing, too, until a download makes it.
+PINNED_DATA = "requirements.txt"
+# The pinned torch-fidelity knows address and checksum of the Inception weights where they are to be fetched.
 FETCHED_WEIGHTS = "requirements.txt"
 # What the report depends on where the quality phase is left out: the code that says so.
 NO_QUALITY = "stages/inception_weights.py"
-ONE_OF_A_KIND = ("data", "report")  # phases of a single stage: their entry in the plan holds what it reads
 
 
 def expand(experiment):
@@ -36,37 +37,51 @@ def expand(experiment):
     """
     plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score", "quality")}
     for arm, recipe in experiment["arms"].items():
-        num_shards, num_rounds = recipe["shard"]["num_shards"], recipe["rounds"]
         num_parts = params.section(experiment, "sample", arm)["parts"]
         for seed in experiment["seeds"]:
             run = files.run_name(arm, seed)
             this = {"arm": arm, "seed": seed, "run": run}
-            plan["shard"][run] = dict(this)
-            for r in range(1, num_rounds + 1):
-                shards = str(files.current_shards_dir(recipe, run, r))
-                for k in range(num_shards):
-                    plan["train"][f"{run}-round{r}-shard{k}"] = this | {
-                        "round": r,
-                        "shard": k,
-                        "index": f"{shards}/shard{k}.npy",
-                        "model": str(files.model_dir(run, r - 1)) if r > 1 else INITIAL_MODEL,
-                        "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
-                    }
-                plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
-                if recipe["redistribute"] and r < num_rounds:
-                    plan["redistribute"][f"{run}-round{r}"] = this | {
-                        "round": r,
-                        "shards": shards,
-                        "next_shards": str(files.shards_dir(run, r + 1)),
-                    }
+            if "generator" in recipe:  # its images come from elsewhere: "method" is the code that reads them
+                made = {"section": "generator", "method": AUDIT, "model": audit.source(recipe["generator"])}
+            else:
+                _expand_training(plan, recipe, this)
+                model = str(files.model_dir(run, recipe["rounds"]))
+                made = {"section": "method", "method": _method_of(recipe), "model": model}
             for p in range(num_parts):
-                plan["sample"][f"{run}-part{p}"] = this | {"part": p, "model": str(files.model_dir(run, num_rounds))}
+                plan["sample"][f"{run}-part{p}"] = this | {"part": p} | made
             plan["score"][run] = dict(this)
-    report = {"quality": NO_QUALITY}
+    counts = "artifacts/counts" if plan["train"] else str(files.PLAN_OK)  # DVC wants what it depends on to be there
+    data = experiment["data"]
+    source = PINNED_DATA if image_sets.SETS[data["name"]].pinned else data["root"]
+    quality = NO_QUALITY
     if inception_weights.wanted(experiment):
         plan["quality"] = _quality(experiment["quality"], plan["score"])
-        report = {"quality": str(files.QUALITY)}
-    return {"data": {"source": experiment["data"].get("root", PACKAGED_DATA)}, **plan, "report": report}
+        quality = str(files.QUALITY)
+    return {"data": {"source": source}, "report": {"counts": counts, "quality": quality}, **plan}
+
+
+def _expand_training(plan, recipe, this):
+    """Adds all instances from the shards to the final model of one arm and seed."""
+    num_shards, num_rounds, run = recipe["shard"]["num_shards"], recipe["rounds"], this["run"]
+    plan["shard"][run] = dict(this)
+    for r in range(1, num_rounds + 1):
+        shards = str(files.current_shards_dir(recipe, run, r))
+        for k in range(num_shards):
+            plan["train"][f"{run}-round{r}-shard{k}"] = this | {
+                "round": r,
+                "shard": k,
+                "method": _method_of(recipe),
+                "index": f"{shards}/shard{k}.npy",
+                "model": str(files.model_dir(run, r - 1)) if r > 1 else INITIAL_MODEL,
+                "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
+            }
+        plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
+        if recipe["redistribute"] and r < num_rounds:
+            plan["redistribute"][f"{run}-round{r}"] = this | {
+                "round": r,
+                "shards": shards,
+                "next_shards": str(files.shards_dir(run, r + 1)),
+            }
 
 
 def _quality(settings, runs):
@@ -88,27 +103,43 @@ def _quality(settings, runs):
     }
 
 
-def check_source(experiment):
-    """What params.yaml names is there.
+def _method_of(recipe):
+    return str(training.source_of(recipe["method"]["name"]))
 
-    Raises   ValueError: the image folder is gone and no decoded copy of it is there either, or would not be safe; the
-             Inception weights are missing or others
-    """
+
+def check_source(experiment):
+    """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe, or the
+    Inception weights are missing or others; says so on stderr where DVC will not notice changes of the images."""
     inception_weights.check(experiment)
-    root = experiment["data"].get("root")
+    data = experiment["data"]
+    root = data.get("root")
     if root and Path(root).resolve().is_relative_to(files.ARTIFACTS.resolve()):
         raise ValueError(
             f"data.root = {root} lies in artifacts/, which is cleared of what no stage makes: move your images"
         )
-    if root and not Path(root).is_dir() and not files.DATA.exists():
-        raise ValueError(
-            f"the folder data.root = {root} does not exist: put your images there, or mend data.root (params.yaml)"
+    if root and not Path(root).is_dir() and not _is_decoded(data):
+        image_sets.check_root(data)
+    if linked := image_sets.linked_folders(data):
+        print(
+            f"{linked[0]}{f' and {len(linked) - 1} more' if linked[1:] else ''} in data.root: a link, behind which DVC does not "
+            "look; when images change there, run: dvc repro --force --single-item data",
+            file=sys.stderr,
         )
+    for arm, recipe in experiment["arms"].items():
+        path = audit.source(recipe["generator"]) if "generator" in recipe else None
+        if path and not Path(path).exists():
+            raise ValueError(f"{path}, from which arms.{arm}.generator takes its images, does not exist (params.yaml)")
+
+
+def _is_decoded(data):
+    """Whether artifacts/data holds the images of this section data, by DVC's record."""
+    recorded = _recorded_stages().get("data", {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
+    return files.DATA.exists() and recorded == data
 
 
 def stage_names(plan):
     """Names of all stages of dvc.yaml: phase@key, and those that there is one of."""
-    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase not in ONE_OF_A_KIND for key in keys}
+    instances = {f"{phase}@{key}" for phase, keys in plan.items() if phase not in ("data", "report") for key in keys}
     return instances | {"plan", "data", "report"}
 
 
@@ -145,7 +176,10 @@ def refresh(plan, dry_run=False):
         before = _stages_of(old)
         added, removed = stage_names(plan) - before, before - stage_names(plan)
         files.write_text(PLAN_FILE, text(plan))
-        changes.append(f"plan.yaml now has {len(added)} new stages and {len(removed)} fewer old ones")
+        names = (
+            f"now has {len(added)} new stages and {len(removed)} fewer old ones" if added or removed else "was renewed"
+        )
+        changes.append(f"plan.yaml {names}")
     stray = _stray_artifacts(plan)
     gone = _stray_lock_entries(plan)
     if not dry_run:
@@ -190,14 +224,19 @@ def _stray_artifacts(plan):
 
 
 def _stray_lock_entries(plan):
+    return sorted(_recorded_stages().keys() - stage_names(plan))
+
+
+def _recorded_stages():
+    """What dvc.lock records: dict name of a stage -> its entry."""
     lock_file = Path("dvc.lock")
     if not lock_file.exists():
-        return []
+        return {}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         recorded = (yaml.load(lock_file.read_text(encoding="utf-8"), loader) or {}).get("stages", {})  # noqa: S506
-        return sorted(recorded.keys() - stage_names(plan))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        return dict(recorded)
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError, TypeError, ValueError):
         raise ValueError(
             "dvc.lock cannot be read, as after a merge with conflicts: restore it (git checkout dvc.lock), or remove it and "
             "run the same command again, which then runs all stages"

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import cli, files, params, report_page, report_quality
+from stages import cli, files, params, report_page, report_quality, report_tables, report_trade_off
 
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
+TRAINING = ["skipped_share", "augmented_share", "moved", "optimizer_steps", "forward_images"]  # sums of `totals`
 PROTOCOLS = ["code_sq", "l2_from_gen"]  # those of metrics.json and the page; results.parquet has all
 
 
@@ -71,16 +72,19 @@ def build(settings):
         files.write_text(
             files.PLOTS / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         )
-    results = results.merge(training, on=["arm", "seed"], validate="many_to_one")
+    results = results.merge(training, how="left", on=["arm", "seed"], validate="many_to_one")
     files.write_bytes(files.REPORT / "results.parquet", results.to_parquet(index=False))
 
     beside = next(other for other in PROTOCOLS if other != protocol)
+    other_weights = "raw" if weights == "ema" else "ema"
     marks = settings["score"]["thresholds"]
+    stopped = report_trade_off.controls(settings)
     drawn = {
         "mq": figures.mq_curve(results, arms, weights, protocol, marks),
         "mq_beside": figures.mq_curve(results, arms, weights, beside, marks),
         "excess": figures.mq_curve(results, arms, weights, protocol, marks, "excess_share"),
-        "fidelity": figures.excess_against_fidelity(results, arms, weights, protocol, threshold),
+        "fidelity": figures.excess_against_fidelity(results, arms, stopped, weights, protocol, threshold),
+        "fidelity_beside": figures.excess_against_fidelity(results, arms, stopped, other_weights, protocol, threshold),
         "skips": figures.skip_histogram(histogram, arms),
         "loss": figures.over_epochs(epochs, arms, "loss", "training loss (mean squared error)", log=True),
         "skipped": figures.over_epochs(
@@ -90,10 +94,11 @@ def build(settings):
             epochs.assign(percent=100 * epochs.augmented_share), arms, "percent", "augmented (% of the images visited)"
         ),
     }
-    fid = None
-    if quality_protocols := report_quality.protocols(settings):
-        column, label = f"fid_{quality_protocols[0]}", f"FID ({quality_protocols[0]})"
-        fid = figures.excess_against_fidelity(results, arms, weights, protocol, threshold, column, label)
+    against_fid = [
+        figures.excess_against_fidelity(results, arms, stopped, w, protocol, threshold, f"fid_{fid}", f"FID ({fid})")
+        for fid in report_quality.protocols(settings)[:1]
+        for w in (weights, other_weights)
+    ]
     per_seed = results[np.isclose(results.threshold, threshold) & (results.protocol == protocol)]
     body = report_page.body(
         settings,
@@ -102,7 +107,9 @@ def build(settings):
         per_seed.to_dict("records"),
         drawn,
         galleries,
-        report_quality.section(settings, metrics, fid),
+        report_trade_off.view(settings, metrics),
+        report_tables.views(settings, metrics, int(results.num_train.iloc[0]), report_tables.read()),
+        report_quality.section(settings, metrics, against_fid),
     )
     files.write_text(BODY, body)
 
@@ -124,6 +131,8 @@ def read(settings):
             run = files.run_name(arm, seed)
             scores = read_scores(files.score_dir(run), settings["score"]["thresholds"])
             results.append(report_quality.with_columns(scores, settings, run).assign(arm=arm, seed=seed))
+            if "generator" in recipe:  # trained elsewhere
+                continue
             rounds = [
                 [files.load_arrays(files.counts_file(run, r, k)) for k in range(recipe["shard"]["num_shards"])]
                 for r in range(1, recipe["rounds"] + 1)
@@ -132,8 +141,11 @@ def read(settings):
             epochs.append(pd.DataFrame(epoch_means(rounds)).assign(arm=arm, seed=seed))
             skips, images = skip_counts(rounds)
             histogram.append(pd.DataFrame({"skips": skips, "images": images}).assign(arm=arm, seed=seed))
-    frames = [pd.concat(results), pd.DataFrame(training), pd.concat(epochs), pd.concat(histogram)]
     first = ["arm", "seed"]
+    training = pd.DataFrame(training, columns=None if training else [*first, *TRAINING])
+    epochs = pd.concat(epochs) if epochs else pd.DataFrame(columns=[*first, *epoch_means([])])
+    histogram = pd.concat(histogram) if histogram else pd.DataFrame(columns=[*first, "skips", "images"])
+    frames = [pd.concat(results), training, epochs, histogram]
     return [f[first + [c for c in f.columns if c not in first]].reset_index(drop=True) for f in frames]
 
 
@@ -185,14 +197,16 @@ def _table(path, columns=None):
 
 
 def totals(rounds):
-    """Sums over all rounds and shards. An image has moved when it trains in another shard than in the round before."""
+    """Sums over all rounds and shards; of what a method spent, the largest of the last round. An image has moved when it trains in another shard than in the round before."""
     shards = [shard for round_ in rounds for shard in round_]
     visits = sum(int(shard["visits"].sum()) for shard in shards)
     moved = 0
     for before, after in itertools.pairwise(rounds):
         stayed = sum(len(np.intersect1d(b["index"], a["index"])) for b, a in zip(before, after, strict=True))
         moved += sum(len(a["index"]) for a in after) - stayed
+    last, names = rounds[-1], [name for name in rounds[-1][0] if name.startswith("spent.")]
     return {
+        **{name: max(float(shard[name][0]) for shard in last) for name in names},
         "skipped_share": sum(int(shard["skips"].sum()) for shard in shards) / visits,
         "augmented_share": sum(int(shard["augmented"].sum()) for shard in shards) / visits,
         "moved": moved,
@@ -254,9 +268,14 @@ def summarise(settings, results, training):
                     f"{threshold:g}": _memorised(of_protocol[np.isclose(of_protocol.threshold, threshold)])
                     for threshold in settings["score"]["thresholds"]
                 }
-        names = ["skipped_share", "augmented_share", "moved", "optimizer_steps", "forward_images"]
-        entry["training"] = _mean_and_sd(training[training.arm == arm], names)
         metrics[arm] = entry
+        of_arm = training[training.arm == arm]
+        if of_arm.empty:
+            continue
+        entry["training"] = _mean_and_sd(of_arm, TRAINING)
+        spent = [n for n in training.columns if n.startswith("spent.") and of_arm[n].notna().all()]
+        if spent:
+            entry["training"]["spent"] = {n.removeprefix("spent."): _rounded(of_arm[n].max()) for n in spent}
     return metrics
 
 

@@ -84,33 +84,60 @@ def mq_curve(results, arms, weights, protocol, marks, column="share", reference=
 
 
 def excess_against_fidelity(
-    results, arms, weights, protocol, threshold, fidelity="fd_pixels", label="fd_pixels (squared [0, 1] pixel range)"
+    results,
+    arms,
+    controls,
+    weights,
+    protocol,
+    threshold,
+    fidelity="fd_pixels",
+    fidelity_label="fd_pixels (squared [0, 1] pixel range)",
 ):
-    """One point an arm and seed: fidelity across, memorisation up, with the paired 95 % interval.
+    """One point an arm and seed: fidelity across, memorisation up, with the paired 95 % interval; an arm's seeds are joined.
 
-    fidelity   column of results; label names it at the axis
+    controls  arms that are the first one stopped early, the earliest first: hollow in its colour, on a dashed line through
+              their means to its own
+    fidelity  column of results; fidelity_label names it at the axis
     """
     at = (results.weights == weights) & (results.protocol == protocol) & np.isclose(results.threshold, threshold)
     rows = results[at & results[fidelity].notna()]
     if rows.empty:
         return None
     held_out = rows.excess.notna().all()
-    percent = rows[["excess", "excess_low", "excess_high", "count"]].mul(100 / rows.num_images, axis=0)
+    shares = rows[["excess", "excess_low", "excess_high", "count"]].mul(100 / rows.num_images, axis=0)
+    shares = shares.assign(arm=rows.arm, x=rows[fidelity], y=shares["excess" if held_out else "count"])
+    line = shares.groupby("arm")[["x", "y"]].mean().reindex([*controls, arms[0]]).dropna()
     with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _axes(len(arms))
+        figure, axes = _axes(len(arms) + 1, height=4.2)
+        if len(line) > 1:
+            x, y = _straight(line.x.to_numpy(), line.y.to_numpy())
+            axes.plot(x, y, color=INK, alpha=0.6, lw=1, linestyle="--", label=f"{arms[0]} stopped early")
         for number, arm in enumerate(arms):
-            x, y = rows[fidelity][rows.arm == arm], percent[rows.arm == arm]
-            look = {**_look(number), "linestyle": "none", "markersize": 7}
+            of_arm = shares[shares.arm == arm]
+            if of_arm.empty:  # an arm that is sampled from other weights alone
+                continue
+            look = {**_look(0 if arm in controls else number), "linestyle": "none", "markersize": 6}
+            if arm in controls:
+                look |= {"markerfacecolor": "none", "zorder": 4}
+                for _, point in of_arm.groupby("arm")[["x", "y"]].mean().iterrows():
+                    axes.annotate(
+                        arm, (point.x, point.y), xytext=(6, 5), textcoords="offset points", fontsize=7.5, alpha=0.8
+                    )
+            label = None if arm in controls else arm  # they are named at their points
+            if len(of_arm) > 1:
+                axes.plot(of_arm.x, of_arm.y, color=look["color"], lw=0.8, alpha=0.6)
             if held_out:
-                bars = [y.excess - y.excess_low, y.excess_high - y.excess]
-                axes.errorbar(x, y.excess, np.maximum(bars, 0), elinewidth=1.2, label=arm, **look)
+                bars = [of_arm.y - of_arm.excess_low, of_arm.excess_high - of_arm.y]
+                axes.errorbar(of_arm.x, of_arm.y, np.maximum(bars, 0), elinewidth=0.9, label=label, **look)
             else:
-                axes.plot(x, y["count"], label=arm, **look)
+                axes.plot(of_arm.x, of_arm.y, label=label, **look)
         axes.axhline(0, color=INK, alpha=0.4, lw=1)
         axes.margins(0.1)
+        if shares.x.max() > 10 * shares.x.min() > 0:  # one very unfaithful arm would push all others together
+            _log_scale(axes, "x")
         what = "excess" if held_out else "memorised, MQ"
         axes.set(
-            xlabel=f"{label}, lower = more faithful",
+            xlabel=f"{fidelity_label}, lower = more faithful",
             ylabel=f"{what} at {threshold:g} (% of generated images)",
         )
         axes.set_title(f"{protocol}, {weights} weights")
@@ -123,7 +150,7 @@ def over_epochs(epochs, arms, column, label, log=False):
     Arms that stay at zero are left out; None when all do.
     """
     means = epochs.groupby(["arm", "epoch"], sort=True)[[column, "round"]].mean()
-    drawn = [arm for arm in arms if means.loc[arm][column].fillna(0).any()]
+    drawn = [arm for arm in arms if arm in means.index and means.loc[arm][column].fillna(0).any()]
     if not drawn:
         return None
     with matplotlib.style.context(["default", STYLE]):
@@ -176,10 +203,16 @@ def png(image):
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _axes(num_labels):
+def _axes(num_labels, height=3.4):
     """A figure as wide as a phone can show with readable text; it grows with its legend."""
-    figure = Figure(figsize=(4.8, 3.4 + 0.19 * math.ceil(num_labels / 2)), layout="constrained")
+    figure = Figure(figsize=(4.8, height + 0.19 * math.ceil(num_labels / 2)), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _straight(x, y, num_points=40):
+    """Straight lines between neighbouring points as many short ones, which stay true on an axis of another scale."""
+    steps = np.linspace(0, len(x) - 1, num_points * (len(x) - 1) + 1)
+    return np.interp(steps, np.arange(len(x)), x), np.interp(steps, np.arange(len(x)), y)
 
 
 def _look(number):
@@ -198,12 +231,13 @@ def _thinned(x, y):
     return np.add.reduceat(x, starts) / lengths, np.add.reduceat(y, starts) / lengths
 
 
-def _log_scale(axes):
-    axes.set_yscale("log")
+def _log_scale(axes, which="y"):
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
     plain = FuncFormatter(lambda value, _: f"{value:g}")  # 0.02 reads better than a power, and powers need a maths font
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
 def _svg(figure, title):

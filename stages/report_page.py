@@ -7,6 +7,7 @@ outside passes through `escape`; only SVG of report_figures goes in as it is.
 import math
 import re
 from html import escape
+from typing import NamedTuple
 
 DASH = "–"
 PHASES = ["plan", "data", "shard", "train", "aggregate", "redistribute", "sample", "score", "quality", "report"]
@@ -50,6 +51,15 @@ summary { cursor: pointer; }
 """
 
 
+class View(NamedTuple):
+    """A table of the page as plain text: rows are dicts of cells by column, notes are numbered from 1; all may be empty."""
+
+    title: str
+    caption: str
+    rows: list = ()
+    notes: list = ()
+
+
 def page(body, machines):
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -59,23 +69,27 @@ def page(body, machines):
     )
 
 
-def body(settings, params_text, metrics, per_seed, figures, galleries, quality):
+def body(settings, params_text, metrics, per_seed, figures, galleries, trade_off, published, quality):
     """The part of the page that follows from the artifacts alone.
 
     metrics    as in metrics.json
     per_seed   dicts, one an arm, seed and weights, at the headline protocol and threshold
     figures    SVG by name, None where there is nothing to draw
     galleries  per arm its dicts: generated and train (data addresses), image, ratio, key
+    trade_off  View of report_trade_off
+    published  list of Views of report_tables
     quality    HTML of the section that report_quality makes
     """
     params_block = f"<details><summary>params.yaml</summary>\n<pre>{escape(params_text)}</pre>\n</details>"
     return "\n".join(
         [
-            _top(settings, metrics, per_seed[0]),
+            _top(settings, metrics, per_seed[0], published),
             _arms(settings, metrics),
             quality,
             _seeds(settings, per_seed),
+            _published(published),
             _curves(settings, figures),
+            _trade_off(settings, figures, trade_off),
             _gallery(settings, galleries),
             _training(settings, metrics, figures),
             f'<section>\n<h2 id="settings">Settings</h2>\n{params_block}\n</section>',
@@ -143,7 +157,7 @@ def text_table(settings, metrics, width=120):
     fid_protocol = next(iter(metrics[next(iter(settings["arms"]))][weights].get("fid", {})), None)
     rows = []
     for arm in settings["arms"]:
-        of_weights, training = metrics[arm][weights], metrics[arm]["training"]
+        of_weights, training = metrics[arm][weights], metrics[arm].get("training")
         at = of_weights[protocol][f"{threshold:g}"]
         rows.append(
             {
@@ -154,9 +168,9 @@ def text_table(settings, metrics, width=120):
                 "distinct": tally(at["distinct"]),
                 "fd_pixels": number(of_weights["fd_pixels"]),
                 **({"FID": number(of_weights["fid"][fid_protocol])} if fid_protocol else {}),
-                "skip %": _percent(training["skipped_share"]),
-                "augm %": _percent(training["augmented_share"]),
-                "moved": tally(training["moved"]),
+                "skip %": _percent(training["skipped_share"]) if training else DASH,
+                "augm %": _percent(training["augmented_share"]) if training else DASH,
+                "moved": tally(training["moved"]) if training else DASH,
                 "seeds": str(metrics[arm]["num_seeds"]),
             }
         )
@@ -193,8 +207,7 @@ def machines(settings, records, unreadable, commit, now):
             row[phase] = duration(sum(seconds)) if seconds else DASH
         row["all phases"] = duration(sum(r["seconds"] for r in of_arm)) if of_arm else DASH
         row["training stages recorded"] = DASH
-        if arm is not None:
-            recipe = settings["arms"][arm]
+        if arm is not None and "generator" not in (recipe := settings["arms"][arm]):
             expected = recipe["rounds"] * recipe["shard"]["num_shards"] * len(settings["seeds"])
             row["training stages recorded"] = f"{sum(r['phase'] == 'train' for r in of_arm)} of {expected}"
         rows.append(row)
@@ -248,19 +261,14 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _top(settings, metrics, row):
+def _top(settings, metrics, row, published):
     weights, protocol, threshold = _headline(settings)
     sentences = "".join(f"<p>{escape(s)}</p>" for s in headline(settings, metrics))
     seeds = len(settings["seeds"])
     held_out = f"{row['num_heldout']:,}" if row["num_heldout"] else "none"
     sizes = f"{row['num_train']:,} training images, {held_out} held out"
-    links = [
-        ("arms", "Arms"),
-        ("quality", "Quality"),
-        ("curves", "Memorisation"),
-        ("gallery", "Images"),
-        ("training", "Training"),
-    ]
+    links = [("arms", "Arms"), ("quality", "Quality"), *([("published", "Published")] if published else [])]
+    links += [("curves", "Memorisation"), ("trade_off", "Trade-off"), ("gallery", "Images"), ("training", "Training")]
     links += [("settings", "Settings"), ("machines", "Wall time")]
     nav = " · ".join(f'<a href="#{name}">{title}</a>' for name, title in links)
     return (
@@ -369,7 +377,7 @@ def _seeds(settings, per_seed):
 
 
 def _curves(settings, figures):
-    _, protocol, threshold = _headline(settings)
+    _, protocol, _ = _headline(settings)
     mean = " Lines are means over seeds." if len(settings["seeds"]) > 1 else ""
     no_held_out = "There is no held-out set, so there is no excess to draw."
     panels = [
@@ -378,13 +386,34 @@ def _curves(settings, figures):
         ),
         _figure(figures["mq_beside"], "The same images under the other protocol. Its ratios are on another scale."),
         _figure(figures["excess"], f"Excess against the threshold, protocol {protocol}.{mean}", no_held_out),
-        _figure(
-            figures["fidelity"],
-            f"Memorisation against fidelity at threshold {threshold:g}, a point an arm and seed, 95 % paired intervals. Further "
-            "down is less memorised, further left is closer to the training images.",
-        ),
     ]
     return f'<section>\n<h2 id="curves">Memorisation</h2>\n<div class=panels>{"".join(panels)}</div>\n</section>'
+
+
+def _trade_off(settings, figures, view):
+    weights, _, threshold = _headline(settings)
+    caption = (
+        f"Memorisation against fidelity at threshold {threshold:g}, {{}} weights, a point an arm and seed, 95 % paired intervals. "
+        "Further down is less memorised, further left is closer to the training images. Dashed: what the baseline comes to when "
+        "it is stopped early."
+    )
+    panels = [_figure(figures["fidelity"], caption.format(weights))]
+    if figures["fidelity_beside"]:
+        panels.append(_figure(figures["fidelity_beside"], caption.format("raw" if weights == "ema" else "ema")))
+    return f'<section>\n<h2 id="trade_off">Trade-off</h2>\n<div class=panels>{"".join(panels)}</div>\n{_shown(view)}\n</section>'
+
+
+def _published(views):
+    if not views:
+        return ""
+    return f'<section>\n<h2 id="published">Published numbers</h2>\n{chr(10).join(map(_shown, views))}\n</section>'
+
+
+def _shown(view):
+    title = f"<h3>{escape(view.title)}</h3>\n" if view.title else ""
+    table = _table(view.rows, view.caption) if view.rows else f"<p class=quiet>{escape(view.caption)}</p>"
+    notes = "".join(f"<li>{escape(note)}</li>" for note in view.notes)
+    return title + table + (f"\n<ol class=quiet>{notes}</ol>" if notes else "")
 
 
 def _gallery(settings, galleries):
@@ -406,9 +435,13 @@ def _gallery(settings, galleries):
 
 
 def _training(settings, metrics, figures):
-    base = metrics[next(iter(settings["arms"]))]["training"]["forward_images"]
+    trained = {arm: recipe for arm, recipe in settings["arms"].items() if "generator" not in recipe}
+    if not trained:
+        return ""
+    base = metrics[next(iter(trained))]["training"]["forward_images"]
+    spent = sorted({name for arm in trained for name in metrics[arm]["training"].get("spent", {})})
     rows = []
-    for arm, recipe in settings["arms"].items():
+    for arm, recipe in trained.items():
         t = metrics[arm]["training"]
         rows.append(
             {
@@ -422,6 +455,7 @@ def _training(settings, metrics, figures):
                 "skipped\u00a0%": _percent(t["skipped_share"]),
                 "augmented\u00a0%": _percent(t["augmented_share"]),
                 "moved": tally(t["moved"]),
+                **{name: number(t.get("spent", {}).get(name)) for name in spent},
             }
         )
     never = "No arm skipped an image."
@@ -447,7 +481,7 @@ def _training(settings, metrics, figures):
 
 
 def _left_out(settings, metrics, name, done):
-    arms = [arm for arm in settings["arms"] if metrics[arm]["training"][name] == 0]
+    arms = [arm for arm in settings["arms"] if metrics[arm].get("training", {}).get(name) == 0]
     text = f"Images {done} in training."
     return text + (f" Not drawn, because nothing was {done}: {', '.join(arms)}." if arms else "")
 
@@ -524,6 +558,8 @@ def _with_sd(cell, name, show=tally):
 
 
 def _percent(share):
+    if math.isnan(share):
+        return DASH
     return f"{100 * share:.2f}" if 0 < share < 0.1 else f"{100 * share:.1f}"
 
 
@@ -542,6 +578,8 @@ def _in_plan(settings, record):
     if record["arm"] not in settings["arms"] or record["seed"] not in settings["seeds"]:
         return False
     recipe = settings["arms"][record["arm"]]
+    if "generator" in recipe:
+        return True
     after_name = record["key"].removeprefix(record["arm"])  # a name may itself hold "-round2"
     part_of_key = {name: int(value) for name, value in re.findall(r"-(round|shard)(\d+)", after_name)}
     return (

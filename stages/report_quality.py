@@ -62,10 +62,10 @@ def summary(settings, rows, mean_and_sd):
     return entry
 
 
-def section(settings, metrics, figure):
+def section(settings, metrics, figures):
     """The page's section, as HTML.
 
-    figure   SVG of excess against FID, or None
+    figures   SVGs of excess against FID, one a kind of weights, None where there is nothing to draw
     """
     head = '<section>\n<h2 id="quality">Quality</h2>\n'
     if not protocols(settings):
@@ -78,9 +78,9 @@ def section(settings, metrics, figure):
     explained = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items())
     caption = (
         "Memorisation against FID, a point an arm and seed. Further down is less memorised, further left is closer to the "
-        "training images."
+        "training images. Dashed: what the baseline comes to when it is stopped early."
     )
-    drawn = f"<figure>{figure}<figcaption>{caption}</figcaption></figure>" if figure else ""
+    drawn = "".join(f"<figure>{svg}<figcaption>{caption}</figcaption></figure>" for svg in figures if svg)
     return (
         f"{head}{tables}\n<details><summary>What the columns mean</summary><dl>{explained}</dl></details>\n"
         f"<div class=panels>{drawn}</div>\n</section>"

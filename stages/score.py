@@ -26,8 +26,7 @@ def main(arguments):
         sample_settings = params.section(job.params, "sample", job.arm)
         references = References(job, settings)
         rows, curves, gallery = [], [], None
-        scores = {"num_images": sample_settings["num_images"], "num_train": len(references.train)}
-        scores["num_heldout"] = len(references.heldout)
+        scores = {"num_train": len(references.train), "num_heldout": len(references.heldout)}
         for weights in sample_settings["weights"]:
             samples = np.concatenate(
                 [
@@ -35,6 +34,7 @@ def main(arguments):
                     for part in range(sample_settings["parts"])
                 ]
             )
+            scores["num_images"] = len(samples)
             found = references.search(samples, f"score@{job.key} {weights}")
             rows.append(_image_rows(weights, found, references.keys))
             curves.append(_curves(weights, found, settings, references, len(samples)))

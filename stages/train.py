@@ -1,9 +1,9 @@
-"""Trains the proxy model of one shard for one round (IET), with AGC and TAA where the arm has them.
+"""Trains the proxy model of one shard for one round (IET), by the method of its arm.
 
-params    model, diffusion, compute, train, arms.<arm>.train
+params    model, diffusion, compute, train, arms.<arm>.train, arms.<arm>.method
 reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state of the round before
 writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model
-              state.safetensors: Adam's moments, the memory bank and the step, for the next round of this shard
+              state.safetensors: Adam's moments, what the method carries (AGC: the memory bank) and the step, for the next round of this shard
           artifacts/counts/<run>/round<r>/shard<k>.safetensors: skips, visits and losses of this round
 A checkpoint in scratch/ lets a killed stage go on where it was, to the same result.
 """
@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from stages import cli, device, files, params
+from stages import cli, device, files, network, params
 from stages.progress import Progress
 
 CHECKPOINT_S = "REDISTRIBUTE_CHECKPOINT_S"  # seconds between checkpoints of a train stage: at most so much work is lost
@@ -27,32 +27,38 @@ def main(arguments):
         job.device = device.claim(job.params["compute"])
         import torch
 
-        from stages.method import diffusion, training, unet
+        from stages.method import diffusion
+        from stages.training import loop
 
         settings = params.section(job.params, "train", job.arm) | {"precision": job.params["compute"]["precision"]}
         index = files.load_array(files.current_shards_dir(job.recipe, job.run, job.round) / f"shard{job.shard}.npy")
-        train_images = files.load_array(files.DATA / "train.npy", mmap=True)
-        images = torch.from_numpy(train_images[index]).permute(0, 3, 1, 2).contiguous().to(job.device)
+        pixels = files.load_array(files.DATA / "train.npy", mmap=True)[index]
+        images = loop.Images(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(job.device), torch.from_numpy(index)
+        )
         schedule = job.params["diffusion"]
         alpha_bar = diffusion.alpha_bars(**schedule).float().to(job.device)
 
-        network = unet.build(job.params["model"], tuple(images.shape[1:]))
-        names = [name for name, _ in network.named_parameters()]
-        state = _start(job, network, names, schedule["num_timesteps"])
+        method, unet, num_classes = network.build(job, tuple(images.pixels.shape[1:]))
+        if num_classes:
+            labels = files.load_array(files.DATA / "train_labels.npy")[index]
+            images.labels = torch.from_numpy(labels).to(job.device)
+        names = [name for name, _ in unet.named_parameters()]
+        state = _start(job, unet, names, method.initial_state(schedule["num_timesteps"], job.device))
         first_step = state.step
-        record = training.Record.empty(len(index), settings["epochs"], job.device)
+        record = loop.Record.empty(len(index), settings["epochs"], job.device)
 
         checkpoint = _Checkpoint(job, settings, index)
-        checkpoint.restore(network, names, state, record)
+        checkpoint.restore(unet, names, state, record)
         progress = Progress(f"train@{job.key}", "steps")
 
         def after_step(done, total, loss):
             progress.update(done, total, lambda: _note(loss, record))
-            checkpoint.save_if_due(network, names, state, record)
+            checkpoint.save_if_due(unet, names, state, record)
 
         try:
-            training.train_round(
-                network, state, record, images, settings, alpha_bar, job.seed, job.shard, settings["epochs"], first_step,
+            loop.train_round(
+                unet, state, record, images, method, settings, alpha_bar, job.seed, job.shard, settings["epochs"], first_step,
                 after_step,
             )  # fmt: skip
         except FloatingPointError as error:
@@ -60,12 +66,16 @@ def main(arguments):
                 f"{error} (arm {job.arm}, seed {job.seed}, round {job.round}, shard {job.shard}): lower train.learning_rate or "
                 "look at the images; nothing was written"
             ) from None
-        _write(job, network, names, state, record, index)
+        spent = method.spent(len(index), settings["batch_size"], state.step)
+        _write(job, unet, names, state, record, index, state.step - first_step, spent)
         checkpoint.remove()
 
 
-def _start(job, network, names, num_timesteps):
-    """Loads the averaged model and this shard's state of the round before; the initial ones in round 1."""
+def _start(job, network, names, carried):
+    """Loads the averaged model and this shard's state of the round before; the initial ones in round 1.
+
+    carried   what the method begins with: dict name -> tensor
+    """
     import torch
 
     from stages.method import initial_weights, shard_state, unet
@@ -73,7 +83,7 @@ def _start(job, network, names, num_timesteps):
     if job.round == 1:
         unet.load(network, initial_weights.initial_weights(network, job.seed), "the initialisation")
         network.to(job.device)
-        return shard_state.fresh_state(list(network.parameters()), num_timesteps, job.device)
+        return shard_state.fresh_state(list(network.parameters()), carried)
 
     model = files.model_dir(job.run, job.round - 1)
     ema = files.load_arrays(model / "ema.safetensors")
@@ -83,18 +93,19 @@ def _start(job, network, names, num_timesteps):
     state_file = files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors"
     saved = {name: torch.from_numpy(value).to(job.device) for name, value in files.load_arrays(state_file).items()}
     expected = {f"{kind}.{n}": p.shape for kind in ("exp_avg", "exp_avg_sq") for n, p in network.named_parameters()}
-    for name, shape in {**expected, "bank": (num_timesteps,), "step": (1,)}.items():
+    expected |= {f"carried.{name}": value.shape for name, value in carried.items()} | {"step": (1,)}
+    for name, shape in expected.items():
         found = tuple(saved[name].shape) if name in saved else "nothing"
         if found != tuple(shape):
             raise ValueError(
                 f"{state_file} holds the state of another network: {name} is {found}, expected {tuple(shape)}; "
-                "set model and diffusion in params.yaml back, or rerun the phase that wrote it"
+                "set model, diffusion and method in params.yaml back, or rerun the phase that wrote it"
             )
     return shard_state.ShardState(
         ema=[torch.from_numpy(ema[n]).to(job.device) for n in names],
         exp_avg=[saved[f"exp_avg.{n}"] for n in names],
         exp_avg_sq=[saved[f"exp_avg_sq.{n}"] for n in names],
-        bank=saved["bank"],
+        carried={name: saved[f"carried.{name}"] for name in carried},
         step=int(saved["step"]),
     )
 
@@ -109,7 +120,7 @@ def _moments(names, state):
     return {
         **{f"exp_avg.{n}": value.cpu().numpy() for n, value in zip(names, state.exp_avg, strict=True)},
         **{f"exp_avg_sq.{n}": value.cpu().numpy() for n, value in zip(names, state.exp_avg_sq, strict=True)},
-        "bank": state.bank.cpu().numpy(),
+        **{f"carried.{name}": value.cpu().numpy() for name, value in state.carried.items()},
         "step": np.int64(state.step),
     }
 
@@ -122,23 +133,20 @@ def _ema(names, state):
     return {n: value.cpu().numpy() for n, value in zip(names, state.ema, strict=True)}
 
 
-def _write(job, network, names, state, record, index):
-    from stages.method import training
+def _write(job, network, names, state, record, index, num_steps, spent):
+    from stages.training import loop
 
-    counts = training.as_arrays(record, index) | {
-        "bank": state.bank.cpu().numpy(),
-        "forward_images": np.array([training.forward_images(record)], np.int64),
-        "optimizer_steps": np.array([int(record.epoch_visited.sum()) // _batch_size(job)], np.int64),
+    counts = loop.as_arrays(record, index) | {
+        **{f"carried.{name}": value.cpu().numpy() for name, value in state.carried.items()},
+        **{f"spent.{name}": np.array([value], np.float64) for name, value in spent.items()},
+        "forward_images": np.array([loop.forward_images(record)], np.int64),
+        "optimizer_steps": np.array([num_steps], np.int64),
     }
     files.save_arrays(files.counts_file(job.run, job.round, job.shard), counts)
     with files.publish(files.train_dir(job.run, job.round, job.shard)) as folder:
         files.save_arrays(folder / "raw.safetensors", _raw(network))
         files.save_arrays(folder / "ema.safetensors", _ema(names, state))
         files.save_arrays(folder / "state.safetensors", _moments(names, state))
-
-
-def _batch_size(job):
-    return params.section(job.params, "train", job.arm)["batch_size"]
 
 
 class _Checkpoint:
@@ -152,7 +160,12 @@ class _Checkpoint:
         self.every_s = float(os.environ.get(CHECKPOINT_S, "300"))
         self.last = time.monotonic()
         digest = hashlib.sha256(index.tobytes())
-        relevant = [settings, *(job.params[s] for s in ("data", "model", "diffusion", "compute")), str(job.device)]
+        relevant = [
+            settings,
+            job.recipe["method"],
+            *(job.params[s] for s in ("data", "model", "diffusion", "compute")),
+            str(job.device),
+        ]
         digest.update(json.dumps(relevant, sort_keys=True).encode())
         inputs = [files.DATA / "train.npy"]
         if job.round > 1:
@@ -185,7 +198,8 @@ class _Checkpoint:
                 state.ema[i].copy_(saved[f"ema.{name}"])
                 state.exp_avg[i].copy_(saved[f"exp_avg.{name}"])
                 state.exp_avg_sq[i].copy_(saved[f"exp_avg_sq.{name}"])
-        state.bank.copy_(saved["bank"])
+        for name, value in state.carried.items():
+            value.copy_(saved[f"carried.{name}"])
         state.step = int(saved["step"])
         for name, value in vars(record).items():
             value.copy_(saved[f"record.{name}"])

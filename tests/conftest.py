@@ -27,17 +27,20 @@ score: {neighbours: 20, thresholds: [0.4, 0.5, 0.6], grid_step: 0.1, headline: {
 arms:
   ddpm:
     rounds: 1
+    method: {name: ddpm}
     shard: {num_shards: 1}
     train: {epochs: 10}
     redistribute: {}
     sample: {}
   iet_agc_plus:
     rounds: 2
-    shard: {num_shards: 2}
-    train:
-      epochs: 10
-      agc: {lambda: 0.9, eta: 0.8}
+    method:
+      name: agc
+      lambda: 0.9
+      eta: 0.8
       taa: {R: 2.0, A: 5.0, magnitude: 3, num_ops: 2, max_level: 30}
+    shard: {num_shards: 2}
+    train: {epochs: 10}
     redistribute: {share: 0.25, select: memory}
     sample: {}
 """

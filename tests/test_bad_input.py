@@ -88,7 +88,7 @@ def write_round_1(change_raw=None, change_state=None, model=None):
     network = unet.build(model or yaml.safe_load(TINY)["model"], (1, 8, 8))
     weights = initial_weights.initial_weights(network, 3)
     state = {f"{kind}.{name}": np.zeros_like(w) for kind in ("exp_avg", "exp_avg_sq") for name, w in weights.items()}
-    state |= {"bank": np.zeros(20, np.float32), "step": np.int64(30)}
+    state |= {"carried.bank": np.zeros(20, np.float32), "step": np.int64(30)}
     files.save_arrays(files.model_dir(IET, 1) / "ema.safetensors", weights)
     files.save_arrays(files.model_dir(IET, 1) / "raw.safetensors", (change_raw or dict)(weights))
     files.save_arrays(files.train_dir(IET, 1, 1) / "state.safetensors", (change_state or dict)(state))

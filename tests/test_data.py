@@ -11,6 +11,7 @@ from conftest import TINY
 from PIL import Image
 
 from stages import data, image_sets
+from stages.image_sets import parts
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_digits_split_into_training_images_and_all_others():
     assert arrays["train"].shape == (256, 8, 8, 1) and arrays["heldout"].shape == (1541, 8, 8, 1)
     assert not set(keys["train"]) & set(keys["heldout"])
     assert len(set(keys["train"]) | set(keys["heldout"])) == 1797
-    whole = np.bincount(image_sets.digits({}).pool.labels)
+    whole = np.bincount(image_sets.load({"name": "digits"}).pool.labels)
     drawn = np.bincount(arrays["train_labels"])
     assert drawn.sum() == 256
     assert np.abs(drawn - 256 * whole / 1797).max() <= 1  # the class mix of the set
@@ -55,7 +56,7 @@ def test_digits_split_into_training_images_and_all_others():
 
 def test_images_labels_and_keys_stay_together():
     arrays, keys = run(name="digits", num_train=100)
-    pool = image_sets.digits({}).pool
+    pool = image_sets.load({"name": "digits"}).pool
     for part in ("train", "heldout"):
         indices = [int(key.removeprefix("digit-")) for key in keys[part]]
         assert indices == sorted(indices)
@@ -70,7 +71,7 @@ def test_two_runs_write_the_same_bytes_and_another_seed_draws_others():
     run(name="digits", num_train=256)
     first = contents()
     run(name="digits", num_train=256)
-    assert first == contents() and len(first) == 5
+    assert first == contents() and len(first) == 6
     run(name="digits", num_train=256, split_seed=1)
     assert first["keys.json"] != contents()["keys.json"]
 
@@ -84,6 +85,7 @@ def test_a_share_is_held_out_of_every_class():
     level |= {f"c/{i:03}.png": 60 + i for i in range(10)}
     for part in ("train", "heldout"):
         assert arrays[part][:, 0, 0, 0].tolist() == [level[key] for key in keys[part]]
+    assert json.loads(Path("artifacts/data/classes.json").read_text()) == ["a", "b", "c"]
 
 
 def test_without_num_train_and_share_all_images_train():
@@ -92,16 +94,17 @@ def test_without_num_train_and_share_all_images_train():
     assert arrays["train"].shape == (30, 4, 4, 1)
     assert arrays["heldout"].shape == (0, 4, 4, 1) and arrays["heldout"].dtype == np.uint8
     assert arrays["heldout_labels"].shape == (0,) and keys["heldout"] == []
+    assert json.loads(Path("artifacts/data/classes.json").read_text()) == []
 
 
 def test_of_a_set_with_a_test_part_that_part_is_held_out(monkeypatch):
     """CIFAR-10 has one; what num_train leaves of the 50,000 is then not held out."""
     images = np.arange(50, dtype=np.uint8).reshape(-1, 1, 1, 1) * np.ones((1, 2, 3, 1), np.uint8)
-    parts = [
-        image_sets.Part([f"{n}/{i}" for i in indices], np.zeros(len(indices), np.int64), lambda at, x=images[indices]: iter(x[at]))
+    two = [
+        parts.Part([f"{n}/{i}" for i in indices], np.zeros(len(indices), np.int64), lambda at, x=images[indices]: iter(x[at]))
         for n, indices in (("train", np.arange(40)), ("test", np.arange(40, 50)))
     ]  # fmt: skip
-    monkeypatch.setattr(image_sets, "load", lambda _: image_sets.ImageSet((2, 3, 1), *parts))
+    monkeypatch.setattr(image_sets, "load", lambda _: parts.ImageSet((2, 3, 1), ["a"], *two))
     arrays, keys = run(name="cifar10", root="x", num_train=25)
     assert len(keys["train"]) == 25 and all(key.startswith("train/") for key in keys["train"])
     assert arrays["heldout"][:, 1, 2, 0].tolist() == list(range(40, 50)) and keys["heldout"][0] == "test/40"

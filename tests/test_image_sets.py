@@ -2,14 +2,17 @@
 
 import os
 import random
+import shutil
 import struct
 import warnings
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image, PngImagePlugin
 
-from stages import image_sets
+from stages import image_sets, params
+from stages.image_sets import folders
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)  # 8 wide, 6 high
@@ -51,6 +54,7 @@ def test_digits():
     images = np.stack(list(found.pool.images(range(1797))))
     assert images.dtype == np.uint8 and len(np.unique(images)) == 17  # all grey levels of the package stay apart
     assert found.pool.labels.dtype == np.int64 and np.bincount(found.pool.labels).min() == 174
+    assert found.classes == list("0123456789")
     assert np.array_equal(next(found.pool.images([5])), images[5])
 
 
@@ -58,16 +62,27 @@ def test_sub_folders_are_classes_and_keys_are_paths(root):
     for key in ("cat/2.png", "cat/1.png", "bird/deep/9.png", "dog/1.png"):
         save(root / key, GREY)
     (root / "cat/notes.txt").write_text("no image")
-    pool = image_sets.load({"name": "image_folder", "root": str(root)}).pool
+    found = image_sets.load({"name": "image_folder", "root": str(root)})
+    pool = found.pool
     assert pool.keys == ["bird/deep/9.png", "cat/1.png", "cat/2.png", "dog/1.png"]
     assert pool.labels.tolist() == [0, 1, 1, 2] and pool.labels.dtype == np.int64
+    assert found.classes == ["bird", "cat", "dog"]
 
 
 def test_images_without_sub_folders_are_one_class(root):
     for name in ("b.png", "a.PNG", "c.jpeg"):
         save(root / name, COLOUR)
-    pool = image_sets.load({"name": "image_folder", "root": str(root)}).pool
-    assert pool.keys == ["a.PNG", "b.png", "c.jpeg"] and pool.labels.tolist() == [0, 0, 0]
+    found = image_sets.load({"name": "image_folder", "root": str(root)})
+    assert found.pool.keys == ["a.PNG", "b.png", "c.jpeg"] and found.pool.labels.tolist() == [0, 0, 0]
+    assert found.classes == []
+
+
+def test_images_beside_class_folders_are_a_class_of_their_own(root):
+    for key in ("b.png", "zebra/1.png", "ant/1.png"):
+        save(root / key, GREY)
+    found = image_sets.load({"name": "image_folder", "root": str(root)})
+    assert [found.classes[label] for label in found.pool.labels] == ["ant", ".", "zebra"]
+    assert found.pool.keys == ["ant/1.png", "b.png", "zebra/1.png"] and found.classes == [".", "ant", "zebra"]
 
 
 @pytest.mark.parametrize(
@@ -247,13 +262,12 @@ def test_exif_that_cannot_be_read_names_the_file(root, monkeypatch):
 
 
 def test_missing_and_empty_folders(root):
-    assert refusal(root / "none").startswith(
-        f"the folder data.root = {root}/none does not exist: put your images there"
-    )
+    advice = "put your images under data.root, or mend data.root (params.yaml)"
+    assert refusal(root / "none") == f"the folder {root}/none does not exist: {advice}"
     (root / "notes.txt").write_text("no image")
-    assert refusal(root).startswith(
-        f"the folder data.root = {root} holds no image, expected files that end in .bmp, .gif, "
-    )
+    told = refusal(root)
+    assert told.startswith(f"the folder {root} holds no image, expected files that end in .bmp, .gif, ")
+    assert told.endswith(f": {advice}")
     (root / "file").write_text("")
     assert "does not exist" in refusal(root / "file")
 
@@ -284,15 +298,151 @@ def test_symbolic_links_to_images_are_read(root, tmp_path):
     assert np.array_equal(decoded(root)[0, :, :, 0], GREY)
 
 
+def test_folders_behind_links_are_classes_too(root, tmp_path):
+    save(tmp_path / "elsewhere/cats/deep/1.png", GREY)
+    save(tmp_path / "elsewhere/dog.png", COLOUR[:, :, 0])
+    save(root / "bird/1.png", 255 - GREY)
+    os.symlink(tmp_path / "elsewhere/cats", root / "cat")
+    os.symlink("../../elsewhere/dog.png", root / "bird/0.png")
+    found = image_sets.load({"name": "image_folder", "root": str(root)})
+    assert found.pool.keys == ["bird/0.png", "bird/1.png", "cat/deep/1.png"]
+    assert found.classes == ["bird", "cat"] and found.pool.labels.tolist() == [0, 0, 1]
+    assert np.array_equal(decoded(root)[2, :, :, 0], GREY)
+    assert image_sets.linked_folders({"name": "image_folder", "root": str(root)}) == [root / "cat"]
+
+
+def test_the_root_itself_may_be_a_link(root, tmp_path):
+    save(root / "cat/1.png", GREY)
+    os.symlink(root, tmp_path / "link")
+    assert image_sets.load({"name": "image_folder", "root": str(tmp_path / "link")}).pool.keys == ["cat/1.png"]
+    assert image_sets.linked_folders({"name": "image_folder", "root": str(tmp_path / "link")}) == []
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "told"),
+    [
+        ("cat/back", "..", "{root} and {root}/cat/back are the same folder"),  # without end
+        ("cat/self", ".", "{root}/cat and {root}/cat/self are the same folder"),
+        ("kitten", "cat", "{root}/kitten and {root}/cat are the same folder"),  # its images would count twice
+    ],
+)
+def test_a_folder_that_is_reached_twice_is_refused(root, link, target, told):
+    save(root / "cat/1.png", GREY)
+    os.symlink(target, root / link)
+    expected = f"{told.format(root=root)}, by a link: remove the link (its images count twice)"
+    assert refusal(root) == expected
+    with pytest.raises(ValueError, match="are the same folder"):
+        image_sets.linked_folders({"name": "image_folder", "root": str(root)})
+
+
+@pytest.mark.parametrize(("link", "target"), [("b.png", "gone.png"), ("cat/dog", "/none/dogs"), ("b.png", "b.png")])
+def test_a_link_to_nothing_is_named(root, link, target):
+    save(root / "cat/1.png", GREY)
+    os.symlink(target, root / link)
+    assert refusal(root) == f"{root}/{link} is a link to nothing ({target}): mend or remove it"
+
+
+@pytest.mark.parametrize("key", [b"caf\xe9.png", b"caf\xe9/1.png", b"cat/notes \xff.txt"])
+def test_a_name_that_is_not_utf_8_is_named(root, key):
+    """DVC ends with a codec's complaint for such a file, whatever its kind."""
+    path = os.path.join(os.fsencode(root), key)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as stream:
+        Image.fromarray(GREY).save(stream, "png")
+    told = refusal(root)
+    shown = {b"caf\xe9.png": r"caf\xe9.png", b"caf\xe9/1.png": r"caf\xe9"}.get(key, r"cat/notes \xff.txt")
+    assert told == f"the name of {root}/{shown} is not UTF-8: rename it"
+    told.encode("utf-8")
+
+
+@pytest.fixture
+def afhq(tmp_path, monkeypatch):
+    """A tiny AFHQ: 3 and 2 dogs of 512x512, other animals beside them; returns its root."""
+    monkeypatch.setattr(folders, "AFHQ_DOG", {"train": 3, "val": 2})
+    root = tmp_path / "afhq"
+    for i, key in enumerate(
+        ("train/dog/b.jpg", "train/dog/a.jpg", "train/dog/c.png", "val/dog/z.jpg", "val/dog/a.jpg")
+    ):
+        blocks = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        save(root / key, np.kron(blocks, np.ones((8, 8, 1), np.uint8)))
+    save(root / "train/cat/a.jpg", COLOUR)
+    return root
+
+
+def load_afhq(root, **section):
+    return image_sets.load({"name": "afhq_dog", "root": str(root), "split_seed": 0, **section})
+
+
 @pytest.mark.filterwarnings("default")  # torch and torchvision warn of themselves when imported
-@pytest.mark.parametrize("files", [[], ["data_batch_1", "test_batch"]])
-def test_cifar10_without_its_official_files(root, files):
-    for name in files:
-        (root / "cifar-10-batches-py").mkdir(exist_ok=True)
-        (root / "cifar-10-batches-py" / name).write_bytes(b"no pickle of theirs")
-    for folder in (root, root / "none"):
-        with pytest.raises(
-            ValueError, match="does not hold CIFAR-10, expected the folder cifar-10-batches-py"
-        ) as caught:
-            image_sets.load({"name": "cifar10", "root": str(folder)})
-        assert str(caught.value).startswith(str(folder))
+def test_afhq_dog_is_resized_as_the_authors_code_does(afhq):
+    """torchvision's Resize of a Pillow image is what the authors' code calls."""
+    from torchvision.transforms import Resize
+
+    found = load_afhq(afhq)
+    assert found.shape == (64, 64, 3) and found.classes == []
+    assert found.pool.keys == ["train/dog/a.jpg", "train/dog/b.jpg", "train/dog/c.png"]
+    assert found.test.keys == ["val/dog/a.jpg", "val/dog/z.jpg"]
+    for part in (found.pool, found.test):
+        assert part.labels.tolist() == [0] * len(part.keys) and part.labels.dtype == np.int64
+        for key, image in zip(part.keys, part.images(range(len(part.keys)))):
+            with Image.open(afhq / key) as original:
+                assert np.array_equal(image, np.asarray(Resize((64, 64))(original)))
+                nearest = np.asarray(original.resize((64, 64), Image.Resampling.NEAREST))
+            assert not np.array_equal(image, nearest)
+
+
+def test_afhq_dog_without_its_val_folder_has_no_test_part(afhq):
+    shutil.rmtree(afhq / "val/dog")
+    assert load_afhq(afhq, heldout_share=0.5).test is None
+
+
+def test_afhq_dog_holds_out_its_val_folder_or_a_share_but_not_both(afhq):
+    with pytest.raises(ValueError, match="is held out, so data.heldout_share has no effect: remove it") as caught:
+        load_afhq(afhq, heldout_share=0.5)
+    assert str(caught.value).startswith(f"{afhq}/val/dog is")
+
+
+@pytest.mark.parametrize("key", ["train/dog/b.jpg", "val/dog/z.jpg"])
+def test_another_number_of_dogs_is_named(afhq, key):
+    (afhq / key).unlink()
+    part, count, expected = ("train", 2, 3) if key.startswith("train") else ("val", 1, 2)
+    with pytest.raises(ValueError) as caught:
+        load_afhq(afhq)
+    assert str(caught.value) == (
+        f"{afhq}/{part}/dog holds {count} images, expected the {expected} of AFHQ version 1: complete it, or read another "
+        f"selection with data.name: image_folder, root: {afhq}/train/dog and size: 64 (params.yaml)"
+    )
+
+
+def test_the_real_afhq_has_4739_and_500_dogs(afhq, monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(
+        ValueError, match=r"train/dog holds 3 images, expected the 4,739 of AFHQ version 1: complete it"
+    ):
+        load_afhq(afhq)
+    assert folders.AFHQ_DOG == {"train": 4739, "val": 500}
+
+
+def test_a_dog_of_another_size_is_named(afhq):
+    save(afhq / "val/dog/z.jpg", COLOUR)
+    with pytest.raises(ValueError, match=r"val/dog/z\.jpg is 8x6, expected 512x512 as all of AFHQ version 1$"):
+        load_afhq(afhq)
+
+
+def test_afhq_that_is_not_there_says_where_it_comes_from(tmp_path):
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(ValueError) as caught:
+        load_afhq(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} has no folder train/dog: put the folders train/dog and val/dog of AFHQ v1 (from the project stargan-v2 "
+        "of clovaai: download.sh afhq-dataset) under data.root, or mend data.root (params.yaml)"
+    )
+
+
+def test_the_schema_names_the_sets_that_there_are():
+    schema = yaml.safe_load(params.SCHEMA_FILE.read_text())["properties"]["data"]["properties"]
+    assert schema["name"]["enum"] == list(image_sets.SETS)
+    for name, entry in image_sets.SETS.items():
+        assert {*entry.needs, *entry.takes} <= set(schema), name
+        if entry.download:
+            assert name in schema["download"]["description"], name

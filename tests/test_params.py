@@ -77,10 +77,10 @@ def leaves(value):
         ("arms__ddpm__round", "unknown key arms.ddpm.round: did you mean rounds?"),
         ("arms__iet_agc_plus__shard__shards", "unknown key arms.iet_agc_plus.shard.shards: did you mean num_shards?"),
         (
-            "arms__iet_agc_plus__train__agc__lamda",
-            "unknown key arms.iet_agc_plus.train.agc.lamda: did you mean lambda?",
+            "arms__iet_agc_plus__method__lamda",
+            "unknown key arms.iet_agc_plus.method.lamda: did you mean lambda?",
         ),
-        ("arms__iet_agc_plus__train__taa__a", "unknown key arms.iet_agc_plus.train.taa.a: valid keys here are R, A,"),
+        ("arms__iet_agc_plus__method__taa__a", "unknown key arms.iet_agc_plus.method.taa.a: valid keys here are R, A,"),
         ("diffusion__xyzzy", "unknown key diffusion.xyzzy: valid keys here are num_timesteps, beta_start, beta_end"),
     ],
 )
@@ -118,7 +118,7 @@ def test_the_misspelling_is_told_rather_than_the_key_it_leaves_missing(file):
         ({"train__ema_decay": 1.0}, "train.ema_decay is 1.0, expected at least 0 and less than 1"),
         ({"seeds": [0, -1]}, "seeds.1 is -1, expected at least 0 and at most 4294967295"),
         ({"compute__device": "cpuu"}, "compute.device is 'cpuu', expected one of auto, cpu, cuda (auto takes a GPU"),
-        ({"data__name": 5}, "data.name is 5, expected one of digits, image_folder, cifar10 (the image set)"),
+        ({"data__name": 5}, "data.name is 5, expected one of digits, fashion_mnist, cifar10, cifar100, afhq_dog, image_folder (the image set)"),
         ({"sample__weights": ["raw", "emma"]}, "sample.weights.1 is 'emma', expected one of raw, ema: did you mean ema?"),
         ({"sample__weights": []}, "sample.weights is empty, expected at least one entry"),
         ({"arms": {}}, "arms is empty, expected at least one entry"),
@@ -165,15 +165,15 @@ def test_the_advice_keeps_the_sign_and_gives_whole_numbers_where_they_are_wanted
         ("", ": the file is None, expected a section of keys"),
         ("- seeds\n- data\n", ": the file is ['seeds', 'data'], expected a section of keys"),
         ("digits\n", ": the file is 'digits', expected a section of keys"),
-        (TINY + "seeds: [4]\n", ", line 26: the key seeds stands twice"),
-        (TINY.replace("rounds: 2", "rounds: 2\n    rounds: 3"), ", line 19: the key rounds stands twice"),
+        (TINY + "seeds: [4]\n", ", line 29: the key seeds stands twice"),
+        (TINY.replace("rounds: 2", "rounds: 2\n    rounds: 3"), ", line 20: the key rounds stands twice"),
         (b"# caf\xe9\n" + TINY.encode(), " is not UTF-8 text: byte 5 cannot be read"),
         ("seeds: [0\ndata: 1\n", ", line 2: did not find expected ',' or ']'"),
         ("seeds:\n\t- 0\n", ", line 2: found character that cannot start any token"),
         ("seeds: *none\n", ", line 1: found undefined alias"),
         ("seeds: !!python/object/apply:os.getcwd []\n", ", line 1: could not determine a constructor for the tag"),
         (TINY + "\0", ": unacceptable character #x0000"),
-        (TINY + "---\nseeds: [1]\n", ", line 26: but found another document"),
+        (TINY + "---\nseeds: [1]\n", ", line 29: but found another document"),
         ("[" * 5000, ", line 2: did not find"),
         (TINY.replace("[3]", "[2024-02-30]"), ", line 2: '2024-02-30' cannot be read as timestamp"),
         (TINY.replace("[3]", "[0x_]"), ", line 2: '0x_' cannot be read as int"),
@@ -192,8 +192,10 @@ def test_a_file_that_is_no_proper_yaml(file, text, told):
 
 def test_a_merge_key_stands_for_what_it_names(file):
     """YAML's own way to write a recipe once; it once was refused as an unknown tag."""
-    text = TINY.replace("train: {epochs: 10}", "train: &plain {epochs: 10}")
-    text = text.replace("      epochs: 10\n      agc", "      <<: *plain\n      agc")
+    text = TINY.replace("train: {epochs: 10}", "train: &plain {epochs: 10}", 1)
+    text = text.replace(
+        "    train: {epochs: 10}\n    redistribute: {share", "    train:\n      <<: *plain\n    redistribute: {share"
+    )
     file.write_text(text)
     assert params.load(file) == yaml.safe_load(TINY)
 
@@ -224,16 +226,13 @@ NAN, INF = math.nan, math.inf
         ({"train__learning_rate": NAN}, "train.learning_rate is nan, expected a finite number"),
         ({"train__grad_clip_norm": INF}, "train.grad_clip_norm is inf, expected a finite number"),
         ({"score__thresholds": [0.5, NAN]}, "score.thresholds is nan, expected a finite number"),
-        ({"arms__iet_agc_plus__train__agc__lambda": INF}, "arms.iet_agc_plus.train.agc.lambda is inf, expected a finite"),
-        ({"arms__iet_agc_plus__train__taa__R": NAN}, "arms.iet_agc_plus.train.taa.R is nan, expected a finite number"),
-        ({"arms__iet_agc_plus__train__taa__A": INF}, "arms.iet_agc_plus.train.taa.A is inf, expected a finite number"),
+        ({"arms__iet_agc_plus__method__lambda": INF}, "arms.iet_agc_plus.method.lambda is inf, expected a finite"),
+        ({"arms__iet_agc_plus__method__taa__R": NAN}, "arms.iet_agc_plus.method.taa.R is nan, expected a finite number"),
+        ({"arms__iet_agc_plus__method__taa__A": INF}, "arms.iet_agc_plus.method.taa.A is inf, expected a finite number"),
         (
-            {"arms__iet_agc_plus__train__agc": ..., "arms__iet_agc_plus__redistribute": {}},
-            "arms.iet_agc_plus.train.taa needs arms.iet_agc_plus.train.agc",
-        ),
-        (
-            {"arms__iet_agc_plus__train__agc": ..., "arms__iet_agc_plus__train__taa": ...},
-            "arms.iet_agc_plus.redistribute.select is memory, which needs the skip counts of arms.iet_agc_plus.train.agc",
+            {"arms__iet_agc_plus__method": {"name": "ddpm"}},
+            "arms.iet_agc_plus.redistribute.select is memory, which needs the skip counts of a method that skips (agc), but "
+            "arms.iet_agc_plus.method.name is ddpm",
         ),
         ({"arms__iet_agc_plus__shard__num_shards": 61}, "arms.iet_agc_plus.shard.num_shards is 61, more than the 60 training"),
         (
@@ -253,6 +252,28 @@ NAN, INF = math.nan, math.inf
         ({"data__num_train": ...}, "the key data.num_train is missing: data.name digits needs it"),
         ({"data__name": "image_folder"}, "the key data.root is missing: data.name image_folder needs it"),
         ({"data__size": 8}, "data.size has no effect for data.name digits: remove it"),
+        ({"data__name": "cifra10"}, "data.name is 'cifra10', expected one of digits, fashion_mnist, cifar10, cifar100, afhq_dog"),
+        ({"data__name": "cifra10"}, "image_folder (the image set): did you mean cifar10?"),
+        ({"data__name": "afhq_dog"}, "the key data.root is missing: data.name afhq_dog needs it"),
+        ({"data__name": "afhq_dog", "data__root": "x", "data__size": 64}, "data.size has no effect for data.name afhq_dog"),
+        (
+            {"data__name": "cifar100", "data__root": "x", "data__heldout_share": 0.1},
+            "data.heldout_share has no effect for data.name cifar100: remove it",
+        ),
+        ({"data__download": "yes"}, "data.download is 'yes', expected true or false (fetch the official files that root lacks"),
+        (
+            {"data__download": True},
+            "data.download cannot fetch digits: its images come with scikit-learn; remove data.download",
+        ),
+        (
+            {"data__name": "image_folder", "data__root": "x", "data__download": True},
+            "data.download cannot fetch image_folder: put your images under data.root; remove data.download",
+        ),
+        (
+            {"data__name": "afhq_dog", "data__root": "x", "data__download": True},
+            "data.download cannot fetch afhq_dog: put the folders train/dog and val/dog of AFHQ v1 (from the project stargan-v2 "
+            "of clovaai: download.sh afhq-dataset) under data.root; remove data.download",
+        ),
         (
             {"data__name": "image_folder", "data__root": "x", "data__heldout_share": 0.5},
             "data.num_train and data.heldout_share both say what is held out: give one of them",
@@ -266,15 +287,17 @@ def test_keys_that_do_not_go_together(file, changes, told):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"arms__iet_agc_plus__train__taa__R": INF},
+        {"arms__iet_agc_plus__method__taa__R": INF},
         {"arms__iet_agc_plus__shard__num_shards": 6},  # shards of exactly one batch
         {"sample__parts": 3},  # as many as batches
         {"score__neighbours": 60},
         {"diffusion__beta_start": 0.4},
         {"sample__num_steps": 10},
+        {"data__name": "cifar100", "data__root": "x", "data__download": True},
+        {"data__name": "fashion_mnist", "data__root": "x", "data__download": False},
+        {"data__name": "afhq_dog", "data__root": "x"},
         {
-            "arms__iet_agc_plus__train__agc": ...,
-            "arms__iet_agc_plus__train__taa": ...,
+            "arms__iet_agc_plus__method": {"name": "ddpm"},
             "arms__iet_agc_plus__redistribute__select": "random",
         },
     ],

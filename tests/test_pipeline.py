@@ -63,7 +63,7 @@ def test_the_most_skipped_images_moved_to_the_next_shard(finished):
 def test_the_state_of_a_shard_goes_on_from_round_to_round(finished):
     states = [load_file(finished.root / f"artifacts/train/{IET}/round{r}/shard0/state.safetensors") for r in (1, 2)]
     assert [int(state["step"][0]) for state in states] == [30, 60]
-    assert (states[0]["bank"] > 0).mean() > 0.9
+    assert (states[0]["carried.bank"] > 0).mean() > 0.9
     proxies = [load_file(finished.root / f"artifacts/train/{IET}/round1/shard{k}/raw.safetensors") for k in range(2)]
     mean = load_file(finished.root / f"artifacts/model/{IET}/round1/raw.safetensors")
     for name, value in mean.items():
@@ -129,12 +129,12 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp
     rounds |= {f"redistribute@{IET}-round2", f"redistribute@{IET}-round3"}
     assert planned(project) == rounds | end
 
-    project.edit(arms__iet_agc_plus__rounds=2, arms__iet_agc_plus__train__agc__lambda=0.8)
+    project.edit(arms__iet_agc_plus__rounds=2, arms__iet_agc_plus__method__lambda=0.8)
     first = {f"train@{IET}-round1-shard0", f"train@{IET}-round1-shard1", f"aggregate@{IET}-round1"}
     second = {f"train@{IET}-round2-shard0", f"train@{IET}-round2-shard1", f"aggregate@{IET}-round2"}
     assert planned(project) == first | {f"redistribute@{IET}-round1"} | second | end
 
-    project.edit(arms__iet_agc_plus__train__agc__lambda=0.9, arms__iet_agc_plus__redistribute__share=0.5)
+    project.edit(arms__iet_agc_plus__method__lambda=0.9, arms__iet_agc_plus__redistribute__share=0.5)
     assert planned(project) == {f"redistribute@{IET}-round1"} | second | end
 
     project.edit(arms__iet_agc_plus__redistribute__share=0.25, score__thresholds=[0.3, 0.4, 0.5])

@@ -27,7 +27,9 @@ def experiment(**changes):
 def only(recipe, **changes):
     """One arm named a."""
     tiny = experiment(**changes)
-    tiny["arms"] = {"a": {"train": {"epochs": 1}, "redistribute": {}, "sample": {}, **recipe}}
+    tiny["arms"] = {
+        "a": {"method": {"name": "ddpm"}, "train": {"epochs": 1}, "redistribute": {}, "sample": {}, **recipe}
+    }
     return tiny
 
 
@@ -77,6 +79,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
     assert found["shard"] == found["score"] == {"a-seed7": a}
     assert list(found["train"]) == [f"a-seed7-round{r}-shard{k}" for r in (1, 2, 3) for k in (0, 1)]
     assert found["train"]["a-seed7-round1-shard1"] == a | {
+        "method": "stages/training/ddpm.py",
         "round": 1,
         "shard": 1,
         "index": "artifacts/shards/a-seed7/round1/shard1.npy",
@@ -84,6 +87,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         "state": "stages/method/shard_state.py",
     }
     assert found["train"]["a-seed7-round3-shard0"] == a | {
+        "method": "stages/training/ddpm.py",
         "round": 3,
         "shard": 0,
         "index": "artifacts/shards/a-seed7/round3/shard0.npy",
@@ -101,7 +105,14 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         for r in (1, 2)
     }
     assert found["sample"] == {
-        f"a-seed7-part{p}": a | {"part": p, "model": "artifacts/model/a-seed7/round3"} for p in (0, 1)
+        f"a-seed7-part{p}": a
+        | {
+            "section": "method",
+            "method": "stages/training/ddpm.py",
+            "part": p,
+            "model": "artifacts/model/a-seed7/round3",
+        }
+        for p in (0, 1)
     }
     assert found["data"] == {"source": "requirements.txt"}
 
@@ -117,7 +128,7 @@ def test_without_redistribution_the_index_lists_of_round_1_hold_throughout():
 
 def test_one_shard_and_one_round():
     found = plan.expand(only({"rounds": 1, "shard": {"num_shards": 1}, "redistribute": MSR, "sample": {"parts": 1}}))
-    assert {phase: len(keys) for phase, keys in found.items() if phase not in plan.ONE_OF_A_KIND} == {
+    assert {phase: len(keys) for phase, keys in found.items() if phase not in ("data", "report")} == {
         "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1, "quality": 0,
     }  # fmt: skip
 
@@ -134,6 +145,15 @@ def test_every_seed_has_instances_of_its_own_and_an_arm_its_own_parts():
 def test_data_come_from_the_folder_where_there_is_one():
     found = plan.expand(experiment(data={"name": "image_folder", "root": "my images", "split_seed": 0}))
     assert found["data"] == {"source": "my images"}
+    found = plan.expand(experiment(data={"name": "afhq_dog", "root": "afhq", "split_seed": 0}))
+    assert found["data"] == {"source": "afhq"}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_a_set_with_checksums_is_pinned_by_the_package_that_has_them(name):
+    """DVC wants every dependency to be there; the folder of such a set may not be, before a download."""
+    found = plan.expand(experiment(data={"name": name, "root": "none", "split_seed": 0}))
+    assert found["data"] == {"source": "requirements.txt"}
 
 
 def test_more_rounds_leave_the_items_of_earlier_rounds_as_they_are():
@@ -154,6 +174,7 @@ def test_whatever_the_experiment_each_input_is_made_by_an_earlier_instance(seed)
         f"arm{i}": {
             "rounds": rng.randint(1, 4),
             "shard": {"num_shards": rng.randint(1, 4)},
+            "method": {"name": "ddpm"},
             "train": {"epochs": 1},
             "redistribute": rng.choice([{}, MSR]),
             "sample": rng.choice([{}, {"parts": rng.randint(1, 3)}]),
@@ -164,7 +185,7 @@ def test_whatever_the_experiment_each_input_is_made_by_an_earlier_instance(seed)
     made = plan.output_folders(found)
     assert len(made) == len(set(made))
     for phase, items in found.items():
-        for item in items.values() if phase not in plan.ONE_OF_A_KIND else ():
+        for item in items.values() if phase not in ("data", "report") else ():
             for field in ("index", "model", "state", "shards"):
                 path = Path(item.get(field, "stages/x"))
                 if path.parts[0] == "stages":
@@ -344,16 +365,53 @@ def test_images_are_not_looked_for_where_stray_files_are_removed(folder):
     for root in ("artifacts/images", "./artifacts/../artifacts/data", str(folder / "artifacts")):
         Path(root).mkdir(parents=True, exist_ok=True)
         with pytest.raises(ValueError, match="lies in artifacts/"):
-            plan.check_source({"data": {"name": "image_folder", "root": root}})
+            plan.check_source({"arms": {}, "data": {"name": "image_folder", "root": root}})
 
 
 def test_a_folder_that_is_gone_is_told_unless_its_images_are_decoded_already(folder):
-    section = {"data": {"name": "image_folder", "root": "images"}}
-    with pytest.raises(ValueError, match=r"^the folder data\.root = images does not exist: put your images there"):
+    section = {"arms": {}, "data": {"name": "image_folder", "root": "images"}}
+    told = rf"^the folder {folder}/images does not exist: put your images under data\.root, or mend data\.root"
+    with pytest.raises(ValueError, match=told):
         plan.check_source(section)
     files.write_text("artifacts/data/train.npy", "decoded")
-    assert plan.check_source(section) is None
-    assert plan.check_source({"data": {"name": "digits"}}) is None
+    with pytest.raises(ValueError, match=told):
+        plan.check_source(section)  # it may be another set
+    lock = {"schema": "2.0", "stages": {"data": {"params": {"params.yaml": section}}}}
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    plan.check_source(section)
+    with pytest.raises(ValueError, match=told.replace("/images", "/others")):
+        plan.check_source({"arms": {}, "data": {"name": "image_folder", "root": "others"}})
+    plan.check_source({"arms": {}, "data": {"name": "digits"}})
+
+
+def test_a_folder_that_a_download_will_make_need_not_be_there(folder):
+    section = {"name": "cifar10", "root": "data"}
+    with pytest.raises(
+        ValueError, match=rf"^the folder {folder}/data does not exist: put the folder cifar-10-batches-py"
+    ):
+        plan.check_source({"arms": {}, "data": section})
+    plan.check_source({"arms": {}, "data": {**section, "download": True}})
+
+
+def test_what_lies_behind_a_link_is_not_watched_which_is_told(folder, capsys):
+    for path in ("elsewhere", "images/bird"):
+        Path(path).mkdir(parents=True)
+    section = {"arms": {}, "data": {"name": "image_folder", "root": "images"}}
+    plan.check_source(section)
+    assert capsys.readouterr().err == ""
+    os.symlink("../elsewhere", "images/cat")
+    plan.check_source(section)
+    assert capsys.readouterr().err == (
+        "images/cat in data.root: a link, behind which DVC does not look; when images change there, run: dvc repro --force "
+        "--single-item data\n"
+    )
+    plan.check_source(
+        {"arms": {}, "data": {"name": "cifar10", "root": "images"}}
+    )  # its checksums say what its images are
+    assert capsys.readouterr().err == ""
+    os.symlink("nowhere", "images/dog")
+    with pytest.raises(ValueError, match=r"^images/dog is a link to nothing \(nowhere\)"):
+        plan.check_source(section)
 
 
 def test_the_stage_asks_for_another_run_after_a_change_and_then_agrees(folder):

@@ -415,7 +415,7 @@ def test_instances_of_the_phase_by_hand():
         "images": "artifacts/samples/ddpm-seed4",
         "network": "artifacts/quality/reference",
     }
-    assert found["report"] == {"quality": "artifacts/quality"}
+    assert found["report"]["quality"] == "artifacts/quality"
     assert {"quality@reference", "quality@ddpm-seed3"} <= plan.stage_names(found)
     assert {Path("artifacts/quality/reference"), Path("artifacts/quality/ddpm-seed3")} <= set(
         plan.output_folders(found)
@@ -527,7 +527,7 @@ def test_report_with_quality(built, capsys):
         assert chosen.fid_50k_pytorch_fid.isna().all()
         page = (root / "report.html").read_text()
         section = page[page.index('id="quality"') : page.index('id="curves"')]
-        assert page.count("<svg") == 9 and "FID (pytorch_fid), lower = more faithful" in section
+        assert page.count("<svg") == 11 and "FID (pytorch_fid), lower = more faithful" in section
         heads = ["FID raw", "FID ema", "KID raw", "KID ema", "Inception score raw"]  # side by side
         assert "".join(f"<th scope=col>{head}</th>" for head in heads) in section and "FID of 50,000 raw" not in section
         assert "<th scope=row>iet</th><td>21.5</td><td>5</td><td>0.01</td>" in section

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from stages import params, report, report_figures, report_page
+from stages import params, report, report_figures, report_page, report_tables
 
 NUM_IMAGES = 100  # generated
 THRESHOLDS = [0.4, 0.5, 0.6]
@@ -69,7 +69,7 @@ def write_counts(root, run, rounds):
                 "epoch_visited": np.full(epochs, size, np.int64),
                 "t_skipped": np.zeros(10, np.int64),
                 "t_visited": np.zeros(10, np.int64),
-                "bank": np.zeros(4, np.float32),
+                "carried.bank": np.zeros(4, np.float32),
                 "forward_images": np.array([size * epochs], np.int64),
                 "optimizer_steps": np.array([epochs], np.int64),
             }
@@ -230,7 +230,7 @@ def test_page_needs_nothing_from_outside_and_escapes_keys(one_seed):
     assert "<b>" not in page and "&lt;b&gt;3&amp;7.png" in page
     assert "://" not in page and "<script" not in page and "@import" not in page
     assert {url.split(",")[0] for url in re.findall(r'src="?([^">]+)', page)} == {"data:image/png;base64"}
-    assert page.count("<svg") == 8 and "nothing was skipped: plain" in page
+    assert page.count("<svg") == 9 and "nothing was skipped: plain" in page
     text = re.sub(r"<style.*?</style>|<pre>.*?</pre>", "", page, flags=re.DOTALL)
     assert "{" not in text and "None" not in text  # every f-string has its f
     ids = re.findall(r' id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
@@ -249,6 +249,75 @@ def test_without_any_skipping_no_axes_are_drawn():
     assert report_figures.skip_histogram(histogram, ["a"]) is None
     epochs = pd.DataFrame({"arm": ["a"], "epoch": [1], "round": [1], "skipped_share": [0.0]})
     assert report_figures.over_epochs(epochs, ["a"], "skipped_share", "skipped") is None
+
+
+def results_of(arms, weights="raw"):
+    """One row an arm and seed: arms maps a name to its (fidelity, excess of 100 images) per seed."""
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "weights": weights,
+            "protocol": "code_sq",
+            "threshold": 0.5,
+            "fd_pixels": x,
+            "excess": y,
+        }
+        | {"excess_low": y - 3, "excess_high": y + 3, "count": y + 20, "num_images": 100}
+        for arm, points in arms.items()
+        for seed, (x, y) in enumerate(points)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_trade_off_names_each_arm_once_and_draws_what_stopping_early_buys():
+    points = {
+        "plain": [(1, 60), (2, 50)],
+        "ours": [(2, 10), (3, 12)],
+        "early": [(5, 20), (4, 30)],
+        "earlier": [(8, 2), (9, 3)],
+    }
+    drawn = report_figures.excess_against_fidelity(
+        results_of(points), list(points), ["earlier", "early"], "raw", "code_sq", 0.5
+    )
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    assert [words.count(word) for word in ["plain", "ours", "early", "earlier", "plain stopped early"]] == [1] * 5
+    assert drawn.count("stroke-dasharray") == 2  # the line, and its sample in the legend
+    without = report_figures.excess_against_fidelity(results_of(points), list(points), [], "raw", "code_sq", 0.5)
+    assert "stopped early" not in without and "stroke-dasharray" not in without
+    assert report_figures.excess_against_fidelity(results_of(points), list(points), [], "ema", "code_sq", 0.5) is None
+
+
+def test_a_line_between_means_is_straight_in_their_own_scale():
+    x, y = report_figures._straight(np.array([1.0, 2.0, 10.0]), np.array([0.0, 4.0, 20.0]), num_points=4)
+    assert x.tolist() == [1, 1.25, 1.5, 1.75, 2, 4, 6, 8, 10] and y.tolist() == [0, 1, 2, 3, 4, 8, 12, 16, 20]
+
+
+def test_the_page_holds_the_published_tables_of_its_data_set(tmp_path, monkeypatch):
+    rows = [
+        {"label": {"method": "<i>Default</i>"}, "arm": "plain", "published": [1234.5]},
+        {"label": {"method": "Ours"}, "arm": "iet", "published": [77], "notes": ["why"]},
+    ]
+    published = {"source": "Someone", "num_images": 100, "neighbours": 50, "notes": {"why": "Because <b>."}}
+    published["columns"] = [{"name": "MQ0.5", "better": "lower", "protocol": "l2_from_gen", "threshold": 0.5}]
+    published["tables"] = [{"title": "Table X", "data": "digits", "num_train": 5, "notes": [], "rows": rows}]
+    monkeypatch.setattr(report_tables, "read", lambda: published)
+    with built(tmp_path, ONE_SEED) as (root, _):
+        page = (root / "report.html").read_text()
+    section = page[page.index('<h2 id="published">') : page.index('<h2 id="curves">')]
+    assert "Table X" in section and "<ol class=quiet><li>Because &lt;b&gt;.</li></ol>" in section
+    found = [re.findall(r"<t[hd][^>]*>([^<]*)", line) for line in section.splitlines() if line.startswith("<tr>")]
+    assert found == [
+        ["plain", "&lt;i&gt;Default&lt;/i&gt;", "1,234.5", "70", "71", "60 [56, 65]", "61 [57, 66]", "0.393", "0.393"],
+        ["iet [1]", "Ours", "77", "25", "26", "15 [11, 20]", "16 [12, 21]", "0.348", "0.348"],
+    ]
+    assert '<a href="#published">' in page
+
+
+def test_the_page_has_no_section_of_published_numbers_where_none_match(one_seed):
+    page = (one_seed[0] / "report.html").read_text()
+    assert "#published" not in page and 'id="published"' not in page
+    assert "No arm is the baseline plain trained for less" in page[page.index('id="trade_off"') :]
 
 
 def test_headline_says_less_more_and_overlap(metrics_copy):

@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.method import (
-    augmentation,
-    averaging,
-    diffusion,
-    initial_weights,
-    memory_bank,
-    randomness,
-    redistribution,
-    shard_state,
-    training,
-    unet,
-)
+from stages import training
+from stages.method import averaging, diffusion, initial_weights, randomness, redistribution, shard_state, unet
+from stages.training import agc, base, loop
+from stages.training.agc import augmentation, memory_bank
 
 T = 20
 BATCH = 8
@@ -28,11 +20,18 @@ NUM_IMAGES = 19  # 2 batches an epoch, 3 images left over
 MODEL = {"block_channels": [8, 8], "attention_levels": [], "layers_per_block": 1, "dropout": 0.2, "norm_groups": 4}
 PLAIN = {
     "batch_size": BATCH, "learning_rate": 3e-3, "warmup_steps": 5, "grad_clip_norm": 1.8, "ema_decay": 0.9, "flip": True,
-    "precision": "fp32",
+    "precision": "fp32", "method": {"name": "ddpm"},
 }  # fmt: skip
-AGC = {"agc": {"lambda": 0.5, "eta": 0.8}}
-TAA = {"taa": {"R": 1.25, "A": 5.0, "magnitude": 20, "num_ops": 2, "max_level": 30}}
-EVERY = PLAIN | AGC | TAA
+TAA = {"R": 1.25, "A": 5.0, "magnitude": 20, "num_ops": 2, "max_level": 30}
+
+
+def with_agc(taa=None, lam=0.5):
+    method = {"name": "agc", "lambda": lam, "eta": 0.8}
+    return PLAIN | {"method": method | {"taa": taa} if taa else method}
+
+
+AGC = with_agc()
+EVERY = with_agc(TAA)
 SEED, SHARD = 5, 3
 
 
@@ -53,7 +52,7 @@ def fresh(**model):
     network = unet.build(MODEL | model, (1, 8, 8))
     unet.load(network, initial_weights.initial_weights(network, SEED), "the initialisation")
     network.train()
-    return network, shard_state.fresh_state(list(network.parameters()), T, "cpu")
+    return network, shard_state.fresh_state(list(network.parameters()), {"bank": torch.zeros(T)})
 
 
 def judging(**model):
@@ -64,27 +63,42 @@ def judging(**model):
         for name, p in network.named_parameters():
             if "conv2" in name or "conv_out" in name:
                 p.add_(0.1 * torch.randn(p.shape, generator=random))
-    state = shard_state.fresh_state(list(network.parameters()), T, "cpu")
-    state.bank = 2 * (0.8 + 0.4 * torch.rand(T, generator=random))
+    state = shard_state.fresh_state(list(network.parameters()), {"bank": torch.zeros(T)})
+    state.carried["bank"] = 2 * (0.8 + 0.4 * torch.rand(T, generator=random))
     return network, state
 
 
+def shard_of(images):
+    return loop.Images(images, torch.arange(len(images)))
+
+
+def train_round(network, state, record, images, settings, *rest):
+    method = training.method(settings["method"])
+    loop.train_round(network, state, record, shard_of(images), method, settings, *rest)
+
+
 def step(network, state, record, images, settings, alpha_bar, epoch=0):
-    return training.train_step(network, state, record, images, settings, alpha_bar, SEED, SHARD, epoch)
+    method = training.method(settings["method"])
+    return loop.train_step(network, state, record, shard_of(images), method, settings, alpha_bar, SEED, SHARD, epoch)
 
 
 def run(network, state, images, settings, alpha_bar, num_epochs, first_step=None, after_step=lambda *_: None):
-    record = training.Record.empty(len(images), num_epochs, "cpu")
+    record = loop.Record.empty(len(images), num_epochs, "cpu")
     first_step = state.step if first_step is None else first_step
-    training.train_round(
-        network, state, record, images, settings, alpha_bar, SEED, SHARD, num_epochs, first_step, after_step
-    )
+    train_round(network, state, record, images, settings, alpha_bar, SEED, SHARD, num_epochs, first_step, after_step)
     return record
 
 
 def everything(network, state):
     """All tensors that a shard has, for comparison bit for bit."""
-    return [*network.parameters(), *state.ema, *state.exp_avg, *state.exp_avg_sq, state.bank, torch.tensor(state.step)]
+    return [
+        *network.parameters(),
+        *state.ema,
+        *state.exp_avg,
+        *state.exp_avg_sq,
+        state.carried["bank"],
+        torch.tensor(state.step),
+    ]
 
 
 def same_bits(one, other):
@@ -118,9 +132,9 @@ def drawn(images, num_step):
 
 
 def test_learning_rate_by_hand():
-    rates = [training.learning_rate(0.8, s, 4) for s in range(7)]
+    rates = [loop.learning_rate(0.8, s, 4) for s in range(7)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8], abs=1e-15)
-    assert training.learning_rate(0.8, 0, 0) == 0.8
+    assert loop.learning_rate(0.8, 0, 0) == 0.8
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(12, 4), (11, 4), (5, 5), (7, 4), (64, 1)])
@@ -129,7 +143,7 @@ def test_an_epoch_visits_each_image_at_most_once_and_drops_the_rest(num_images, 
     orders = []
     for epoch in range(3):
         batches = [
-            training.batch_offsets(num_images, batch_size, SEED, SHARD, epoch * per_epoch + b) for b in range(per_epoch)
+            base.Method({}).batch(num_images, batch_size, SEED, SHARD, epoch * per_epoch + b) for b in range(per_epoch)
         ]
         assert all(len(batch) == batch_size and batch.dtype == np.int64 for batch in batches)
         visited = np.concatenate(batches)
@@ -142,7 +156,7 @@ def test_an_epoch_visits_each_image_at_most_once_and_drops_the_rest(num_images, 
 def test_images_left_over_come_again():
     visits = np.zeros(11)
     for s in range(200):
-        visits[training.batch_offsets(11, 4, SEED, SHARD, s)] += 1
+        visits[base.Method({}).batch(11, 4, SEED, SHARD, s)] += 1
     assert visits.sum() == 800 and visits.min() > 0.8 * 800 / 11
 
 
@@ -198,19 +212,21 @@ def next_round(network, state):
         return {name: value.detach().numpy().copy() for (name, _), value in zip(network.named_parameters(), tensors)}
 
     raw, ema = (averaging.average([arrays(tensors)]) for tensors in (network.parameters(), state.ema))
-    exp_avg, exp_avg_sq, bank = arrays(state.exp_avg), arrays(state.exp_avg_sq), state.bank.numpy().copy()
+    exp_avg, exp_avg_sq, bank = arrays(state.exp_avg), arrays(state.exp_avg_sq), state.carried["bank"].numpy().copy()
     after = unet.build(MODEL, (1, 8, 8))
     unet.load(after, raw, "the round before")
     names = [name for name, _ in after.named_parameters()]
     tensors = ([torch.from_numpy(values[name]) for name in names] for values in (ema, exp_avg, exp_avg_sq))
-    return after, shard_state.ShardState(*tensors, bank=torch.from_numpy(bank), step=int(np.int64(state.step)))
+    return after, shard_state.ShardState(
+        *tensors, carried={"bank": torch.from_numpy(bank)}, step=int(np.int64(state.step))
+    )
 
 
 @pytest.mark.parametrize("settings", [PLAIN, EVERY], ids=["plain", "agc and taa"])
 def test_one_shard_in_rounds_is_one_long_run(settings, images, alpha_bar):
-    whole = judging() if "agc" in settings else fresh()
+    whole = judging() if settings is EVERY else fresh()
     record = run(*whole, images, settings, alpha_bar, num_epochs=6)
-    parts, visits, skips = judging() if "agc" in settings else fresh(), 0, 0
+    parts, visits, skips = judging() if settings is EVERY else fresh(), 0, 0
     for _ in range(3):
         of_round = run(*parts, images, settings, alpha_bar, num_epochs=2)
         visits, skips = visits + of_round.visits, skips + of_round.skips
@@ -218,7 +234,7 @@ def test_one_shard_in_rounds_is_one_long_run(settings, images, alpha_bar):
     assert parts[1].step == 12
     assert same_bits(whole, parts)
     assert torch.equal(record.visits, visits) and torch.equal(record.skips, skips)
-    assert bool(skips.any()) == ("agc" in settings)
+    assert bool(skips.any()) == (settings is EVERY)
 
 
 def test_losing_any_part_of_the_state_between_rounds_would_be_noticed(images, alpha_bar):
@@ -228,7 +244,10 @@ def test_losing_any_part_of_the_state_between_rounds_would_be_noticed(images, al
         network, state = judging()
         run(network, state, images, EVERY, alpha_bar, num_epochs=2)
         network, state = next_round(network, state)
-        setattr(state, lost, getattr(fresh()[1], lost))
+        if lost == "bank":
+            state.carried["bank"] = torch.zeros(T)
+        else:
+            setattr(state, lost, getattr(fresh()[1], lost))
         run(network, state, images, EVERY, alpha_bar, num_epochs=2)
         assert not same_bits(whole, (network, state)), lost
 
@@ -236,8 +255,16 @@ def test_losing_any_part_of_the_state_between_rounds_would_be_noticed(images, al
 def test_seed_and_shard_give_other_draws(images, alpha_bar):
     one, other = fresh(), fresh()
     losses = [
-        training.train_step(
-            *pair, training.Record.empty(NUM_IMAGES, 1, "cpu"), images, PLAIN, alpha_bar, seed, shard, 0
+        loop.train_step(
+            *pair,
+            loop.Record.empty(NUM_IMAGES, 1, "cpu"),
+            shard_of(images),
+            base.Method({}),
+            PLAIN,
+            alpha_bar,
+            seed,
+            shard,
+            0,
         )
         for pair, seed, shard in [(one, 0, 0), (other, 0, 1), (fresh(), 1, 0)]
     ]
@@ -255,7 +282,7 @@ def test_every_draw_is_keyed_by_seed_shard_and_step(images, alpha_bar, monkeypat
     network, state = judging()
     monkeypatch.setattr(randomness, "seed_of", spied)
     state.step = 7  # batch 1 of epoch 3: the 4th, counted over all rounds
-    loss = step(network, state, training.Record.empty(NUM_IMAGES, 1, "cpu"), images, EVERY, alpha_bar)
+    loss = step(network, state, loop.Record.empty(NUM_IMAGES, 1, "cpu"), images, EVERY, alpha_bar)
     assert torch.isfinite(loss)
     by_step = ["flip", "noise", "dropout", "augment"]
     assert sorted(keys) == sorted([("order", (SEED, SHARD, 3)), *((purpose, (SEED, SHARD, 7)) for purpose in by_step)])
@@ -292,24 +319,24 @@ def check_by_hand(images, alpha_bar, settings=EVERY, num_epochs=4):
     Without dropout: one image alone would draw another mask than in its batch.
     """
     network, state = judging(dropout=0.0)
-    record = training.Record.empty(NUM_IMAGES, num_epochs, "cpu")
-    agc, taa = settings["agc"], settings.get("taa")
+    record = loop.Record.empty(NUM_IMAGES, num_epochs, "cpu")
+    method, taa = settings["method"], settings["method"].get("taa")
     counts = {name: np.zeros(NUM_IMAGES, int) for name in ("skips", "augmented", "visits")}
     per_epoch = {name: np.zeros(num_epochs) for name in ("loss", "skipped", "augmented", "visited")}
     by_tenth = {"skipped": np.zeros(10, int), "visited": np.zeros(10, int)}
-    bank = [float(value) for value in state.bank]
+    bank = [float(value) for value in state.carried["bank"]]
     for s in range(2 * num_epochs):
         places, x, t, eps = drawn(images, s)
         losses = losses_alone(network, x, t, eps, alpha_bar)
-        threshold = [agc["lambda"] * bank[timestep] for timestep in t.tolist()]  # before the bank sees this batch
+        threshold = [method["lambda"] * bank[timestep] for timestep in t.tolist()]  # before the bank sees this batch
         skipped = [loss < limit for loss, limit in zip(losses, threshold)]
         augmented = [bool(taa) and limit < loss < taa["R"] * limit for loss, limit in zip(losses, threshold)]
         for loss, timestep in zip(losses, t.tolist()):
-            bank[timestep] = agc["eta"] * bank[timestep] + (1 - agc["eta"]) * loss
+            bank[timestep] = method["eta"] * bank[timestep] + (1 - method["eta"]) * loss
 
         step(network, state, record, images, settings, alpha_bar, epoch=s // 2)
 
-        assert np.allclose(state.bank.numpy(), bank, rtol=1e-5, atol=0), f"bank after step {s}"
+        assert np.allclose(state.carried["bank"].numpy(), bank, rtol=1e-5, atol=0), f"bank after step {s}"
         for j, place in enumerate(places):
             counts["skips"][place] += skipped[j]
             counts["augmented"][place] += augmented[j]
@@ -334,13 +361,13 @@ def check_by_hand(images, alpha_bar, settings=EVERY, num_epochs=4):
         assert np.array_equal(getattr(record, f"epoch_{name}").numpy(), expected), f"{name} in each epoch"
     for name, expected in by_tenth.items():
         assert np.array_equal(getattr(record, f"t_{name}").numpy(), expected), f"{name} by timestep"
-    assert training.forward_images(record) == num_visits + counts["augmented"].sum()
+    assert loop.forward_images(record) == num_visits + counts["augmented"].sum()
     return record, counts
 
 
 def test_masks_bank_and_record_by_hand(images, alpha_bar):
     check_by_hand(images, alpha_bar)
-    check_by_hand(images, alpha_bar, PLAIN | AGC)
+    check_by_hand(images, alpha_bar, AGC)
 
 
 def compare_after_update(monkeypatch):
@@ -409,22 +436,22 @@ def check_ids(as_arrays, images, alpha_bar):
 
 
 def test_counts_are_kept_by_training_id(images, alpha_bar):
-    check_ids(training.as_arrays, images, alpha_bar)
+    check_ids(loop.as_arrays, images, alpha_bar)
 
 
 def test_counts_by_place_in_the_shard_would_be_noticed(images, alpha_bar):
     with pytest.raises(AssertionError):
         check_ids(
-            lambda record, index: training.as_arrays(record, index) | {"index": np.arange(len(index))},
+            lambda record, index: loop.as_arrays(record, index) | {"index": np.arange(len(index))},
             images,
             alpha_bar,
         )
 
 
 def test_arrays_hold_the_mean_loss_and_take_an_unfinished_epoch():
-    record = training.Record.empty(3, 2, "cpu")
+    record = loop.Record.empty(3, 2, "cpu")
     record.epoch_loss[0], record.epoch_visited[0] = 6.0, 4
-    arrays = training.as_arrays(record, np.array([4, 8, 9]))
+    arrays = loop.as_arrays(record, np.array([4, 8, 9]))
     assert arrays["epoch_loss"].tolist() == [1.5, 0.0]
     assert record.epoch_loss.tolist() == [6.0, 0.0]
     assert arrays["index"].tolist() == [4, 8, 9] and arrays["skips"].dtype == np.int32
@@ -432,15 +459,15 @@ def test_arrays_hold_the_mean_loss_and_take_an_unfinished_epoch():
 
 def check_loss_minimised(images, alpha_bar):
     """The number that is minimised and its gradient, with the losses taken anew one image at a time."""
-    taa, strengths = TAA["taa"], []
+    taa, strengths = TAA, []
     for num_step in range(6):
         network, state = judging(dropout=0.0)
         state.step = num_step
         twin = copy.deepcopy(network)
         _, x, t, eps = drawn(images, num_step)
-        threshold = (0.5 * state.bank[t]).tolist()
+        threshold = (0.5 * state.carried["bank"][t]).tolist()
         settings = EVERY | {"grad_clip_norm": 1e9}
-        minimised = step(network, state, training.Record.empty(NUM_IMAGES, 1, "cpu"), images, settings, alpha_bar)
+        minimised = step(network, state, loop.Record.empty(NUM_IMAGES, 1, "cpu"), images, settings, alpha_bar)
 
         losses = losses_alone(twin, x, t, eps, alpha_bar)
         ratio = np.array(losses) / threshold
@@ -479,7 +506,7 @@ def test_augmented_images_keep_their_timestep_and_noise(images, alpha_bar, monke
 
     monkeypatch.setattr(diffusion, "sample_losses", spied)
     network, state = judging()
-    record = training.Record.empty(NUM_IMAGES, 1, "cpu")
+    record = loop.Record.empty(NUM_IMAGES, 1, "cpu")
     step(network, state, record, images, EVERY, alpha_bar)
     (x, t, eps), (x_aug, t_aug, eps_aug) = calls
     subset = torch.from_numpy(
@@ -487,7 +514,7 @@ def test_augmented_images_keep_their_timestep_and_noise(images, alpha_bar, monke
     )
     assert 0 < len(subset) < BATCH
     # Filled up with repeats to a multiple of SECOND_PASS; check_loss_minimised shows that they do not count.
-    assert len(t_aug) % training.SECOND_PASS == 0 and len(t_aug) - len(subset) < training.SECOND_PASS
+    assert len(t_aug) % agc.SECOND_PASS == 0 and len(t_aug) - len(subset) < agc.SECOND_PASS
     filled = subset[torch.arange(len(t_aug)) % len(subset)]
     assert torch.equal(t_aug, t[filled]) and torch.equal(eps_aug, eps[filled])
     assert not torch.equal(x_aug, x[filled])
@@ -495,28 +522,28 @@ def test_augmented_images_keep_their_timestep_and_noise(images, alpha_bar, monke
 
 def test_bank_is_the_same_with_and_without_augmentation(images, alpha_bar):
     with_taa, without = judging(), judging()
-    record = training.Record.empty(NUM_IMAGES, 1, "cpu")
+    record = loop.Record.empty(NUM_IMAGES, 1, "cpu")
     step(*with_taa, record, images, EVERY, alpha_bar)
-    step(*without, training.Record.empty(NUM_IMAGES, 1, "cpu"), images, PLAIN | AGC, alpha_bar)
+    step(*without, loop.Record.empty(NUM_IMAGES, 1, "cpu"), images, AGC, alpha_bar)
     assert record.augmented.sum() > 0
-    assert torch.equal(with_taa[1].bank, without[1].bank)
-    assert not torch.equal(with_taa[1].bank, judging()[1].bank)
+    assert torch.equal(with_taa[1].carried["bank"], without[1].carried["bank"])
+    assert not torch.equal(with_taa[1].carried["bank"], judging()[1].carried["bank"])
     assert not same_bits(with_taa, without)
 
 
 def test_threshold_of_zero_is_no_agc(images, alpha_bar):
     without, zero = judging(), judging()
     run(*without, images, PLAIN, alpha_bar, num_epochs=3)
-    record = run(*zero, images, EVERY | {"agc": {"lambda": 0.0, "eta": 0.8}}, alpha_bar, num_epochs=3)
+    record = run(*zero, images, with_agc(TAA, lam=0.0), alpha_bar, num_epochs=3)
     assert not record.skips.any() and not record.augmented.any()
-    zero[1].bank = without[1].bank  # kept all the same, but nobody asks it
+    zero[1].carried["bank"] = without[1].carried["bank"]  # kept all the same, but nobody asks it
     assert same_bits(without, zero)
 
 
 def test_band_of_no_width_is_agc_only(images, alpha_bar):
     agc, closed, open_ = judging(), judging(), judging()
-    record = run(*agc, images, PLAIN | AGC, alpha_bar, num_epochs=3)
-    closed_record = run(*closed, images, EVERY | {"taa": TAA["taa"] | {"R": 1.0}}, alpha_bar, num_epochs=3)
+    record = run(*agc, images, AGC, alpha_bar, num_epochs=3)
+    closed_record = run(*closed, images, with_agc(TAA | {"R": 1.0}), alpha_bar, num_epochs=3)
     run(*open_, images, EVERY, alpha_bar, num_epochs=3)
     assert record.skips.any() and not closed_record.augmented.any()
     assert same_bits(agc, closed)
@@ -543,10 +570,10 @@ def test_images_are_mirrored_or_left_but_never_mixed(images, alpha_bar, monkeypa
 def test_batch_with_nothing_kept_steps_with_zero_gradient(images, alpha_bar):
     network, state = judging()
     for _ in range(3):
-        step(network, state, training.Record.empty(NUM_IMAGES, 1, "cpu"), images, PLAIN, alpha_bar)
-    state.bank = torch.full((T,), 1e6)
+        step(network, state, loop.Record.empty(NUM_IMAGES, 1, "cpu"), images, PLAIN, alpha_bar)
+    state.carried["bank"] = torch.full((T,), 1e6)
     before = copy.deepcopy((list(network.parameters()), state))
-    record = training.Record.empty(NUM_IMAGES, 1, "cpu")
+    record = loop.Record.empty(NUM_IMAGES, 1, "cpu")
     loss = step(network, state, record, images, EVERY, alpha_bar)
     assert float(loss) == 0.0 and state.step == 4
     assert record.skips.sum() == record.epoch_skipped[0] == BATCH and not record.augmented.any()
@@ -560,24 +587,24 @@ def test_batch_with_nothing_kept_steps_with_zero_gradient(images, alpha_bar):
         assert torch.allclose(state.ema[i], 0.9 * before[1].ema[i] + 0.1 * moved, rtol=0, atol=1e-6)
         assert p.grad is None
     assert not torch.equal(network.conv_out.weight, before[0][-2])
-    assert (state.bank[drawn(images, 3)[2]] < 1e6).all()  # skipped losses enter it
+    assert (state.carried["bank"][drawn(images, 3)[2]] < 1e6).all()  # skipped losses enter it
 
 
 def test_run_that_is_cut_off_goes_on_to_the_same_bits(images, alpha_bar):
     whole, copied = judging(), []
     run(*whole, images, EVERY, alpha_bar, num_epochs=2)  # round 1, so that round 2 does not begin at step 0
-    record = training.Record.empty(NUM_IMAGES, 3, "cpu")
+    record = loop.Record.empty(NUM_IMAGES, 3, "cpu")
 
     def copy_at_3(done, total, loss):
         assert total == 6 and float(loss) > 0
         if done == 3:  # in the middle of an epoch
             copied.append(copy.deepcopy((*whole, record)))
 
-    training.train_round(*whole, record, images, EVERY, alpha_bar, SEED, SHARD, 3, 4, copy_at_3)
+    train_round(*whole, record, images, EVERY, alpha_bar, SEED, SHARD, 3, 4, copy_at_3)
     network, state, cut_record = copied[0]
     assert state.step == 7 and int(cut_record.visits.sum()) == 3 * BATCH
     told = []
-    training.train_round(
+    train_round(
         network, state, cut_record, images, EVERY, alpha_bar, SEED, SHARD, 3, 4, lambda done, *_: told.append(done)
     )
     assert told == [4, 5, 6]
@@ -621,16 +648,16 @@ def test_shard_smaller_than_a_batch_is_refused(images, alpha_bar):
 def test_training_lowers_the_loss(images, alpha_bar):
     settings = PLAIN | {"flip": False, "grad_clip_norm": 1.0, "learning_rate": 1e-2}
     record = run(*fresh(dropout=0.0), images, settings, alpha_bar, num_epochs=40)
-    losses = training.as_arrays(record, np.arange(NUM_IMAGES))["epoch_loss"]
+    losses = loop.as_arrays(record, np.arange(NUM_IMAGES))["epoch_loss"]
     assert losses[:3].mean() == pytest.approx(1, abs=0.2)  # an answer of 0 leaves mean eps^2
     assert losses[-10:].mean() < 0.6 * losses[:3].mean()
 
 
 def test_bf16_decides_as_fp32_does(images, alpha_bar):
     network, state = fresh(dropout=0.0)
-    settings = EVERY | {"agc": {"lambda": 0.8, "eta": 0.8}}
+    settings = with_agc(TAA, lam=0.8)
     run(network, state, images, settings, alpha_bar, num_epochs=20)
-    bank = state.bank
+    bank = state.carried["bank"]
     assert (bank > 0).sum() > 0.8 * T
     random = torch.Generator().manual_seed(3)
     x_0 = diffusion.normalise(images[torch.randint(NUM_IMAGES, (1500,), generator=random)])
@@ -649,7 +676,7 @@ def test_bf16_trains_with_weights_in_float32(images, alpha_bar):
     run(*half, images, EVERY | {"precision": "bf16"}, alpha_bar, num_epochs=2)
     assert all(value.dtype == torch.float32 for value in everything(*half)[:-1])
     assert not same_bits(full, half)
-    assert torch.allclose(full[1].bank, half[1].bank, rtol=0.05, atol=0)
+    assert torch.allclose(full[1].carried["bank"], half[1].carried["bank"], rtol=0.05, atol=0)
 
 
 def test_weights_that_are_not_finite_after_the_last_step_are_not_handed_on(images, alpha_bar):

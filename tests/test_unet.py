@@ -142,16 +142,19 @@ unet.load(network, weights(), "here")
 
 SHORT_CUT = """
 found = {"built": list(sys.modules)}
-from stages.method import diffusion, shard_state, training
-images = torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8)
+from stages import training
+from stages.method import diffusion, shard_state
+from stages.training import loop
+images = loop.Images(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8), torch.arange(9))
 settings = {"batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "grad_clip_norm": 1.0, "ema_decay": 0.9, "flip": True,
-            "precision": "bf16", "agc": {"lambda": 0.5, "eta": 0.8},
-            "taa": {"R": 1e9, "A": 5.0, "magnitude": 3, "num_ops": 2, "max_level": 30}}
-state = shard_state.fresh_state(list(network.parameters()), 20, "cpu")
-state.bank += 1e-3
-record = training.Record.empty(9, 2, "cpu")
+            "precision": "bf16"}
+method = training.method({"name": "agc", "lambda": 0.5, "eta": 0.8,
+                          "taa": {"R": 1e9, "A": 5.0, "magnitude": 3, "num_ops": 2, "max_level": 30}})
+state = shard_state.fresh_state(list(network.parameters()), method.initial_state(20, "cpu"))
+state.carried["bank"] += 1e-3
+record = loop.Record.empty(9, 2, "cpu")
 alpha_bar = diffusion.alpha_bars(20, 1e-4, 0.02).float()
-training.train_round(network, state, record, images, settings, alpha_bar, 0, 0, 2, 0, lambda *_: None)
+loop.train_round(network, state, record, images, method, settings, alpha_bar, 0, 0, 2, 0, lambda *_: None)
 found |= {"trained": list(sys.modules), "steps": state.step, "augmented": int(record.augmented.sum())}
 
 unet.load(network, weights(), "here")

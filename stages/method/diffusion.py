@@ -31,13 +31,22 @@ def noised(x_0, t, eps, alpha_bar):
     return signal.sqrt() * x_0 + (1 - signal).sqrt() * eps
 
 
-def sample_losses(model, x_0, t, eps, alpha_bar, precision="fp32"):
+def predicted(model, x, t, precision="fp32", labels=None):
+    """What the network says of x at t, in float32 whatever it computes in.
+
+    model      (x [B,C,H,W], t [B]) -> object with .sample; with labels also class_labels
+    precision  fp32, or bf16 for the arithmetic of the network
+    labels     [B] int64 class of each image, None for an unconditional network
+    """
+    conditions = {} if labels is None else {"class_labels": labels}
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return model(x, t, **conditions).sample.float()
+
+
+def sample_losses(model, x_0, t, eps, alpha_bar, precision="fp32", labels=None):
     """Squared error of the predicted noise (Eq. 2), one number per sample, never reduced over the batch.
 
-    The network may run in bfloat16; the error itself is always taken in float32.
     Returns   [B] float32: mean over C, H and W
     """
     x_t = noised(x_0, t, eps, alpha_bar)
-    with torch.autocast(x_0.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        predicted = model(x_t, t).sample
-    return (predicted.float() - eps).square().mean(dim=(1, 2, 3))
+    return (predicted(model, x_t, t, precision, labels) - eps).square().mean(dim=(1, 2, 3))

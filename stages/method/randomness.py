@@ -20,6 +20,13 @@ PURPOSES = {
     "ties": 9,  # equal skip counts, random selection:  (seed, shard, round)
     "sample": 10,  # starting noise of an image:        (seed, image index)
     "reference": 11,  # class-matched references:       (seed)
+    "class": 12,  # class of a generated image:         (seed, image index)
+    "added_noise": 13,  # noise on training images:     (seed, shard, step)
+    "poisson": 14,  # who is in a DP-SGD batch:         (seed, shard, step)
+    "dp_noise": 15,  # noise of a DP-SGD gradient:      (seed, shard, step)
+    "mask": 16,  # Ambient's masks of a training image: (seed, image)
+    "sigma": 17,  # Ambient's noise levels of a step:   (seed, shard, step)
+    "sample_mask": 18,  # Ambient's mask of an image:   (seed, image index)
     "quality": 23,  # subsets of KID, splits of the Inception score: (seed)
 }
 

@@ -6,7 +6,7 @@ M images, B batch, C H W image, T timesteps. Images in [-1, 1] until they are st
 import numpy as np
 import torch
 
-from stages.method import randomness
+from stages.method import diffusion, randomness
 
 
 def timesteps(num_timesteps, num_steps):
@@ -30,8 +30,14 @@ def starting_noise(first, last, shape, seed):
     return torch.from_numpy(np.stack(draws))
 
 
+def class_labels(first, last, num_classes, seed):
+    """The class of images first..last-1, uniform over all classes, each from a generator of its own: [last - first] int64."""
+    draws = [randomness.numpy_generator("class", seed, image).integers(num_classes) for image in range(first, last)]
+    return np.array(draws, np.int64)
+
+
 @torch.no_grad()
-def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32"):
+def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32", labels=None):
     """Deterministic DDIM (eta = 0) with the predicted image clamped to [-1, 1].
 
     paper   ends at alpha_bar_0 as the authors' code does: the last step goes from t = 1 to t = 0 and leaves noise of
@@ -41,6 +47,7 @@ def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32"):
     model        network in evaluation mode, (x [B,C,H,W], t [B]) -> object with .sample
     x            [B,C,H,W] float32: x_T, standard normal
     alpha_bars   [T] float64
+    labels       [B] int64 class of each image, None for an unconditional network
     Returns      [B,C,H,W] float32
     """
     steps = timesteps(len(alpha_bars), num_steps)
@@ -49,9 +56,7 @@ def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32"):
     for t in steps:
         signal = float(alpha_bars[t])
         signal_next = float(alpha_bars[t - stride]) if t >= stride else end
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            eps = model(x, torch.full((len(x),), t, device=x.device)).sample
-        eps = eps.float()
+        eps = diffusion.predicted(model, x, torch.full((len(x),), t, device=x.device), precision, labels)
         x_0 = ((x - (1 - signal) ** 0.5 * eps) / signal**0.5).clamp(-1, 1)
         x = signal_next**0.5 * x_0 + (1 - signal_next) ** 0.5 * eps
     return x

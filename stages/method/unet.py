@@ -51,13 +51,15 @@ def _module(name, contents):
     return module
 
 
-def build(model, image_shape):
+def build(model, image_shape, network_channels=None, num_classes=None):
     """An uninitialised network for images of one shape.
 
     model         dict: block_channels [L] multiples of norm_groups, attention_levels (positions in block_channels),
                   layers_per_block, dropout, norm_groups
     image_shape   (C, H, W)
-    Returns       UNet2DModel in training mode on the CPU: (x [B,C,H,W], t [B]) -> predicted noise in .sample
+    network_channels   (in, out) channels of the network where they are not those of an image
+    num_classes   makes the network class-conditional: called with class_labels [B] int64
+    Returns       UNet2DModel in training mode on the CPU: (x [B,C,H,W], t [B]) -> prediction [B,C,H,W] in .sample
     Raises        ValueError: the image cannot be halved as often as there are levels
     """
     channels, height, width = image_shape
@@ -68,12 +70,13 @@ def build(model, image_shape):
             f"model.block_channels has {levels} levels, so images must be multiples of {multiple} pixels, but they are "
             f"{width}x{height}: use fewer levels or another data.size (params.yaml)"
         )
+    in_channels, out_channels = network_channels or (channels, channels)
     unet_2d = _import_unet()
     attention = [level in model["attention_levels"] for level in range(levels)]
     return unet_2d(
         sample_size=(height, width),
-        in_channels=channels,
-        out_channels=channels,
+        in_channels=in_channels,
+        out_channels=out_channels,
         block_out_channels=tuple(model["block_channels"]),
         layers_per_block=model["layers_per_block"],
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
@@ -87,6 +90,7 @@ def build(model, image_shape):
         flip_sin_to_cos=False,
         time_embedding_type="positional",
         add_attention=True,  # in the middle block
+        num_class_embeds=num_classes,
     )
 
 

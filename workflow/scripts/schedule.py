@@ -220,6 +220,8 @@ def work_left(to_run, experiment, slots):
     cost = {"quality@reference": num_train + START_UP}
     for phase, items in plan.expand(experiment).items():
         for key, item in items.items() if phase in ("train", "sample") else ():
+            if item.get("section") == "generator":
+                continue
             settings = params.section(experiment, phase, item["arm"])
             if phase == "train":
                 side_by_side = experiment["arms"][item["arm"]]["shard"]["num_shards"]

@@ -11,13 +11,17 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages import params
+from stages import cli, params
 
 COPY = Path("scratch/seeds")
 
 
-def main():
-    seeds = [int(word) for word in sys.argv[1:]]
+def main(words):
+    if not words or not all(word.isdecimal() for word in words):
+        raise ValueError(
+            f"the seeds are {' '.join(words) or 'missing'}, expected whole numbers of at least 0, such as 0 1 2"
+        )
+    seeds = [int(word) for word in words]
     params.load()
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], capture_output=True, check=True
@@ -31,7 +35,7 @@ def main():
     text = Path("params.yaml").read_text(encoding="utf-8")
     replaced, count = re.subn(r"^seeds:.*(\n[ -].*)*$", f"seeds: {seeds}", text, count=1, flags=re.MULTILINE)
     if count != 1:
-        sys.exit("error: params.yaml has no line that starts with seeds:")
+        raise ValueError("params.yaml has no line that starts with seeds:")
     (COPY / "params.yaml").write_text(replaced, encoding="utf-8")
     params.load(COPY / "params.yaml")
     if not (COPY / ".git").exists():  # DVC wants its own repository
@@ -42,4 +46,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""Training one proxy model on one shard: the inner loop of IET with AGC and TAA.
+"""Training one proxy model on one shard, whatever the method: the inner loop of IET.
 
 B batch, C H W image, n images of the shard, T timesteps, E epochs of this round. `step` counts the optimiser steps of this
 shard over all rounds, and everything that depends on time (learning rate, order of the images, noise) follows from it alone.
@@ -10,11 +10,8 @@ import numpy as np
 import torch
 from torch.optim.adam import adam
 
-from stages.method import augmentation, diffusion, memory_bank, randomness
-
-# The second pass is filled up with repeats, whose losses are dropped, to a multiple of this many samples: every new batch
-# size is compiled anew by oneDNN and cuDNN, and it would have another at nearly every step.
-SECOND_PASS = 8
+from stages.method import randomness
+from stages.training import base
 
 
 @dataclass
@@ -55,33 +52,37 @@ def learning_rate(base, step, warmup_steps):
     return base * min(1.0, (step + 1) / warmup_steps) if warmup_steps else base
 
 
-def batch_offsets(num_images, batch_size, seed, shard, step):
-    """Positions in the shard of the batch of one step; the images left over at the end of an epoch wait for the next.
+@dataclass
+class Images:
+    """The images of one shard.
 
-    Returns   [B] int64 numpy array
+    pixels   [n,C,H,W] uint8 on the device
+    ids      [n] int64 on the CPU: their indices in the training set
+    labels   [n] int64 on the device, None for an unconditional network
     """
-    epoch, batch = divmod(step, num_images // batch_size)
-    order = randomness.numpy_generator("order", seed, shard, epoch).permutation(num_images)
-    return order[batch * batch_size : (batch + 1) * batch_size]
+
+    pixels: torch.Tensor
+    ids: torch.Tensor
+    labels: torch.Tensor | None = None
 
 
-def train_step(network, state, record, images, settings, alpha_bar, seed, shard, epoch):
-    """One optimiser step: the loss, the bank, the skip rule, the augmentation, Adam and the EMA.
+def train_step(network, state, record, images, method, settings, alpha_bar, seed, shard, epoch):
+    """One optimiser step: the draws, the method's losses and gradients, Adam, the EMA, the record.
 
-    images      [n,C,H,W] uint8 on the device: the whole shard
-    settings    dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision, and optionally
-                agc {lambda, eta}, taa {R, A, magnitude, num_ops, max_level}
+    images      Images
+    method      base.Method or one of its subclasses: what is special about an arm
+    settings    dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision
     alpha_bar   [T] float32
     epoch       0 <= epoch < E: epoch of this round, for the record
     Changes network, state and record in place.
     Returns     scalar tensor, the loss that was minimised
     """
-    device, key = images.device, (seed, shard, state.step)
-    agc, taa = settings.get("agc"), settings.get("taa")
+    device, key = images.pixels.device, (seed, shard, state.step)
 
     # 1. The batch, its timesteps and its noise.
-    batch = torch.from_numpy(batch_offsets(len(images), settings["batch_size"], *key)).to(device)
-    x = images[batch]
+    places = torch.from_numpy(method.batch(len(images.ids), settings["batch_size"], *key))
+    batch = places.to(device)
+    x = images.pixels[batch]
     if settings["flip"]:
         flips = torch.rand(len(x), generator=randomness.torch_generator("cpu", "flip", *key)) < 0.5
         x = torch.where(flips.to(device).view(-1, 1, 1, 1), x.flip(-1), x)
@@ -90,40 +91,14 @@ def train_step(network, state, record, images, settings, alpha_bar, seed, shard,
     eps = torch.randn(x.shape, generator=noise, device=device)
     torch.manual_seed(randomness.seed_of("dropout", *key))  # dropout draws from the global generator
 
-    # 2. The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8).
-    loss = diffusion.sample_losses(network, diffusion.normalise(x), t, eps, alpha_bar, settings["precision"])
-    original = loss.detach()
-    skipped = torch.zeros(len(x), dtype=torch.bool, device=device)
-    augmented = skipped
-    if agc:
-        skipped = memory_bank.skip_mask(original, state.bank, t, agc["lambda"])
-        if taa:
-            augmented = memory_bank.augment_mask(original, state.bank, t, agc["lambda"], taa["R"])
-            threshold = agc["lambda"] * state.bank[t]
-        state.bank = memory_bank.updated(state.bank, t, original, agc["eta"])  # Eq. 3: originals only, skipped included
+    # 2. What the method makes of them.
+    labels = None if images.labels is None else images.labels[batch]
+    losses = method.gradients(
+        base.Step(network, x, images.ids[places], labels, t, eps, alpha_bar, state.carried, settings, key)
+    )
 
-    # 3. Samples near the threshold are augmented and their loss taken anew, with the same timestep and noise (Eq. 5 to 7).
-    subset = augmented.nonzero().squeeze(1) if taa else augmented.new_empty(0, dtype=torch.int64)
-    if len(subset):
-        rounded = subset[torch.arange(-(-len(subset) // SECOND_PASS) * SECOND_PASS, device=device) % len(subset)]
-        rho = augmentation.relative_strength(original[rounded], threshold[rounded], taa["A"])
-        x_aug = augmentation.rand_augment(
-            x[rounded],
-            taa["magnitude"] * rho,
-            randomness.torch_generator("cpu", "augment", *key),
-            num_ops=taa["num_ops"],
-            max_level=taa["max_level"],
-        )
-        loss_aug = diffusion.sample_losses(
-            network, diffusion.normalise(x_aug), t[rounded], eps[rounded], alpha_bar, settings["precision"]
-        )
-        loss = loss.index_put((subset,), loss_aug[: len(subset)])
-    minimised = memory_bank.batch_loss(loss, skipped)
-
-    # 4. Adam and the EMA. A batch with nothing kept still takes its step, with zero gradient.
-    minimised.backward()
+    # 3. Adam and the EMA. A batch with nothing kept still takes its step, with zero gradient.
     parameters = list(network.parameters())
-    torch.nn.utils.clip_grad_norm_(parameters, settings["grad_clip_norm"], foreach=True)
     with torch.no_grad():
         adam(
             parameters,
@@ -145,21 +120,25 @@ def train_step(network, state, record, images, settings, alpha_bar, seed, shard,
     network.zero_grad(set_to_none=True)
     state.step += 1
 
-    # 5. The record: by position in the shard, which the index list turns into ids of the training set.
-    record.skips.index_add_(0, batch, skipped.int())
-    record.augmented.index_add_(0, batch, augmented.int())
-    record.visits.index_add_(0, batch, torch.ones_like(batch, dtype=torch.int32))
-    record.epoch_loss[epoch] += original.double().sum()
-    record.epoch_skipped[epoch] += skipped.sum()
-    record.epoch_augmented[epoch] += augmented.sum()
-    record.epoch_visited[epoch] += len(batch)
+    # 4. The record: by position in the shard, which the index list turns into ids of the training set.
     tenth = t * 10 // len(alpha_bar)
-    record.t_skipped.index_add_(0, tenth, skipped.long())
+    record.visits.index_add_(0, batch, torch.ones_like(batch, dtype=torch.int32))
     record.t_visited.index_add_(0, tenth, torch.ones_like(tenth))
-    return minimised.detach()
+    record.epoch_visited[epoch] += len(batch)
+    record.epoch_loss[epoch] += losses.original.double().sum()
+    if losses.skipped is not None:
+        record.skips.index_add_(0, batch, losses.skipped.int())
+        record.t_skipped.index_add_(0, tenth, losses.skipped.long())
+        record.epoch_skipped[epoch] += losses.skipped.sum()
+    if losses.augmented is not None:
+        record.augmented.index_add_(0, batch, losses.augmented.int())
+        record.epoch_augmented[epoch] += losses.augmented.sum()
+    return losses.minimised.detach()
 
 
-def train_round(network, state, record, images, settings, alpha_bar, seed, shard, num_epochs, first_step, after_step):
+def train_round(
+    network, state, record, images, method, settings, alpha_bar, seed, shard, num_epochs, first_step, after_step
+):
     """All epochs of one round on one shard, from wherever `state` stands in it.
 
     first_step   step at which the round began; state.step may be beyond it when an interrupted stage goes on
@@ -167,10 +146,10 @@ def train_round(network, state, record, images, settings, alpha_bar, seed, shard
     Raises       ValueError: the shard is smaller than a batch
                  FloatingPointError: a loss, or a weight after the last step, is not finite; names the step
     """
-    steps_per_epoch = len(images) // settings["batch_size"]
+    steps_per_epoch = len(images.ids) // settings["batch_size"]
     if steps_per_epoch == 0:
         raise ValueError(
-            f"shard {shard} has {len(images)} images, fewer than one batch of train.batch_size = "
+            f"shard {shard} has {len(images.ids)} images, fewer than one batch of train.batch_size = "
             f"{settings['batch_size']}: use a smaller batch or fewer shards (params.yaml)"
         )
     total = steps_per_epoch * num_epochs
@@ -178,7 +157,16 @@ def train_round(network, state, record, images, settings, alpha_bar, seed, shard
     while state.step < first_step + total:
         step = state.step
         loss = train_step(
-            network, state, record, images, settings, alpha_bar, seed, shard, (step - first_step) // steps_per_epoch
+            network,
+            state,
+            record,
+            images,
+            method,
+            settings,
+            alpha_bar,
+            seed,
+            shard,
+            (step - first_step) // steps_per_epoch,
         )
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss at step {step} is {float(loss)}, expected a finite number")

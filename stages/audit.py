@@ -1,0 +1,173 @@
+"""Images of a generator that someone else trained: a folder of images, an array file, or a saved diffusers pipeline.
+
+An arm with a section `generator` in the place of a training recipe has these as its samples; nothing is trained for it. Only
+data is read: no pickle is loaded, and no code that lies beside a pipeline is run.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from stages.image_sets import folders
+
+KINDS = ("folder", "file", "pipeline")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")  # of diffusers: unconditional, in pixels
+
+
+def source(generator):
+    """The path that a section arms.<arm>.generator names."""
+    return next(generator[kind] for kind in KINDS if kind in generator)
+
+
+def images(generator, shape, sample, seed, device, progress):
+    """The images of a generator, in the shape of the training images.
+
+    generator  section arms.<arm>.generator: folder, file or pipeline, and optionally resize (folder)
+    shape      (H, W, C) of the training images
+    sample     the arm's sampling settings; num_images is how many are wanted: None = all there are
+    progress   function (done, total)
+    Returns    [M,H,W,C] uint8
+    Raises     ValueError: nothing there, another size, too few images, no images of 8 bits
+    """
+    if "pipeline" in generator:
+        return _generated(Path(generator["pipeline"]), shape, sample, seed, device, progress)
+    read = _of_folder if "folder" in generator else _of_file
+    found = read(Path(source(generator)), shape, generator.get("resize", False), sample["num_images"], progress)
+    wanted = sample["num_images"] or len(found)
+    if len(found) < wanted:
+        raise ValueError(
+            f"{source(generator)} holds {len(found)} images, but sample.num_images of the arm asks for {wanted}: remove it "
+            "there to take all images (params.yaml)"
+        )
+    return found[:wanted]
+
+
+def _of_folder(path, shape, resize, num_images, progress):
+    data = {"root": str(path), **({"size": shape[0]} if resize else {})}
+    if resize and shape[0] != shape[1]:
+        raise ValueError("generator.resize works for square images only, and the training images are not square")
+    try:
+        found = folders.image_folder(data)
+    except ValueError as error:  # its sentences name the keys of the section data
+        raise ValueError(
+            str(error).replace("data.root", "generator.folder").replace("data.size", "resize: true")
+        ) from None
+    _check_size(path, found.shape, shape, "set generator.resize: true to resize and centre-crop them, or ")
+    chosen = range(len(found.pool.keys))[:num_images]
+    array = np.empty((len(chosen), *shape[:2], found.shape[2]), np.uint8)
+    for i, image in enumerate(found.pool.images(chosen)):
+        array[i] = image
+        progress(i + 1, len(chosen))
+    return _with_channels(path, array, shape[2])
+
+
+def _of_file(path, shape, resize, num_images, progress):
+    if resize:
+        raise ValueError(
+            "generator.resize is for folders: the images of an array file are taken as they are (params.yaml)"
+        )
+    if not path.is_file():
+        raise ValueError(f"the file generator.file = {path} does not exist: mend the path (params.yaml)")
+    try:
+        array = _npz_images(path) if path.suffix == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as a numpy array ({error}): expected .npy or .npz") from None
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.dtype != np.uint8 or array.ndim != 4:
+        raise ValueError(
+            f"{path} holds {array.dtype} {array.shape}, expected uint8 [images, height, width, channels] in 0..255: convert it, "
+            "for values x in [0, 1] with (255 * x).round().astype('uint8')"
+        )
+    _check_size(path, array.shape[1:], shape, "")
+    return _with_channels(path, np.ascontiguousarray(array[:num_images]), shape[2])
+
+
+def _npz_images(path):
+    """The one array of three or four axes in an .npz, known from the headers before anything is unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        large = [name for name in archive.namelist() if len(_npy_shape(archive, name)) in (3, 4)]
+    if len(large) != 1:
+        raise ValueError(f"it has {len(large)} arrays of images, expected one")
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[large[0].removesuffix(".npy")]
+
+
+def _npy_shape(archive, name):
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(member)[0]
+
+
+def _check_size(path, found, expected, remedy):
+    if tuple(found[:2]) != tuple(expected[:2]):
+        raise ValueError(
+            f"the images of {path} are {found[1]}x{found[0]} pixels, but the training images are {expected[1]}x{expected[0]}: "
+            f"{remedy}give data.size of the generated images (params.yaml)"
+        )
+
+
+def _with_channels(path, array, channels):
+    """Grey images as colour where the training images have colour; colour as grey only where it is grey."""
+    if array.shape[3] == channels:
+        return array
+    if array.shape[3] == 1 and channels == 3:
+        return np.repeat(array, 3, axis=3)
+    if array.shape[3] == 3 and channels == 1 and (array == array[..., :1]).all():
+        return np.ascontiguousarray(array[..., :1])
+    raise ValueError(
+        f"the images of {path} have {array.shape[3]} channels, but the training images have {channels}: convert one of them"
+    )
+
+
+def _generated(path, shape, sample, seed, device, progress):
+    """Images of a saved DDPM or DDIM pipeline, image i from a generator keyed by (seed, i)."""
+    import torch
+
+    from stages.method import randomness
+
+    pipeline = _pipeline(path).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.unet.config
+    size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
+    _check_size(path, (*size, config.out_channels), shape, "")
+    parts, num_images, batch_size = [], sample["num_images"], sample["batch_size"]
+    for start in range(0, num_images, batch_size):
+        numbers = range(start, min(start + batch_size, num_images))
+        generators = [randomness.torch_generator("cpu", "sample", seed, i) for i in numbers]
+        with torch.no_grad():
+            made = pipeline(
+                batch_size=len(numbers),
+                generator=generators,
+                num_inference_steps=sample["num_steps"],
+                output_type="np",
+            ).images
+        parts.append((made * 255).round().clip(0, 255).astype(np.uint8))
+        progress(numbers[-1] + 1, num_images)
+    return _with_channels(path, np.concatenate(parts), shape[2])
+
+
+def _pipeline(path):
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise ValueError(
+            f"{path} is no saved pipeline of diffusers: it has no model_index.json (params.yaml, generator.pipeline)"
+        )
+    try:
+        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} cannot be read ({error})") from None
+    if name not in PIPELINES:
+        raise ValueError(
+            f"{path} is a {name}, expected one of {', '.join(PIPELINES)}: generate its images yourself and give their folder"
+        )
+    import diffusers
+
+    try:
+        return getattr(diffusers, name).from_pretrained(path, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the pipeline {path} cannot be loaded: {reason[:300]}") from None

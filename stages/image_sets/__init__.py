@@ -1,0 +1,100 @@
+"""The image sets that an experiment can name. To add one: a function that returns its ImageSet, in the module for its kind
+(`packaged`: comes with a package; `official`: files with checksums; `folders`: image files), an entry of SETS here, its name
+in workflow/schemas/params.schema.yaml.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stages.image_sets import folders, official, packaged
+from stages.image_sets.parts import ImageSet, NotThereError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the rest of the project knows of an image set.
+
+    load       function: section data of params.yaml -> ImageSet
+    obtain     words that say where the images come from and what to put under data.root
+    needs      keys of the section that must be there, beside name and split_seed
+    takes      further keys that have an effect
+    pinned     the pinned packages alone say what its images are, as they hold them or check their files: DVC need not
+               watch data.root
+    download   data.download: true fetches it
+    """
+
+    load: Callable
+    obtain: str
+    needs: tuple = ("root",)
+    takes: tuple = ("num_train",)
+    pinned: bool = False
+    download: bool = False
+
+
+SETS = {
+    "digits": Entry(packaged.digits, "its images come with scikit-learn", needs=("num_train",), takes=(), pinned=True),
+    "fashion_mnist": Entry(
+        official.fashion_mnist,
+        "put the four official files (train-images-idx3-ubyte.gz and so on, packed) into FashionMNIST/raw under data.root",
+        pinned=True,
+        download=True,
+    ),
+    "cifar10": Entry(
+        official.cifar10,
+        "put the folder cifar-10-batches-py with its official files (of cifar-10-python.tar.gz) under data.root",
+        pinned=True,
+        download=True,
+    ),
+    "cifar100": Entry(
+        official.cifar100,
+        "put the folder cifar-100-python with its official files (of cifar-100-python.tar.gz) under data.root",
+        pinned=True,
+        download=True,
+    ),
+    "afhq_dog": Entry(
+        folders.afhq_dog,
+        "put the folders train/dog and val/dog of AFHQ v1 (from the project stargan-v2 of clovaai: download.sh afhq-dataset) "
+        "under data.root",
+        takes=("num_train", "heldout_share"),
+    ),
+    "image_folder": Entry(
+        folders.image_folder, "put your images under data.root", takes=("size", "num_train", "heldout_share")
+    ),
+}
+
+
+def load(data) -> ImageSet:
+    """The image set of the section data of params.yaml.
+
+    Raises   ValueError: missing or damaged files, an unreadable image, images of several sizes and no data.size
+    """
+    check_root(data)
+    try:
+        return SETS[data["name"]].load(data)
+    except NotThereError as error:
+        raise ValueError(f"{error}: {_advice(data)}") from None
+
+
+def check_root(data):
+    """Raises   ValueError: there is no folder data.root, and it will not be made by a download"""
+    if "root" in data and not os.path.isdir(data["root"]) and not data.get("download"):
+        raise ValueError(f"the folder {os.path.abspath(data['root'])} does not exist: {_advice(data)}")
+
+
+def linked_folders(data):
+    """Folders inside data.root that are symbolic links: their images are read, but DVC does not look behind such links.
+
+    Returns   list of paths; none where DVC need not watch data.root
+    Raises    ValueError: what neither DVC nor the data stage can read: a link to nothing, a folder that is reached twice,
+              a name that is not UTF-8
+    """
+    if SETS[data["name"]].pinned or not os.path.isdir(data["root"]):
+        return []
+    return folders.listing(data["root"])[1]
+
+
+def _advice(data):
+    entry = SETS[data["name"]]
+    fetch = ", or set data.download: true" if entry.download and not data.get("download") else ""
+    return f"{entry.obtain}{fetch}, or mend data.root (params.yaml)"

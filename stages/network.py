@@ -1,0 +1,25 @@
+"""The method and the network of an arm, as the phases that run one need them."""
+
+from stages import files, training
+
+
+def build(job, image_shape):
+    """The training method of a job's arm, and its uninitialised network on the CPU.
+
+    image_shape   (C, H, W)
+    Returns       (training.base.Method, UNet2DModel, number of classes or None)
+    Raises        ValueError: a class-conditional model on images without classes; see unet.build
+    """
+    from stages.method import unet
+
+    method = training.method(job.recipe["method"])
+    num_classes = None
+    if job.params["model"].get("class_conditional"):
+        num_classes = len(files.load_json(files.DATA / "classes.json"))
+        if not num_classes:
+            raise ValueError(
+                f"model.class_conditional is true, but the images of data.name {job.params['data']['name']} have no classes: "
+                "put them into one sub-folder per class, or set it to false (params.yaml)"
+            )
+    channels = method.network_channels(image_shape[0])
+    return method, unet.build(job.params["model"], image_shape, channels, num_classes), num_classes

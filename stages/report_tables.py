@@ -1,0 +1,138 @@
+"""The paper's tables as views of the arms of an experiment: published numbers beside ours. The numbers are in a data file only."""
+
+from pathlib import Path
+
+import yaml
+
+from stages.report_page import DASH, View, _interval, _with_sd, number
+
+PUBLISHED = Path(__file__).parent.parent / "workflow/published/tables.yaml"
+SCHEMA = Path(__file__).parent.parent / "workflow/schemas/published.schema.yaml"
+ARROWS = {"lower": "↓", "higher": "↑"}
+
+
+def read(path=PUBLISHED):
+    """The published tables.
+
+    Returns   dict, as in the file
+    Raises    ValueError: one sentence, where the file is no such data
+    """
+    import jsonschema
+
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    try:
+        published = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        jsonschema.validate(published, schema)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    except jsonschema.ValidationError as error:
+        where = ".".join(str(part) for part in error.absolute_path) or "the file"
+        raise ValueError(f"{path}: {where}: {error.message}, see workflow/schemas/{SCHEMA.name}") from None
+    for table in published["tables"]:
+        for row in table["rows"]:
+            where = f"{path}: the row of arm {row['arm']} in {table['title']}"
+            if len(row.get("published", published["columns"])) != len(published["columns"]):
+                raise ValueError(
+                    f"{where} has {len(row['published'])} published numbers, expected {len(published['columns'])}, one per column"
+                )
+            if list(row["label"]) != list(table["rows"][0]["label"]):
+                raise ValueError(f"{where} has other labels than the first row, {', '.join(table['rows'][0]['label'])}")
+            for name in [*table["notes"], *row.get("notes", [])]:
+                if name not in published["notes"]:
+                    raise ValueError(f"{where} names the note {name}, expected one of {', '.join(published['notes'])}")
+    return published
+
+
+def views(settings, metrics, num_train, published):
+    """The tables that match the experiment: its data set, and at least two of its arms.
+
+    settings    params.yaml
+    metrics     as in metrics.json; metrics[arm][weights] may hold fid, a dict by implementation
+    num_train   training images of our arms
+    published   as from `read`
+    Returns     list of View
+    """
+    return [
+        _view(table, settings, metrics, num_train, published)
+        for table in published["tables"]
+        if table["data"] == settings["data"]["name"]
+        and len({row["arm"] for row in table["rows"]} & settings["arms"].keys()) > 1
+    ]
+
+
+def _view(table, settings, metrics, num_train, published):
+    weights = [w for w in ("raw", "ema") if any(w in metrics[arm] for arm in settings["arms"])]
+    shown = [row for row in table["rows"] if "published" in row or row["arm"] in metrics]
+    notes = list(dict.fromkeys([*table["notes"], *(name for row in shown for name in row.get("notes", []))]))
+    rows = []
+    for row in shown:
+        marks = [str(notes.index(name) + 1) for name in row.get("notes", [])]
+        ours = metrics.get(row["arm"])
+        rows.append(
+            {
+                "arm": row["arm"] + (f" [{', '.join(marks)}]" if marks else "") + ("" if ours else " (not run)"),
+                **row["label"],
+                **_numbers(row, ours, weights, published, settings["score"]["headline"]["threshold"]),
+            }
+        )
+    return View(
+        table["title"],
+        _caption(table, settings, metrics, num_train, published),
+        rows,
+        [published["notes"][name] for name in notes],
+    )
+
+
+def _numbers(row, ours, weights, published, threshold):
+    """Cells of a row by column: of each metric the published number and ours, then our excess and fd_pixels."""
+    cells = {}
+    for i, column in enumerate(published["columns"]):
+        name = f"{column['name']}\u00a0{ARROWS[column['better']]}"
+        cells[f"{name} published"] = f"{row['published'][i]:,}" if "published" in row else DASH
+        for w in weights:
+            cells[f"{name} {w}"] = _ours(ours, w, column, published["num_images"])
+    protocol = next(column["protocol"] for column in published["columns"] if "protocol" in column)
+    for w in weights:
+        cell = _scaled(ours, w, protocol, threshold, published["num_images"])
+        cells[f"excess at {threshold:g} [95 %] {w}"] = _interval(cell) if cell else DASH
+    for w in weights:
+        cells[f"fd_pixels {w}"] = _with_sd(ours[w], "fd_pixels", number) if ours and w in ours else DASH
+    return cells
+
+
+def _ours(ours, weights, column, num_images):
+    if "protocol" in column:
+        cell = _scaled(ours, weights, column["protocol"], column["threshold"], num_images)
+        return _with_sd(cell, "count") if cell else DASH
+    fid = (ours or {}).get(weights, {}).get("fid") or {}
+    return _with_sd(fid, column["fid"], "{:.2f}".format) if column["fid"] in fid else DASH
+
+
+def _scaled(ours, weights, protocol, threshold, num_images):
+    """Counts of an arm as if it had generated num_images; None where it has none, or not at that threshold."""
+    cell = (ours or {}).get(weights, {}).get(protocol, {}).get(f"{threshold:g}")
+    if cell is None:
+        return None
+    factor = num_images / ours["num_images"]
+    return {name: value if value is None or factor == 1 else value * factor for name, value in cell.items()}
+
+
+def _caption(table, settings, metrics, num_train, published):
+    parts = [f"Published: {published['source']}, {table['title'].split(',')[0]}."]
+    generated = sorted({metrics[row["arm"]]["num_images"] for row in table["rows"] if row["arm"] in metrics})
+    if generated != [published["num_images"]]:
+        counts = " or ".join(f"{n:,}" for n in generated)
+        parts.append(
+            f"Our counts are scaled to the {published['num_images']:,} generated images of the paper; ours are {counts}."
+        )
+    if num_train != table["num_train"]:
+        parts.append(
+            f"Our arms are trained on {num_train:,} images, the paper's on {table['num_train']:,}: their numbers do not compare "
+            "with the published ones, only with each other."
+        )
+    if (neighbours := settings["score"]["neighbours"]) != published["neighbours"]:
+        parts.append(f"Our ratios are taken over {neighbours} neighbours, the paper's over {published['neighbours']}.")
+    parts.append(
+        "Rows belong to arms by name, whatever their settings. ↓ lower is better. A dash: not measured, or not published."
+    )
+    return " ".join(parts)

@@ -1,0 +1,103 @@
+"""AGC and TAA: skip samples with abnormally low loss, augment those just above the threshold (Eq. 3 to 8 of the paper).
+
+B batch, T timesteps.
+"""
+
+import torch
+
+from stages.method import diffusion, randomness
+from stages.training import base
+from stages.training.agc import augmentation, memory_bank
+
+SETTINGS = {
+    "required": ["lambda", "eta"],
+    "properties": {
+        "lambda": {"description": "skip when the loss is below lambda times the bank", "type": "number", "minimum": 0},
+        "eta": {
+            "description": "decay of the memory bank per sample",
+            "type": "number",
+            "minimum": 0,
+            "exclusiveMaximum": 1,
+        },
+        "taa": {
+            "description": "augmentation of samples just above the threshold",
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["R", "A", "magnitude", "num_ops", "max_level"],
+            "properties": {
+                "R": {
+                    "description": "augment when the loss is below R times the threshold; .inf for every sample that is not skipped",
+                    "type": "number",
+                    "minimum": 1,
+                },
+                "A": {
+                    "description": "decay of the strength with the distance from the threshold",
+                    "type": "number",
+                    "minimum": 0,
+                },
+                "magnitude": {
+                    "description": "M, level of RandAugment at the threshold itself",
+                    "type": "number",
+                    "minimum": 0,
+                },
+                "num_ops": {"description": "operations of RandAugment per image", "type": "integer", "minimum": 1},
+                "max_level": {
+                    "description": "level at which an operation has its full strength",
+                    "type": "number",
+                    "exclusiveMinimum": 0,
+                },
+            },
+        },
+    },
+}
+COUNTS_SKIPS = True
+
+# The second pass is filled up with repeats, whose losses are dropped, to a multiple of this many samples: every new batch
+# size is compiled anew by oneDNN and cuDNN, and it would have another at nearly every step.
+SECOND_PASS = 8
+
+
+class Method(base.Method):
+    """AGC, with TAA where the section taa is there."""
+
+    def initial_state(self, num_timesteps, device):
+        return {"bank": torch.zeros(num_timesteps, device=device)}
+
+    def losses(self, step):
+        """The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8)."""
+        taa, lam, bank = self.settings.get("taa"), self.settings["lambda"], step.carried["bank"]
+        loss = self._sample_losses(step, step.x)
+        original = loss.detach()
+        skipped = memory_bank.skip_mask(original, bank, step.t, lam)
+        threshold, augmented = lam * bank[step.t], None
+        if taa:
+            augmented = memory_bank.augment_mask(original, bank, step.t, lam, taa["R"])
+        # Eq. 3: the losses of the originals only, those of skipped samples included
+        step.carried["bank"] = memory_bank.updated(bank, step.t, original, self.settings["eta"])
+        if taa:
+            loss = self._with_augmented(step, loss, augmented.nonzero().squeeze(1), threshold)
+        return base.Losses(memory_bank.batch_loss(loss, skipped), original, skipped, augmented)
+
+    def _with_augmented(self, step, loss, subset, threshold):
+        """Losses in which those of a subset are taken anew from augmented images, with the same timestep and noise (Eq. 5 to 7)."""
+        if not len(subset):
+            return loss
+        taa = self.settings["taa"]
+        places = torch.arange(-(-len(subset) // SECOND_PASS) * SECOND_PASS, device=subset.device)
+        rounded = subset[places % len(subset)]
+        rho = augmentation.relative_strength(loss.detach()[rounded], threshold[rounded], taa["A"])
+        x_aug = augmentation.rand_augment(
+            step.x[rounded],
+            taa["magnitude"] * rho,
+            randomness.torch_generator("cpu", "augment", *step.key),
+            num_ops=taa["num_ops"],
+            max_level=taa["max_level"],
+        )
+        loss_aug = self._sample_losses(step, x_aug, rounded)
+        return loss.index_put((subset,), loss_aug[: len(subset)])
+
+    def _sample_losses(self, step, x, rows=slice(None)):
+        labels = None if step.labels is None else step.labels[rows]
+        return diffusion.sample_losses(
+            step.network, diffusion.normalise(x), step.t[rows], step.eps[rows], step.alpha_bar, step.settings["precision"], labels
+        )  # fmt: skip

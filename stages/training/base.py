@@ -1,0 +1,119 @@
+"""What every training method has in common: plain DDPM. A method overrides what it changes.
+
+B batch, C H W image, n images of the shard, T timesteps, N images of the training set.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from stages.method import diffusion, randomness, sampling
+
+
+@dataclass
+class Step:
+    """One optimiser step as a method sees it.
+
+    network     in training mode
+    x           [B,C,H,W] uint8, flipped where that was drawn
+    ids         [B] int64 on the CPU: index of each image in the training set
+    labels      [B] int64 class of each image, None for an unconditional network
+    t           [B] int64, 0 <= t < T
+    eps         [B,C,H,W] float32, standard normal
+    alpha_bar   [T] float32
+    carried     dict name -> tensor: what the method carries from step to step (see `initial_state`); change it in place
+    settings    dict: batch_size, grad_clip_norm, precision, ...
+    key         (seed, shard, step counted over all rounds), for draws of the method's own
+    """
+
+    network: torch.nn.Module
+    x: torch.Tensor
+    ids: torch.Tensor
+    labels: torch.Tensor | None
+    t: torch.Tensor
+    eps: torch.Tensor
+    alpha_bar: torch.Tensor
+    carried: dict
+    settings: dict
+    key: tuple
+
+
+@dataclass
+class Losses:
+    """What a step came to.
+
+    minimised            scalar whose gradient is taken
+    original             [B] float32, detached: loss of each image as it came
+    skipped, augmented   [B] bool, or None where the method does neither
+    """
+
+    minimised: torch.Tensor
+    original: torch.Tensor
+    skipped: torch.Tensor | None = None
+    augmented: torch.Tensor | None = None
+
+
+class Method:
+    """Plain DDPM (Ho et al. 2020)."""
+
+    def __init__(self, settings):
+        """settings   section arms.<arm>.method"""
+        self.settings = settings
+
+    def network_channels(self, channels):
+        """Channels that the network takes in and gives out, for images of so many channels."""
+        return channels, channels
+
+    def initial_state(self, num_timesteps, device):
+        """dict name -> float32 tensor that each shard carries from step to step and from round to round."""
+        return {}
+
+    def batch(self, num_images, batch_size, seed, shard, step):
+        """Positions in the shard of the batch of one step; the images left over at the end of an epoch wait for the next.
+
+        Returns   [B] int64 numpy array
+        """
+        epoch, batch = divmod(step, num_images // batch_size)
+        order = randomness.numpy_generator("order", seed, shard, epoch).permutation(num_images)
+        return order[batch * batch_size : (batch + 1) * batch_size]
+
+    def images(self, step):
+        """The images that are noised and whose noise is learnt: [B,C,H,W] float32 in [-1, 1]."""
+        return diffusion.normalise(step.x)
+
+    def losses(self, step):
+        """Losses of a batch (Eq. 2)."""
+        loss = diffusion.sample_losses(
+            step.network, self.images(step), step.t, step.eps, step.alpha_bar, step.settings["precision"], step.labels
+        )
+        return Losses(loss.mean(), loss.detach())
+
+    def gradients(self, step):
+        """Puts the gradient of a batch into the parameters, clipped, and returns its Losses."""
+        losses = self.losses(step)
+        losses.minimised.backward()
+        torch.nn.utils.clip_grad_norm_(step.network.parameters(), step.settings["grad_clip_norm"], foreach=True)
+        return losses
+
+    def spent(self, num_images, batch_size, num_steps):
+        """Numbers for the report on what a shard's training spent so far, by name; such as the epsilon of a privacy accountant.
+
+        num_images   of the shard
+        num_steps    optimiser steps of the shard over all rounds so far
+        """
+        return {}
+
+    def sample(self, network, x, images, seed, labels, alpha_bars, settings):
+        """Images from noise.
+
+        network      in evaluation mode
+        x            [B,C,H,W] float32 on the device: standard normal, the noise of images
+        images       [B] int: number of each image, for draws of the method's own keyed by (seed, image)
+        labels       [B] int64 or None
+        alpha_bars   [T] float64
+        settings     dict: protocol, num_steps, precision, ...
+        Returns      [B,C,H,W] float32, about [-1, 1]
+        """
+        return sampling.ddim(
+            network, x, alpha_bars, settings["num_steps"], settings["protocol"], settings["precision"], labels
+        )

@@ -1,0 +1,9 @@
+"""Plain DDPM: the baseline of every table, and with several shards IET alone."""
+
+from stages.training import base
+
+SETTINGS = {}
+
+
+class Method(base.Method):
+    """Changes nothing."""

@@ -1,0 +1,104 @@
+"""Arms beyond those of the tiny experiment, through snakemake: a method of one's own, and generators from elsewhere."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+OWN_METHOD = '''"""Min-SNR weighting (Hang et al. 2023): losses weighed by min(SNR, gamma) / SNR."""
+
+from stages.method import diffusion
+from stages.training import base
+
+SETTINGS = {
+    "required": ["gamma"],
+    "properties": {"gamma": {"description": "largest signal-to-noise ratio", "type": "number", "exclusiveMinimum": 0}},
+}
+
+
+class Method(base.Method):
+    def losses(self, step):
+        loss = diffusion.sample_losses(step.network, self.images(step), step.t, step.eps, step.alpha_bar)
+        snr = step.alpha_bar[step.t] / (1 - step.alpha_bar[step.t])
+        return base.Losses((loss * snr.clamp(max=self.settings["gamma"]) / snr).mean(), loss.detach())
+'''
+
+
+@pytest.fixture(scope="module")
+def extended(finished, tmp_path_factory):
+    """The finished run with an arm of a new method, and with DDPM's own images as those of somebody else."""
+    project = finished.copy(tmp_path_factory.mktemp("extended") / "project")
+    (project.root / "stages/training/min_snr.py").write_text(OWN_METHOD)
+    samples = [np.load(project.root / f"artifacts/samples/ddpm-seed3/part{p}/raw.npy") for p in range(2)]
+    (project.root / "elsewhere").mkdir()
+    for i, image in enumerate(np.concatenate(samples)):
+        Image.fromarray(image[:, :, 0]).save(project.root / f"elsewhere/{i:04}.png")
+    arms = project.params()["arms"]
+    arms["mine"] = {**arms["ddpm"], "method": {"name": "min_snr", "gamma": 2.0}, "train": {"epochs": 3}}
+    arms["theirs"] = {"generator": {"folder": "elsewhere"}, "sample": {}}
+    project.edit(arms=arms)
+    project.planned = project.run("snakemake", "-n").text
+    project.output = project.run("snakemake").text
+    return project
+
+
+def test_the_audit_of_a_folder_equals_the_scores_of_the_arm_that_made_it(extended):
+    ours, theirs = (extended.root / f"artifacts/score/{run}-seed3" for run in ("ddpm", "theirs"))
+    for name in ("images", "curves"):
+        expected, found = (pd.read_parquet(folder / f"{name}.parquet") for folder in (ours, theirs))
+        expected = expected[expected.weights == "raw"].reset_index(drop=True)
+        assert len(expected) >= 50
+        pd.testing.assert_frame_equal(found, expected)
+    scores = [json.loads((folder / "scores.json").read_text()) for folder in (ours, theirs)]
+    assert scores[0].pop("ema") and scores[0] == scores[1]
+    metrics = json.loads((extended.root / "metrics.json").read_text())
+    assert metrics["theirs"]["raw"] == metrics["ddpm"]["raw"] and "training" not in metrics["theirs"]
+
+
+def test_a_generator_from_elsewhere_is_not_trained_and_leaves_other_arms_alone(extended):
+    assert "theirs" not in "".join(name for name in extended.lock() if name.startswith(("train", "shard", "aggregate")))
+    assert "sample ddpm" not in extended.planned and "train iet_agc_plus" not in extended.planned
+    assert extended.output.count("theirs") and "up to date" in extended.run("dvc", "status").text
+    assert (extended.root / "report.html").read_text().count("theirs") > 3
+
+
+def test_a_method_in_a_new_file_is_an_arm_like_any_other(extended):
+    metrics = json.loads((extended.root / "metrics.json").read_text())
+    assert metrics["mine"]["training"]["optimizer_steps"] == 18 and metrics["mine"]["raw"]["fd_pixels"] > 0
+    lock = extended.lock()["train@mine-seed3-round1-shard0"]
+    assert "stages/training/min_snr.py" in [dep["path"] for dep in lock["deps"]]
+    extended.edit(arms__mine__method__gamma=-1)
+    told = extended.run("snakemake", "-n", check=False)
+    assert told.returncode != 0
+    assert "arms.mine.method.gamma is -1, expected more than 0 (largest signal-to-noise ratio)" in told.text
+    extended.edit(arms__mine__method__gamma=2.0)
+
+
+def test_editing_one_method_retrains_its_arms_only(extended):
+    file = extended.root / "stages/training/agc/augmentation.py"
+    text = file.read_text()
+    file.write_text(text + "\n# edited\n")
+    planned = extended.run("snakemake", "-n").text
+    file.write_text(text)
+    assert "train iet_agc_plus" in planned
+    assert "train ddpm" not in planned and "train mine" not in planned and "sample theirs" not in planned
+
+
+def test_an_audit_alone_needs_no_training(extended, tmp_path):
+    project = extended.copy(tmp_path / "project")
+    arms = project.params()["arms"]
+    project.edit(arms={"theirs": arms["theirs"]})
+    project.run("snakemake")
+    assert set(json.loads((project.root / "metrics.json").read_text())) == {"theirs"}
+    assert "theirs" in (project.root / "report.html").read_text()
+    assert "up to date" in project.run("dvc", "status").text
+
+
+def test_a_generator_that_is_not_there_is_told_before_anything_runs(extended):
+    extended.edit(arms__theirs__generator__folder="nowhere")
+    told = extended.run("snakemake", "-n", check=False)
+    extended.edit(arms__theirs__generator__folder="elsewhere")
+    assert told.returncode != 0
+    assert "nowhere, from which arms.theirs.generator takes its images, does not exist (params.yaml)" in told.text

@@ -1,0 +1,286 @@
+"""The experiments of experiments/: their budgets, sizes, arms and tables, and the command that switches between them."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from stages import params, report_tables, report_trade_off
+
+FOLDER = ROOT / "experiments"
+NAMES = ["cifar10", "cifar100", "afhq_dog", "fashion_mnist"]
+CIFAR10_ARMS = (
+    "ddpm added_noise dp_sgd ambient agc iet_agc iet_agc_taa iet_agc_plus k2 k5 k15 e25 e100 p10 p50 lambda04 lambda06"
+)
+CIFAR100_ARMS = "ddpm added_noise iet_agc iet_agc_plus"
+AFHQ_ARMS = "ddpm added_noise agc iet_agc iet_agc_plus"
+OPTIONAL = ["iet", "iet_agc_e100", "iet_agc_plus_random", "k1_full", "dp_sgd_eps10"]
+
+
+def load(name):
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def with_optional_arms():
+    """cifar10.yaml as text with its commented arms switched on, as its head says."""
+    text = (FOLDER / "cifar10.yaml").read_text(encoding="utf-8")
+    before, optional = text.split("  # Optional arms.\n")
+    return before + re.sub(r"^  # ", "  ", optional, flags=re.MULTILINE)
+
+
+def test_every_file_is_an_experiment_known_here():
+    found = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*")} - {"tiny"}
+    assert found == {*NAMES, *(f"tiny/{name}" for name in NAMES), "tiny/digits"}
+
+
+def test_the_optional_arms_of_cifar10_are_valid(tmp_path):
+    (tmp_path / "params.yaml").write_text(with_optional_arms(), encoding="utf-8")
+    assert list(params.load(tmp_path / "params.yaml")["arms"])[-5:] == OPTIONAL
+
+
+@pytest.mark.parametrize(
+    ("name", "arms", "controls"),
+    [
+        ("cifar10", CIFAR10_ARMS, ["ddpm_100k", "ddpm_200k"]),
+        ("cifar100", CIFAR100_ARMS, ["ddpm_100k", "ddpm_200k"]),
+        ("afhq_dog", AFHQ_ARMS, ["ddpm_45k", "ddpm_90k"]),
+        ("fashion_mnist", AFHQ_ARMS, ["ddpm_10k", "ddpm_20k"]),
+    ],
+)
+def test_an_experiment_has_the_arms_of_its_tables_and_two_controls(name, arms, controls):
+    experiment, tiny = load(name), load(f"tiny/{name}")
+    assert list(experiment["arms"]) == list(tiny["arms"]) == [*arms.split(), *controls]
+    assert report_trade_off.controls(experiment) == report_trade_off.controls(tiny) == controls
+
+
+def optimiser_steps(experiment, num_train, arm):
+    """Batches of a shard of N / K images, one image more in the first shards; what is left of a batch is not trained on."""
+    recipe = experiment["arms"][arm]
+    num_shards, batch_size = recipe["shard"]["num_shards"], experiment["train"]["batch_size"]
+    sizes = [num_train // num_shards + (k < num_train % num_shards) for k in range(num_shards)]
+    return sum(size // batch_size for size in sizes) * recipe["train"]["epochs"] * recipe["rounds"]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_train", "one_shard", "sharded"),
+    [
+        ("cifar10", 50_000, 400_000, 390_000),
+        ("cifar100", 50_000, 400_000, 390_000),
+        ("afhq_dog", 4_739, 180_000, 180_000),
+        ("fashion_mnist", 5_120, 40_000, 40_000),
+    ],
+)
+def test_budgets_are_the_specified_ones(name, num_train, one_shard, sharded):
+    experiment = load(name)
+    if name == "cifar10":
+        experiment = yaml.safe_load(with_optional_arms())
+    per_epoch = num_train // experiment["train"]["batch_size"]
+    shares = {"ddpm_100k": 0.25, "ddpm_200k": 0.5, "ddpm_45k": 0.25, "ddpm_90k": 0.5, "ddpm_10k": 0.25, "ddpm_20k": 0.5}
+    for arm, recipe in experiment["arms"].items():
+        steps = optimiser_steps(experiment, num_train, arm)
+        train = experiment["train"] | recipe["train"]
+        num_shards = recipe["shard"]["num_shards"]
+        if num_shards == 1 and arm != "k1_full":
+            # whole epochs, so the nearest number of them
+            assert abs(steps - one_shard * shares.get(arm, 1)) <= per_epoch / 2, arm
+            assert train["warmup_steps"] == (500 if name == "fashion_mnist" else 5000), arm
+        else:
+            assert steps == sharded, arm
+            assert train["warmup_steps"] == 15 * (num_train // num_shards // train["batch_size"]), arm
+        assert recipe["rounds"] * train["epochs"] == {"afhq_dog": 2400}.get(name, 1000) or num_shards == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "image_shape", "num_classes", "num_parameters"),
+    [
+        ("cifar10", (3, 32, 32), None, 35_746_307),
+        ("cifar100", (3, 32, 32), 100, 35_797_507),
+        ("afhq_dog", (3, 64, 64), None, 78_700_803),
+    ],
+)
+def test_networks_have_the_specified_size(name, image_shape, num_classes, num_parameters):
+    import torch
+
+    from stages.method import unet
+
+    model = load(name)["model"]
+    assert model.get("class_conditional", False) == (num_classes is not None)
+    with torch.device("meta"):  # shapes without memory
+        network = unet.build(model, image_shape, num_classes=num_classes)
+    assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
+    assert f"{num_parameters:,} parameters" in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def test_the_settings_are_those_of_the_paper():
+    """Section by section: lambda, R, magnitude; P; the batch and flips of each data set."""
+    expected = {
+        "cifar10": (10, 0.5, 1.7, 3, 50, 128, True),
+        "cifar100": (10, 0.5, 1.7, 5, 50, 128, True),
+        "afhq_dog": (5, 0.7, 1.2, 5, 50, 60, False),
+    }
+    for name, values in expected.items():
+        experiment = load(name)
+        plus = experiment["arms"]["iet_agc_plus"]
+        method, train = plus["method"], experiment["train"]
+        found = (plus["shard"]["num_shards"], method["lambda"], method["taa"]["R"], method["taa"]["magnitude"])
+        assert (*found, plus["train"]["epochs"], train["batch_size"], train["flip"]) == values
+        assert method["eta"] == 0.8 and method["taa"]["A"] == 5.0
+        assert plus["redistribute"] == {"share": 0.25, "select": "memory"}
+        assert experiment["sample"]["num_images"] == 65_536 and train["ema_decay"] == 0.9999
+
+
+def test_rows_of_the_tables_are_bound_to_arms_with_their_settings():
+    experiment = yaml.safe_load(with_optional_arms())
+    arms = experiment["arms"]
+    bound = set()
+    for table in report_tables.read()["tables"]:
+        name = table["data"]
+        known = arms if name == "cifar10" else load(name)["arms"]
+        for row in table["rows"]:
+            assert row["arm"] in known, row
+            if name == "cifar10":
+                bound.add(row["arm"])
+            recipe, label = known[row["arm"]], row["label"]
+            if "setting" in label and row["arm"] not in ("ddpm", "k1_full"):
+                value = {
+                    "K": recipe["shard"]["num_shards"],
+                    "E": recipe["train"]["epochs"],
+                    "P": recipe["redistribute"]["share"],
+                    "λ": recipe["method"]["lambda"],
+                }[label["setting"]]
+                assert value == float(label["value"]), row
+            if "AGC" in label:
+                has = {
+                    "AGC": recipe["method"]["name"] == "agc",
+                    "IET": recipe["shard"]["num_shards"] > 1,
+                    "TAA": "taa" in recipe["method"],
+                    "MSR": bool(recipe["redistribute"]),
+                }
+                assert {part: mark == "✓" for part, mark in label.items()} == has, row
+    assert bound == set(CIFAR10_ARMS.split()) | set(OPTIONAL)
+
+
+def parts(recipe):
+    """What an arm is, without the numbers of it."""
+    method = recipe["method"]
+    return (
+        method["name"],
+        "taa" in method,
+        recipe["shard"]["num_shards"] > 1,
+        recipe["redistribute"].get("select"),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny_arms_are_of_the_same_kind(name):
+    large, tiny = load(name), load(f"tiny/{name}")
+    assert {arm: parts(recipe) for arm, recipe in large["arms"].items()} == {
+        arm: parts(recipe) for arm, recipe in tiny["arms"].items()
+    }
+    assert large["data"]["name"] == tiny["data"]["name"]
+    assert large["model"].get("class_conditional") == tiny["model"].get("class_conditional")
+    for arm in ("k2", "k5", "k15") if name == "cifar10" else ():
+        assert large["arms"][arm]["shard"] == tiny["arms"][arm]["shard"]
+
+
+def test_tiny_digits_has_every_method_and_equal_budgets():
+    digits = load("tiny/digits")
+    kinds = {parts(recipe) for recipe in digits["arms"].values()}
+    others = {parts(recipe) for recipe in yaml.safe_load(with_optional_arms())["arms"].values()}
+    assert kinds == others - {("agc", True, False, None)}  # k1_full: no kind of its own
+    assert kinds == {
+        ("ddpm", False, False, None),
+        ("added_noise", False, False, None),
+        ("dp_sgd", False, False, None),
+        ("ambient", False, False, None),
+        ("agc", False, False, None),
+        ("ddpm", False, True, None),
+        ("agc", False, True, None),
+        ("agc", True, True, None),
+        ("agc", True, True, "memory"),
+        ("agc", True, True, "random"),
+    }
+    steps = {arm: optimiser_steps(digits, 60, arm) for arm in digits["arms"]}
+    assert steps == dict.fromkeys(digits["arms"], 120) | {"ddpm_early": 60}
+
+
+# The command that switches.
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A repository with params.yaml committed and two experiments."""
+    (tmp_path / "experiments/tiny").mkdir(parents=True)
+    (tmp_path / "experiments/one.yaml").write_text("seeds: [1]\n")
+    (tmp_path / "experiments/tiny/two.yaml").write_text("seeds: [2]\n")
+    (tmp_path / "params.yaml").write_text("seeds: [0]\n")
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.email=a@b.org", "-c", "user.name=a", "commit", "-qm", "start"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def switch(checkout, *words):
+    done = subprocess.run(
+        [sys.executable, ROOT / "workflow/scripts/experiment.py", *words],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr, (checkout / "params.yaml").read_text()
+
+
+def test_switching_copies_the_file_and_back(checkout):
+    code, told, found = switch(checkout, "one")
+    assert code == 0 and "params.yaml is now experiments/one.yaml" in told and found == "seeds: [1]\n"
+    assert switch(checkout, "tiny/two")[2] == "seeds: [2]\n"  # an untouched copy of an experiment is lost nowhere
+
+
+@pytest.mark.parametrize("in_git", [True, False])
+def test_edits_are_never_overwritten(checkout, in_git):
+    edited = "seeds: [1, 5]\n"
+    (checkout / "params.yaml").write_text(edited)
+    if not in_git:
+        (checkout / ".git").rename(checkout / "no.git")  # where nothing can say that the file is kept
+    code, told, found = switch(checkout, "one")
+    assert code == 1 and found == edited
+    assert told.startswith("error: params.yaml has edits that are not committed") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "error: the experiment is missing: expected one of one, tiny/two (make experiment NAME=...)\n"),
+        (["tiny/twp"], "error: the experiment is tiny/twp: did you mean tiny/two? (make experiment NAME=...)\n"),
+        (
+            ["../params"],
+            "error: the experiment is ../params: expected one of one, tiny/two (make experiment NAME=...)\n",
+        ),
+    ],
+)
+def test_an_unknown_experiment_lists_the_known_ones(checkout, words, told):
+    assert switch(checkout, *words) == (1, told, "seeds: [0]\n")
+
+
+def test_seeds_that_repeat_or_are_no_numbers_are_refused(checkout):
+    script = ROOT / "workflow/scripts/seeds.py"
+    (checkout / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    for words, told in [
+        (
+            ["0", "2", "0"],
+            "scratch/seeds/params.yaml: seeds is [0, 2, 0], expected no value twice (every arm runs once per seed)",
+        ),
+        (["0", "-1"], "the seeds are 0 -1, expected whole numbers of at least 0, such as 0 1 2"),
+        ([], "the seeds are missing, expected whole numbers of at least 0, such as 0 1 2"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, script, *words], cwd=checkout, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (1, f"error: {told}\n")
