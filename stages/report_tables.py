@@ -132,6 +132,8 @@ def _caption(table, settings, metrics, num_train, published):
         )
     if (neighbours := settings["score"]["neighbours"]) != published["neighbours"]:
         parts.append(f"Our ratios are taken over {neighbours} neighbours, the paper's over {published['neighbours']}.")
+    if table["notes"]:
+        parts.append(f"Of the notes, the first {len(table['notes'])} hold for every row.")
     parts.append(
         "Rows belong to arms by name, whatever their settings. ↓ lower is better. A dash: not measured, or not published."
     )

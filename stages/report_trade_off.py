@@ -7,8 +7,8 @@ WORDS = {
     "below": "below the line",
     "above": "above the line",
     "not told apart": "not told apart from the line",
-    "more faithful": "outside: more faithful than the baseline at any length",
-    "less faithful": "outside: less faithful than the baseline at any length",
+    "more faithful": "outside: more faithful than the baseline at any of its lengths",
+    "less faithful": "outside: less faithful than the baseline at any of its lengths",
 }
 
 

@@ -1,10 +1,12 @@
-"""Arms beyond those of the tiny experiment, through snakemake: a method of one's own, and generators from elsewhere."""
+"""Arms beyond those of the tiny experiment, through snakemake: every method, one of one's own, generators from elsewhere."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from conftest import ROOT, Project
 from PIL import Image
 
 OWN_METHOD = '''"""Min-SNR weighting (Hang et al. 2023): losses weighed by min(SNR, gamma) / SNR."""
@@ -102,3 +104,56 @@ def test_a_generator_that_is_not_there_is_told_before_anything_runs(extended):
     extended.edit(arms__theirs__generator__folder="elsewhere")
     assert told.returncode != 0
     assert "nowhere, from which arms.theirs.generator takes its images, does not exist (params.yaml)" in told.text
+
+
+@pytest.fixture(scope="module")
+def every_method(tmp_path_factory):
+    """The arms of experiments/tiny/digits.yaml that the tiny experiment of conftest does not have, cut short."""
+    experiment = yaml.safe_load((ROOT / "experiments/tiny/digits.yaml").read_text())
+    for arm in ("ddpm", "iet_agc_plus", "ddpm_early"):
+        experiment["arms"].pop(arm)
+    for arm in ("iet", "iet_agc", "iet_agc_taa"):
+        experiment["arms"][arm]["rounds"] = 1
+    experiment["sample"] |= {"num_images": 30, "weights": ["raw"]}
+    experiment["score"]["headline"]["weights"] = "raw"
+    project = Project.create(tmp_path_factory.mktemp("every") / "project", yaml.safe_dump(experiment, sort_keys=False))
+    project.run("snakemake")
+    project.metrics = json.loads((project.root / "metrics.json").read_text())
+    return project
+
+
+def test_every_method_trains_samples_and_scores(every_method):
+    assert list(every_method.metrics) == [
+        "added_noise", "dp_sgd", "ambient", "agc", "iet", "iet_agc", "iet_agc_taa", "iet_agc_plus_random",
+    ]  # fmt: skip
+    images = {}
+    for arm, metrics in every_method.metrics.items():
+        assert metrics["raw"]["fd_pixels"] > 0 and metrics["num_images"] == 30
+        images[arm] = np.load(every_method.root / f"artifacts/samples/{arm}-seed12/part0/raw.npy")
+        assert images[arm].std() > 1  # not one grey
+    names = list(images)
+    for i, one in enumerate(names):
+        assert all(not np.array_equal(images[one], images[other]) for other in names[i + 1 :]), one
+
+
+def test_arms_that_skip_augment_or_move_did_and_others_did_not(every_method):
+    did = {
+        name: {arm for arm, metrics in every_method.metrics.items() if metrics["training"][key] > 0}
+        for name, key in (("skip", "skipped_share"), ("augment", "augmented_share"), ("move", "moved"))
+    }
+    assert did["skip"] == {"agc", "iet_agc", "iet_agc_taa", "iet_agc_plus_random"}
+    assert did["augment"] == {"iet_agc_taa", "iet_agc_plus_random"}
+    assert did["move"] == {"iet_agc_plus_random"}
+
+
+def test_the_epsilon_that_was_spent_is_reported(every_method):
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = [(0.0005, 10 / 60, 120)]
+    with pytest.warns(UserWarning, match="alpha"):
+        expected = accountant.get_epsilon(1e-5)
+    spent = {arm: metrics["training"].get("spent") for arm, metrics in every_method.metrics.items()}
+    assert spent.pop("dp_sgd") == {"epsilon": pytest.approx(expected, rel=1e-5)}
+    assert set(spent.values()) == {None}
+    assert "epsilon" in (every_method.root / "report.html").read_text()

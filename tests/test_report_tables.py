@@ -129,6 +129,7 @@ def test_the_caption_says_what_does_not_compare(file):
     (alike,) = shown(file, arms=("plain", "ours"), metrics=dict.fromkeys(("plain", "ours"), METRICS["plain"]))
     assert "scaled" not in alike.caption and "trained on" not in alike.caption and "neighbours" not in alike.caption
     assert "Published: Someone 2020, Table X." in alike.caption
+    assert "Of the notes, the first 1 hold for every row." in alike.caption
     (other,) = shown(file, num_train=10, neighbours=20)
     assert "scaled to the 1,000 generated images of the paper; ours are 250 or 1,000" in other.caption
     assert "Our arms are trained on 10 images, the paper's on 77" in other.caption

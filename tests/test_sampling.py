@@ -144,10 +144,6 @@ def test_parts_are_whole_batches_and_cover_every_image_once(num_images, batch_si
             sizes.append(-(-(last - first) // batch_size))
         assert batches == whole, f"{num_parts} parts"
         assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
-    with pytest.raises(
-        ValueError, match=rf"sample.parts is {len(whole) + 1}, but {num_images} images .* at most {len(whole)}"
-    ):
-        sampling.part_of(num_images, batch_size, 0, len(whole) + 1)
 
 
 def test_stored_clamps_rounds_and_puts_channels_last():

@@ -115,7 +115,7 @@ def test_the_page_says_where_each_arm_lies(experiment):
     assert "stopped early: third, half;" in view.caption
     assert (
         "With ema weights, at equal fidelity, below the line: other_method; outside: more faithful than the baseline at any "
-        "length: longer." in view.caption
+        "of its lengths: longer." in view.caption
     )
     rows = {row["arm"]: row for row in view.rows}
     assert list(rows) == ["longer", "other_method"]
@@ -141,7 +141,9 @@ def test_both_kinds_of_weights_are_compared_the_headline_first(experiment):
     view = report_trade_off.view(settings, metrics)
     assert [row["weights"] for row in view.rows] == ["ema", "ema", "raw", "raw"]
     assert view.caption.index("With ema") < view.caption.index("With raw")
-    assert "less faithful than the baseline at any length: other_method" in view.caption.partition("With raw")[2]
+    assert (
+        "less faithful than the baseline at any of its lengths: other_method" in view.caption.partition("With raw")[2]
+    )
 
 
 def test_without_controls_or_held_out_images_the_page_says_so(experiment):

@@ -112,23 +112,6 @@ def is_memorised(ratio, threshold, strict):
     return ratio < threshold if strict else ratio <= threshold
 
 
-def count(ratio, threshold, strict):
-    """Number of memorised samples, an int from 0 to M; arguments as in is_memorised."""
-    return int(np.count_nonzero(is_memorised(ratio, threshold, strict)))
-
-
-def curve(ratio, thresholds, strict):
-    """Counts at many thresholds.
-
-    ratio       [M] float64
-    thresholds  [T] float64, in any order
-    strict      as in is_memorised
-    Returns     [T] int64: count(ratio, thresholds[i], strict)
-    """
-    side = "left" if strict else "right"
-    return np.searchsorted(np.sort(ratio), thresholds, side=side).astype(np.int64)
-
-
 def distinct(nearest_indices, memorised):
     """Number of different training images among the copies: one image emitted fifty times counts once.
 

@@ -74,15 +74,9 @@ def stored(x):
 def part_of(num_images, batch_size, part, num_parts):
     """The images of one part: whole batches, so that a batch is the same batch however many parts there are.
 
-    part      0 <= part < num_parts
+    part      0 <= part < num_parts <= number of batches
     Returns   (first, last): images first..last-1
-    Raises    ValueError: more parts than batches
     """
     num_batches = -(-num_images // batch_size)
-    if num_parts > num_batches:
-        raise ValueError(
-            f"sample.parts is {num_parts}, but {num_images} images in batches of {batch_size} are {num_batches} batches: "
-            f"use at most {num_batches} parts or a smaller sample.batch_size (params.yaml)"
-        )
     bounds = [min(num_images, batch_size * (num_batches * p // num_parts)) for p in (part, part + 1)]
     return bounds[0], bounds[1]
