@@ -26,6 +26,7 @@ LOGS = Path("logs")
 PLAN_OK = ARTIFACTS / "plan.ok"
 DATA = ARTIFACTS / "data"
 ANALYSIS = ARTIFACTS / "analysis"
+QUALITY = ARTIFACTS / "quality"
 
 
 def run_name(arm, seed):
@@ -65,6 +66,14 @@ def score_dir(run):
 def analysis_dir(run):
     """What the phase analyse found out about a run."""
     return ANALYSIS / run
+
+
+def quality_dir(run):
+    """FID and its kin of a run: scores.json. Of QUALITY_REFERENCE: the network, and the features of the training images."""
+    return QUALITY / run
+
+
+QUALITY_REFERENCE = "reference"  # no run is called so: their names end in a seed
 
 
 REPORT = ARTIFACTS / "report"

@@ -212,6 +212,10 @@ def _check_together(params):
     data, model, diffusion, score = params["data"], params["model"], params["diffusion"], params["score"]
     _check_finite(params, "")
     _check_data(data)
+    if "weights" in (quality := params.get("quality", {})) and quality.get("download"):
+        raise ValueError(
+            "quality.weights and quality.download: true both say where the weights come from: give one of them"
+        )
     for channels in model["block_channels"]:
         if channels % model["norm_groups"]:
             raise ValueError(

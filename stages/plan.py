@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from stages import audit, cli, files, image_sets, params, processes, training
+from stages import audit, cli, files, image_sets, inception_weights, params, processes, training
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
@@ -24,6 +24,10 @@ AUDIT = "stages/audit.py"
 # The folder of such a set may be missing, too, until a download makes it.
 PINNED_DATA = "requirements.txt"
 ONE_OF_A_KIND = ("data", "report")  # phases of a single stage: their entry in the plan holds what it reads
+# The pinned torch-fidelity knows address and checksum of the Inception weights where they are to be fetched.
+FETCHED_WEIGHTS = "requirements.txt"
+# What the report depends on where the quality phase is left out: the code that says so.
+NO_QUALITY = "stages/inception_weights.py"
 
 
 def expand(experiment):
@@ -32,7 +36,8 @@ def expand(experiment):
     experiment   params.yaml as a dict
     Returns      dict phase -> dict key -> fields of dvc.yaml; a key is <arm>-seed<S>[-round<r>][-shard<k> | -part<p>]
     """
-    plan = {phase: {} for phase in ("shard", "train", "aggregate", "redistribute", "sample", "score", "analyse")}
+    phases = ("shard", "train", "aggregate", "redistribute", "sample", "score", "quality", "analyse")
+    plan = {phase: {} for phase in phases}
     for arm, recipe in experiment["arms"].items():
         num_parts = params.section(experiment, "sample", arm)["parts"]
         for seed in experiment["seeds"]:
@@ -51,10 +56,15 @@ def expand(experiment):
             plan["score"][run] = dict(this)
     data = experiment["data"]
     source = PINNED_DATA if image_sets.SETS[data["name"]].pinned else data["root"]
-    # DVC wants a dependency to be there: where nothing is trained or analysed the report has a file of code in its place.
-    counts = "artifacts/counts" if plan["train"] else "stages/train.py"
-    analysis = str(files.ANALYSIS) if plan["analyse"] else "stages/analyse.py"
-    return {"data": {"source": source}, **plan, "report": {"counts": counts, "analysis": analysis}}
+    if inception_weights.wanted(experiment):
+        plan["quality"] = _quality(experiment["quality"], plan["score"])
+    # DVC wants a dependency to be there: where a phase is left out the report has a file of code in the place of its results.
+    report = {
+        "counts": "artifacts/counts" if plan["train"] else "stages/train.py",
+        "quality": str(files.QUALITY) if plan["quality"] else NO_QUALITY,
+        "analysis": str(files.ANALYSIS) if plan["analyse"] else "stages/analyse.py",
+    }
+    return {"data": {"source": source}, **plan, "report": report}
 
 
 def _expand_training(plan, recipe, this):
@@ -81,13 +91,33 @@ def _expand_training(plan, recipe, this):
             }
 
 
+def _quality(settings, runs):
+    """The reference, which goes through the training images once, and a stage a run, which reads it."""
+    reference = {
+        "run": files.QUALITY_REFERENCE,
+        "arguments": "--reference",
+        "images": str(files.DATA),
+        "network": settings.get("weights", FETCHED_WEIGHTS),
+    }
+    return {reference["run"]: reference} | {
+        run: {
+            "run": run,
+            "arguments": f"--arm {item['arm']} --seed {item['seed']}",
+            "images": str(files.samples_dir(run, 0).parent),
+            "network": str(files.quality_dir(files.QUALITY_REFERENCE)),
+        }
+        for run, item in runs.items()
+    }
+
+
 def _method_of(recipe):
     return str(training.source_of(recipe["method"]["name"]))
 
 
 def check_source(experiment):
-    """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe; says
-    so on stderr where DVC will not notice changes of the images."""
+    """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe, or the
+    Inception weights are missing or others; says so on stderr where DVC will not notice changes of the images."""
+    inception_weights.check(experiment)
     data = experiment["data"]
     root = data.get("root")
     if root and Path(root).resolve().is_relative_to(files.ARTIFACTS.resolve()):
@@ -133,6 +163,7 @@ def output_folders(plan):
     outputs += [files.samples_dir(item["run"], item["part"]) for item in plan["sample"].values()]
     outputs += [files.score_dir(item["run"]) for item in plan["score"].values()]
     outputs += [files.analysis_dir(item["run"]) for item in plan["analyse"].values()]
+    outputs += [files.quality_dir(item["run"]) for item in plan["quality"].values()]
     return outputs
 
 
@@ -240,6 +271,8 @@ def _rewrite_lock(names, parse, dump):
 def main(arguments):
     with cli.stage("plan", __doc__, arguments) as job:
         check_source(job.params)
+        if not inception_weights.wanted(job.params):
+            print(inception_weights.LEFT_OUT, file=sys.stderr)
         plan = expand(job.params)
         changes = refresh(plan)
         files.write_text(files.PLAN_OK, "params.yaml was found valid and plan.yaml up to date\n")

@@ -19,7 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import cli, files, params, report_leaks, report_page, report_tables, report_trade_off
+from stages import (
+    cli,
+    files,
+    params,
+    report_leaks,
+    report_page,
+    report_quality,
+    report_tables,
+    report_trade_off,
+)
 
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
@@ -106,6 +115,11 @@ def build(settings):
             epochs.assign(percent=100 * epochs.augmented_share), arms, "percent", "augmented (% of the images visited)"
         ),
     }
+    against_fid = [
+        figures.excess_against_fidelity(results, arms, stopped, w, protocol, threshold, f"fid_{fid}", f"FID ({fid})")
+        for fid in report_quality.protocols(settings)[:1]
+        for w in (weights, other_weights)
+    ]
     per_seed = results[np.isclose(results.threshold, threshold) & (results.protocol == protocol)]
     body = report_page.body(
         settings,
@@ -118,6 +132,7 @@ def build(settings):
         analyses,
         report_trade_off.view(settings, metrics),
         report_tables.views(settings, metrics, int(results.num_train.iloc[0]), report_tables.read()),
+        report_quality.section(settings, metrics, against_fid),
     )
     files.write_text(BODY, body)
 
@@ -137,9 +152,8 @@ def read(settings):
     for arm, recipe in settings["arms"].items():
         for seed in settings["seeds"]:
             run = files.run_name(arm, seed)
-            results.append(
-                read_scores(files.score_dir(run), settings["score"]["thresholds"]).assign(arm=arm, seed=seed)
-            )
+            scores = read_scores(files.score_dir(run), settings["score"]["thresholds"])
+            results.append(report_quality.with_columns(scores, settings, run).assign(arm=arm, seed=seed))
             if "generator" in recipe:  # trained elsewhere
                 continue
             rounds = files.load_counts(recipe, run)
@@ -264,6 +278,7 @@ def summarise(settings, results, training):
         for weights in of_arm.weights.unique():
             rows = of_arm[of_arm.weights == weights]
             entry[weights] = _mean_and_sd(rows.drop_duplicates("seed"), ["fd_pixels", "fd_pixels_heldout"])
+            entry[weights] |= report_quality.summary(settings, rows.drop_duplicates("seed"), _mean_and_sd)
             for protocol in PROTOCOLS:
                 of_protocol = rows[rows.protocol == protocol]
                 entry[weights][protocol] = {

@@ -83,19 +83,29 @@ def mq_curve(results, arms, weights, protocol, marks, column="share", reference=
         return _svg(figure, f"{name} against the threshold, protocol {protocol}, {weights} weights")
 
 
-def excess_against_fidelity(results, arms, controls, weights, protocol, threshold):
+def excess_against_fidelity(
+    results,
+    arms,
+    controls,
+    weights,
+    protocol,
+    threshold,
+    fidelity="fd_pixels",
+    fidelity_label="fd_pixels (squared [0, 1] pixel range)",
+):
     """One point an arm and seed: fidelity across, memorisation up, with the paired 95 % interval; an arm's seeds are joined.
 
     controls  arms that are the first one stopped early, the earliest first: hollow in its colour, on a dashed line through
               their means to its own
+    fidelity  column of results; fidelity_label names it at the axis
     """
     at = (results.weights == weights) & (results.protocol == protocol) & np.isclose(results.threshold, threshold)
-    rows = results[at & results.fd_pixels.notna()]
+    rows = results[at & results[fidelity].notna()]
     if rows.empty:
         return None
     held_out = rows.excess.notna().all()
     shares = rows[["excess", "excess_low", "excess_high", "count"]].mul(100 / rows.num_images, axis=0)
-    shares = shares.assign(arm=rows.arm, x=rows.fd_pixels, y=shares["excess" if held_out else "count"])
+    shares = shares.assign(arm=rows.arm, x=rows[fidelity], y=shares["excess" if held_out else "count"])
     line = shares.groupby("arm")[["x", "y"]].mean().reindex([*controls, arms[0]]).dropna()
     with matplotlib.style.context(["default", STYLE]):
         figure, axes = _axes(len(arms) + 1, height=4.2)
@@ -127,11 +137,11 @@ def excess_against_fidelity(results, arms, controls, weights, protocol, threshol
             _log_scale(axes, "x")
         what = "excess" if held_out else "memorised, MQ"
         axes.set(
-            xlabel="fd_pixels (squared [0, 1] pixel range), lower = more faithful",
+            xlabel=f"{fidelity_label}, lower = more faithful",
             ylabel=f"{what} at {threshold:g} (% of generated images)",
         )
         axes.set_title(f"{protocol}, {weights} weights")
-        return _svg(figure, f"{what} against fd_pixels, a point an arm and seed")
+        return _svg(figure, f"{what} against {fidelity}, a point an arm and seed")
 
 
 def over_epochs(epochs, arms, column, label, log=False):

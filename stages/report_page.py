@@ -10,7 +10,19 @@ from html import escape
 from typing import NamedTuple
 
 DASH = "–"
-PHASES = ["plan", "data", "shard", "train", "aggregate", "redistribute", "sample", "score", "analyse", "report"]
+PHASES = [
+    "plan",
+    "data",
+    "shard",
+    "train",
+    "aggregate",
+    "redistribute",
+    "sample",
+    "score",
+    "quality",
+    "analyse",
+    "report",
+]
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #ffffff; --quiet: #5b6168; --line: #d5d9de; --tint: #f3f5f7;
   --arm-1: #0072b2; --arm-2: #cf4f00; --arm-3: #00805c; --arm-4: #b0479a; --arm-5: #8a6a00; --arm-6: #2f8fcb;
@@ -69,7 +81,7 @@ def page(body, machines):
     )
 
 
-def body(settings, params_text, metrics, per_seed, figures, galleries, leaks, analyses, trade_off, published):
+def body(settings, params_text, metrics, per_seed, figures, galleries, leaks, analyses, trade_off, published, quality):
     """The part of the page that follows from the artifacts alone.
 
     metrics    as in metrics.json
@@ -80,12 +92,14 @@ def body(settings, params_text, metrics, per_seed, figures, galleries, leaks, an
     analyses   list of report_analyses.Block, [] where nothing was analysed
     trade_off  View of report_trade_off
     published  list of Views of report_tables
+    quality    HTML of the section that report_quality makes
     """
     params_block = f"<details><summary>params.yaml</summary>\n<pre>{escape(params_text)}</pre>\n</details>"
     return "\n".join(
         [
             _top(settings, metrics, per_seed[0], published, analyses),
             _arms(settings, metrics),
+            quality,
             _seeds(settings, per_seed),
             _published(published),
             _curves(settings, figures),
@@ -155,6 +169,7 @@ def headline(settings, metrics):
 def text_table(settings, metrics, width=120):
     """The headline table as plain text, at most `width` columns."""
     weights, protocol, threshold = _headline(settings)
+    fid_protocol = next(iter(metrics[next(iter(settings["arms"]))][weights].get("fid", {})), None)
     rows = []
     for arm in settings["arms"]:
         of_weights, training = metrics[arm][weights], metrics[arm].get("training")
@@ -167,6 +182,7 @@ def text_table(settings, metrics, width=120):
                 "simplic.": tally(at["simplicity"]),
                 "distinct": tally(at["distinct"]),
                 "fd_pixels": number(of_weights["fd_pixels"]),
+                **({"FID": number(of_weights["fid"][fid_protocol])} if fid_protocol else {}),
                 "skip %": _percent(training["skipped_share"]) if training else DASH,
                 "augm %": _percent(training["augmented_share"]) if training else DASH,
                 "moved": tally(training["moved"]) if training else DASH,
@@ -177,6 +193,8 @@ def text_table(settings, metrics, width=120):
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     widths[0] = max(8, min(widths[0], width - sum(w + 2 for w in widths[1:])))
     lines = [f"{protocol}, {weights} weights; excess and distinct at {threshold:g}"]
+    if fid_protocol:
+        lines[0] += f"; FID by {fid_protocol}"
     for row in [heads, ["-" * w for w in widths], *rows]:
         name = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
         lines.append(
@@ -264,8 +282,8 @@ def _top(settings, metrics, row, published, analyses):
     seeds = len(settings["seeds"])
     held_out = f"{row['num_heldout']:,}" if row["num_heldout"] else "none"
     sizes = f"{row['num_train']:,} training images, {held_out} held out"
-    links = [("arms", "Arms"), *([("published", "Published")] if published else []), ("curves", "Memorisation")]
-    links += [("trade_off", "Trade-off"), ("gallery", "Leaks"), ("training", "Training")]
+    links = [("arms", "Arms"), ("quality", "Quality"), *([("published", "Published")] if published else [])]
+    links += [("curves", "Memorisation"), ("trade_off", "Trade-off"), ("gallery", "Leaks"), ("training", "Training")]
     links += [("analyses", "Analyses")] if analyses else []
     links += [("settings", "Settings"), ("machines", "Wall time")]
     nav = " · ".join(f'<a href="#{name}">{title}</a>' for name, title in links)
@@ -316,7 +334,7 @@ def _arms(settings, metrics):
                     "distinct": _with_sd(c, "distinct"),
                 }
                 for name, of_protocol in values.items()
-                if isinstance(of_protocol, dict)
+                if isinstance(of_protocol, dict) and at in of_protocol
                 for t, c in of_protocol.items()
             ]
     seeds = len(settings["seeds"])

@@ -51,15 +51,19 @@ def pixel_moments(images):
     """
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
         raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 [N, H, W, C] with N >= 2")
-    num_images = len(images)
-    blocks = [slice(start, start + IMAGES_AT_ONCE) for start in range(0, num_images, IMAGES_AT_ONCE)]
-    mean = sum(_vectors(images[block]).sum(axis=0) for block in blocks) / num_images
-    # A second pass around the mean: E[xx] - E[x]E[x] would cancel where pixels hardly vary.
-    cov = np.zeros((mean.size, mean.size))
-    for block in blocks:
-        centred = _vectors(images[block]) - mean
-        cov += centred.T @ centred
-    return mean, cov / (num_images - 1)
+    return _moments(images, _vectors)
+
+
+def feature_moments(features):
+    """Mean and covariance of feature vectors, summed in float64 as pytorch-fid does.
+
+    features [N, D] float, N >= 2
+    Returns  mean [D] and cov [D, D], float64; cov divides by N - 1.
+    Raises   ValueError: not two axes, fewer than two vectors.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features are {features.shape}, expected [N, D] with N >= 2")
+    return _moments(features, lambda block: block.astype(np.float64))
 
 
 def fd_pixels(sample, train):
@@ -74,6 +78,18 @@ def fd_pixels(sample, train):
             f"sample images are {sample.shape[1:]} and train images {train.shape[1:]} (H, W, C), expected one shape"
         )
     return frechet_distance(*pixel_moments(sample), *pixel_moments(train))
+
+
+def _moments(items, vectors):
+    """Mean and covariance of vectors(items), where vectors turns some items into [B, D] float64."""
+    blocks = [slice(start, start + IMAGES_AT_ONCE) for start in range(0, len(items), IMAGES_AT_ONCE)]
+    mean = sum(vectors(items[block]).sum(axis=0) for block in blocks) / len(items)
+    # A second pass around the mean: E[xx] - E[x]E[x] would cancel where values hardly vary.
+    cov = np.zeros((mean.size, mean.size))
+    for block in blocks:
+        centred = vectors(items[block]) - mean
+        cov += centred.T @ centred
+    return mean, cov / (len(items) - 1)
 
 
 def _factor(cov):

@@ -31,6 +31,7 @@ PURPOSES = {
     "other_images": 20,  # the other images of Fig. 3:  (seed)
     "skip_ties": 21,  # equal skip counts in Fig. 8:    (seed)
     "move_pairs": 22,  # who is compared with whom:     (seed)
+    "quality": 23,  # subsets of KID, splits of the Inception score: (seed)
 }
 
 

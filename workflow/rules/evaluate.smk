@@ -37,6 +37,25 @@ rule score:
         "exec python workflow/scripts/repro.py score@{wildcards.key} {output} > {log} 2>&1"
 
 
+rule quality:
+    input:
+        predecessors_of("quality"),
+    output:
+        receipt("quality@{key}"),
+    log:
+        "logs/quality/{key}.log",
+    priority: most_work_first("quality")
+    conda:
+        "../../environment.yml"
+    threads: EXPERIMENT["compute"]["threads"]
+    resources:
+        gpu=1,
+    message:
+        "quality {wildcards.key}"
+    shell:
+        "exec python workflow/scripts/repro.py quality@{wildcards.key} {output} > {log} 2>&1"
+
+
 rule analyse:
     input:
         predecessors_of("analyse"),
