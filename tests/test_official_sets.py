@@ -139,6 +139,18 @@ def test_cifar10_is_read_as_it_is_written(mirror):
     assert found.pool.keys[::5] == ["train/00000", "train/00005", "train/00010"] and found.test.keys[4] == "test/00004"
 
 
+def test_cifar_images_are_brought_to_a_size_as_torchvision_does(mirror):
+    from PIL import Image
+    from torchvision.transforms import Resize
+
+    mirror.files("cifar10", mirror.root)
+    whole, small = load("cifar10", mirror.root), load("cifar10", mirror.root, size=12)
+    assert small.shape == (12, 12, 3) and small.pool.keys == whole.pool.keys
+    chosen = np.array([7, 2])
+    for found, image in zip(small.pool.images(chosen), whole.pool.images(chosen), strict=True):
+        assert np.array_equal(found, np.asarray(Resize((12, 12))(Image.fromarray(image))))
+
+
 def test_cifar100_has_its_fine_labels(mirror):
     mirror.files("cifar100", mirror.root)
     found = load("cifar100", mirror.root)

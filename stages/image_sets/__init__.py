@@ -43,12 +43,14 @@ SETS = {
     "cifar10": Entry(
         official.cifar10,
         "put the folder cifar-10-batches-py with its official files (of cifar-10-python.tar.gz) under data.root",
+        takes=("num_train", "size"),
         pinned=True,
         download=True,
     ),
     "cifar100": Entry(
         official.cifar100,
         "put the folder cifar-100-python with its official files (of cifar-100-python.tar.gz) under data.root",
+        takes=("num_train", "size"),
         pinned=True,
         download=True,
     ),

@@ -39,10 +39,11 @@ def _cifar(data, dataset):
     _provide(data, official, {dataset.filename: (dataset.url, dataset.tgz_md5)})
     train, test = (dataset(os.path.abspath(data["root"]), train=train) for train in (True, False))
     parts = [
-        from_array([f"{name}/{i:05}" for i in range(len(part.data))], part.targets, part.data)
+        from_array([f"{name}/{i:05}" for i in range(len(part.data))], part.targets, part.data, data.get("size"))
         for name, part in (("train", train), ("test", test))
     ]
-    return ImageSet((32, 32, 3), train.classes, *parts)
+    side = data.get("size", 32)
+    return ImageSet((side, side, 3), train.classes, *parts)
 
 
 def fashion_mnist(data):

@@ -29,6 +29,16 @@ class ImageSet:
     test: Part | None = None
 
 
-def from_array(keys, labels, images):
-    """A part whose images are all in memory: [N,H,W,C] uint8."""
-    return Part(keys, np.asarray(labels, np.int64), lambda indices: iter(images[indices]))
+def from_array(keys, labels, images, size=None):
+    """A part whose images are all in memory: [N,H,W,C] uint8, C = 3 where there is a size to bring them to (PIL's bilinear)."""
+
+    def chosen(indices):
+        if size is None:
+            yield from images[indices]
+            return
+        from PIL import Image
+
+        for index in indices:
+            yield np.asarray(Image.fromarray(images[index]).resize((size, size), Image.Resampling.BILINEAR))
+
+    return Part(keys, np.asarray(labels, np.int64), chosen)
