@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT, Project
 from PIL import Image
+from safetensors.numpy import load_file
 
 OWN_METHOD = '''"""Min-SNR weighting (Hang et al. 2023): losses weighed by min(SNR, gamma) / SNR."""
 
@@ -66,6 +67,14 @@ def test_a_generator_from_elsewhere_is_not_trained_and_leaves_other_arms_alone(e
     assert (extended.root / "report.html").read_text().count("theirs") > 3
 
 
+def test_the_leaks_of_a_generator_from_elsewhere_are_listed(extended):
+    leaks = pd.read_parquet(extended.root / "artifacts/report/leaks.parquet")
+    columns = ["index", "key", "count", "best_ratio", "twin"]
+    ours, theirs = (leaks[(leaks.arm == arm) & (leaks.weights == "raw")][columns] for arm in ("ddpm", "theirs"))
+    assert len(ours) > 0
+    pd.testing.assert_frame_equal(ours.reset_index(drop=True), theirs.reset_index(drop=True))
+
+
 def test_a_method_in_a_new_file_is_an_arm_like_any_other(extended):
     metrics = json.loads((extended.root / "metrics.json").read_text())
     assert metrics["mine"]["training"]["optimizer_steps"] == 18 and metrics["mine"]["raw"]["fd_pixels"] > 0
@@ -108,8 +117,9 @@ def test_a_generator_that_is_not_there_is_told_before_anything_runs(extended):
 
 @pytest.fixture(scope="module")
 def every_method(tmp_path_factory):
-    """The arms of experiments/tiny/digits.yaml that the tiny experiment of conftest does not have, cut short."""
+    """The arms of experiments/tiny/digits.yaml that the tiny experiment of conftest does not have, cut short, with classes."""
     experiment = yaml.safe_load((ROOT / "experiments/tiny/digits.yaml").read_text())
+    experiment["model"]["class_conditional"] = True
     for arm in ("ddpm", "iet_agc_plus", "ddpm_early"):
         experiment["arms"].pop(arm)
     for arm in ("iet", "iet_agc", "iet_agc_taa"):
@@ -134,6 +144,17 @@ def test_every_method_trains_samples_and_scores(every_method):
     names = list(images)
     for i, one in enumerate(names):
         assert all(not np.array_equal(images[one], images[other]) for other in names[i + 1 :]), one
+
+
+def test_every_method_is_told_the_classes(every_method):
+    labels = {}
+    for arm in every_method.metrics:
+        labels[arm] = np.load(every_method.root / f"artifacts/samples/{arm}-seed12/part0/labels.npy")
+        weights = load_file(every_method.root / f"artifacts/model/{arm}-seed12/round1/raw.safetensors")
+        embedding = weights["class_embedding.weight"]
+        assert embedding.shape[0] == 10 and np.abs(embedding).max() > 0, arm
+    assert set(labels["agc"]) <= set(range(10)) and len(set(labels["agc"])) > 6
+    assert all(np.array_equal(found, labels["agc"]) for found in labels.values())  # two arms ask for the same
 
 
 def test_arms_that_skip_augment_or_move_did_and_others_did_not(every_method):

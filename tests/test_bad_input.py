@@ -203,6 +203,16 @@ def test_cuda_without_a_gpu_is_refused_by_a_stage(refusal, monkeypatch):
     assert len(told.splitlines()) == 1
 
 
+def test_a_class_conditional_model_on_images_without_classes_is_refused(refusal):
+    Path("params.yaml").write_text(TINY.replace("norm_groups: 4}", "norm_groups: 4, class_conditional: true}"))
+    files.write_text(files.DATA / "classes.json", "[]\n")
+    told = refusal(train.main, TRAIN.format(1))
+    assert told == (
+        "error: model.class_conditional is true, but the images of data.name digits have no classes: put them into one "
+        "sub-folder per class, or set it to false (params.yaml)\n"
+    )
+
+
 def test_a_round_before_the_round_that_it_goes_on_from(refusal):
     write_round_1()
     (files.model_dir(IET, 1) / "ema.safetensors").unlink()
