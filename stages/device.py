@@ -35,8 +35,14 @@ def visible_gpus():
 
 
 def slots():
-    """Stages that may share one GPU, from the environment."""
-    return int(os.environ.get(SLOTS, "1"))
+    """Stages that may share one GPU, from the environment.
+
+    Raises    ValueError: no whole number of at least 1
+    """
+    text = os.environ.get(SLOTS, "1")
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise ValueError(f"{SLOTS} is {text!r} in the environment, expected a whole number of at least 1")
+    return int(text)
 
 
 def claim_gpu(ids, folder=LOCK_FOLDER, slots=1, wait_s=0.0):

@@ -5,13 +5,17 @@ reads     artifacts/data, the index list of the shard, the averaged model and th
 writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model
               state.safetensors: Adam's moments, what the method carries (AGC: the memory bank) and the step, for the next round of this shard
           artifacts/counts/<run>/round<r>/shard<k>.safetensors: skips, visits and losses of this round
-A checkpoint in scratch/ lets a killed stage go on where it was, to the same result.
+A checkpoint in scratch/ lets a killed stage go on where it was, to the same result; SIGTERM, a scheduler's warning, writes one
+at once and ends the stage.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import signal
+import sys
+import threading
 import time
 
 import numpy as np
@@ -55,6 +59,9 @@ def main(arguments):
         def after_step(done, total, loss):
             progress.update(done, total, lambda: _note(loss, record))
             checkpoint.save_if_due(unet, names, state, record)
+            if checkpoint.terminated:
+                print(f"stopped at step {done} of {total}: the same command goes on from there", file=sys.stderr)
+                sys.exit(128 + signal.SIGTERM)
 
         try:
             loop.train_round(
@@ -175,9 +182,15 @@ class _Checkpoint:
             with open(path, "rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         self.path = self.folder / f"{digest.hexdigest()[:32]}.safetensors"
+        self.terminated = False  # SIGTERM has come
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, number, frame):
+        self.terminated = True
 
     def save_if_due(self, network, names, state, record):
-        if time.monotonic() - self.last < self.every_s:
+        if time.monotonic() - self.last < self.every_s and not self.terminated:
             return
         arrays = {f"raw.{n}": value for n, value in _raw(network).items()}
         arrays |= {f"ema.{n}": value for n, value in _ema(names, state).items()}

@@ -228,3 +228,14 @@ def test_threads_are_those_of_params_yaml(no_gpu):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("text", ["x", "", "0", "-1", "1.5", "2 "])
+def test_slots_that_are_no_number_are_told(monkeypatch, text):
+    monkeypatch.setenv(device.SLOTS, text)
+    with pytest.raises(
+        ValueError, match=r"^REDISTRIBUTE_GPU_SLOTS is '.*' in the environment, expected a whole number"
+    ):
+        device.slots()
+    monkeypatch.setenv(device.SLOTS, "12")
+    assert device.slots() == 12
