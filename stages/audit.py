@@ -33,9 +33,12 @@ def images(generator, shape, sample, seed, device, progress):
     """
     if "pipeline" in generator:
         return _generated(Path(generator["pipeline"]), shape, sample, seed, device, progress)
-    read = _of_folder if "folder" in generator else _of_file
-    found = read(Path(source(generator)), shape, generator.get("resize", False), sample["num_images"], progress)
-    wanted = sample["num_images"] or len(found)
+    path, wanted = Path(source(generator)), sample["num_images"]
+    if "folder" in generator:
+        found = _of_folder(path, shape, generator.get("resize", False), wanted, progress)
+    else:
+        found = _of_file(path, shape, wanted)
+    wanted = wanted or len(found)
     if len(found) < wanted:
         raise ValueError(
             f"{source(generator)} holds {len(found)} images, but sample.num_images of the arm asks for {wanted}: remove it "
@@ -50,24 +53,20 @@ def _of_folder(path, shape, resize, num_images, progress):
         raise ValueError("generator.resize works for square images only, and the training images are not square")
     try:
         found = folders.image_folder(data)
-    except ValueError as error:  # its sentences name the keys of the section data
-        raise ValueError(
-            str(error).replace("data.root", "generator.folder").replace("data.size", "resize: true")
-        ) from None
-    _check_size(path, found.shape, shape, "set generator.resize: true to resize and centre-crop them, or ")
-    chosen = range(len(found.pool.keys))[:num_images]
-    array = np.empty((len(chosen), *shape[:2], found.shape[2]), np.uint8)
-    for i, image in enumerate(found.pool.images(chosen)):
-        array[i] = image
-        progress(i + 1, len(chosen))
+        _check_size(path, found.shape, shape, "set generator.resize: true to resize and centre-crop them, or ")
+        chosen = range(len(found.pool.keys))[:num_images]
+        array = np.empty((len(chosen), *shape[:2], found.shape[2]), np.uint8)
+        for i, image in enumerate(found.pool.images(chosen)):
+            array[i] = image
+            progress(i + 1, len(chosen))
+    except ValueError as error:  # sentences about folders name the keys of the section data
+        told = str(error).replace("data.root", "generator.folder")
+        told = told.replace("give data.size, the side in pixels to which all are brought", "set generator.resize: true")
+        raise ValueError(told) from None
     return _with_channels(path, array, shape[2])
 
 
-def _of_file(path, shape, resize, num_images, progress):
-    if resize:
-        raise ValueError(
-            "generator.resize is for folders: the images of an array file are taken as they are (params.yaml)"
-        )
+def _of_file(path, shape, num_images):
     if not path.is_file():
         raise ValueError(f"the file generator.file = {path} does not exist: mend the path (params.yaml)")
     try:
@@ -76,7 +75,7 @@ def _of_file(path, shape, resize, num_images, progress):
         raise ValueError(f"{path} cannot be read as a numpy array ({error}): expected .npy or .npz") from None
     if array.ndim == 3:
         array = array[..., None]
-    if array.dtype != np.uint8 or array.ndim != 4:
+    if array.dtype != np.uint8 or array.ndim != 4 or not len(array):
         raise ValueError(
             f"{path} holds {array.dtype} {array.shape}, expected uint8 [images, height, width, channels] in 0..255: convert it, "
             "for values x in [0, 1] with (255 * x).round().astype('uint8')"

@@ -69,10 +69,10 @@ def _check_fields(job, chosen):
     arms = job.params["arms"]
     if "arm" in chosen and job.arm not in arms:
         raise ValueError(f"there is no arm {job.arm}, expected one of {', '.join(arms)} (params.yaml, arms)")
-    if "arm" in chosen and "generator" in arms[job.arm] and job.phase not in ("sample", "score"):
+    if "arm" in chosen and "generator" in arms[job.arm] and job.phase not in ("sample", "score", "quality"):
         raise ValueError(f"arms.{job.arm} is a generator from elsewhere, which has no phase {job.phase} (params.yaml)")
-    if "seed" in chosen and job.seed not in job.params["seeds"]:
-        raise ValueError(f"there is no seed {job.seed}, expected one of {job.params['seeds']} (params.yaml, seeds)")
+    if "seed" in chosen and job.seed not in (seeds := params.seeds_of(job.params, job.arm)):
+        raise ValueError(f"there is no seed {job.seed}, expected one of {seeds} (params.yaml, seeds)")
     if "round" in chosen and not 1 <= job.round <= arms[job.arm]["rounds"]:
         raise ValueError(f"round {job.round} of {job.arm} does not exist, expected 1 to {arms[job.arm]['rounds']}")
     if "shard" in chosen and job.shard not in range(num := arms[job.arm]["shard"]["num_shards"]):

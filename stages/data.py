@@ -65,11 +65,21 @@ def _check_size(experiment, num_train):
         raise ValueError(
             f"there are {num_train} training images, fewer than score.neighbours = {neighbours}: lower it (params.yaml)"
         )
+    if (analyse := experiment.get("analyse")) and 2 * analyse["group_size"] > num_train:
+        raise ValueError(
+            f"analyse.group_size is {analyse['group_size']}, expected at most half of the {num_train} training images: lower it "
+            "(params.yaml)"
+        )
     for arm, recipe in params.trained(experiment).items():
         num_shards = recipe["shard"]["num_shards"]
         if num_shards > num_train:
             raise ValueError(
                 f"arms.{arm}.shard.num_shards is {num_shards}, more than the {num_train} training images (params.yaml)"
+            )
+        if num_train // num_shards < (batch_size := params.section(experiment, "train", arm)["batch_size"]):
+            raise ValueError(
+                f"arms.{arm}: {num_train} training images in {num_shards} shards leave a shard of {num_train // num_shards}, fewer "
+                f"than one batch (train.batch_size = {batch_size}, params.yaml)"
             )
 
 

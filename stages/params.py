@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from stages import image_sets, training
+from stages import audit, image_sets, training
 
 PARAMS_FILE = "params.yaml"
 SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
@@ -75,6 +75,12 @@ def trained(params):
     return {arm: recipe for arm, recipe in params["arms"].items() if "generator" not in recipe}
 
 
+def seeds_of(params, arm):
+    """The seeds that an arm is run with: all, or the first where its images are the same for each (a folder, a file)."""
+    fixed = {"folder", "file"} & params["arms"][arm].get("generator", {}).keys()
+    return params["seeds"][:1] if fixed else params["seeds"]
+
+
 def section(params, phase, arm):
     """The settings of one phase of one arm: the shared section of that name with the arm's own over it.
 
@@ -122,7 +128,7 @@ def _methods():
     name = {"description": "training method: a module of stages/training/", "enum": sorted(methods)}
     cases = [
         {
-            "if": {"properties": {"name": {"const": method}}},
+            "if": {"required": ["name"], "properties": {"name": {"const": method}}},
             "then": {
                 "additionalProperties": False,
                 "required": ["name", *declared["SETTINGS"].get("required", [])],
@@ -238,6 +244,11 @@ def _check_together(params):
         )
     for arm in params["arms"]:
         weights = section(params, "sample", arm)["weights"]
+        if headline["weights"] not in weights and "generator" in params["arms"][arm]:
+            raise ValueError(
+                f"score.headline.weights is {headline['weights']}, but {arm} is a generator from elsewhere, which has raw weights "
+                "only: set it to raw"
+            )
         if headline["weights"] not in weights:
             raise ValueError(
                 f"score.headline.weights is {headline['weights']}, but sample.weights of {arm} is {weights}"
@@ -283,7 +294,7 @@ def _check_generator(arm, recipe):
     generator = recipe.get("generator")
     if generator is None:
         return
-    kinds = [kind for kind in ("folder", "file", "pipeline") if kind in generator]
+    kinds = [kind for kind in audit.KINDS if kind in generator]
     if len(kinds) != 1:
         raise ValueError(
             f"arms.{arm}.generator has {' and '.join(kinds) or 'no source of images'}, expected one of folder, file and pipeline"

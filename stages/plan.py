@@ -19,7 +19,9 @@ HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not ed
 # DVC wants a file for every dependency. Round 1 follows no round: its model and state come from the code that makes them.
 INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
-AUDIT = "stages/audit.py"
+# What makes the images of a sample stage, beside a method: the code that builds its network, or that reads images from elsewhere.
+NETWORK = "stages/network.py"
+AUDIT = {"method": "stages/audit.py", "network": "stages/image_sets/folders.py"}
 # What says which images a set has where DVC need not watch a folder: the pinned packages, which hold the images or check them.
 # The folder of such a set may be missing, too, until a download makes it.
 PINNED_DATA = "requirements.txt"
@@ -40,15 +42,15 @@ def expand(experiment):
     plan = {phase: {} for phase in phases}
     for arm, recipe in experiment["arms"].items():
         num_parts = params.section(experiment, "sample", arm)["parts"]
-        for seed in experiment["seeds"]:
+        for seed in params.seeds_of(experiment, arm):
             run = files.run_name(arm, seed)
             this = {"arm": arm, "seed": seed, "run": run}
-            if "generator" in recipe:  # its images come from elsewhere: "method" is the code that reads them
-                made = {"section": "generator", "method": AUDIT, "model": audit.source(recipe["generator"])}
+            if "generator" in recipe:
+                made = {"section": "generator", **AUDIT, "model": audit.source(recipe["generator"])}
             else:
                 _expand_training(plan, recipe, this)
                 model = str(files.model_dir(run, recipe["rounds"]))
-                made = {"section": "method", "method": _method_of(recipe), "model": model}
+                made = {"section": "method", "method": _method_of(recipe), "network": NETWORK, "model": model}
                 if "analyse" in experiment:
                     plan["analyse"][run] = this | {"method": made["method"], "model": model}
             for p in range(num_parts):
@@ -134,6 +136,10 @@ def check_source(experiment):
         )
     for arm, recipe in experiment["arms"].items():
         path = audit.source(recipe["generator"]) if "generator" in recipe else None
+        if path and Path(path).resolve().is_relative_to(files.ARTIFACTS.resolve()):
+            raise ValueError(
+                f"{path} of arms.{arm}.generator lies in artifacts/, which is cleared of what no stage makes: move your images"
+            )
         if path and not Path(path).exists():
             raise ValueError(f"{path}, from which arms.{arm}.generator takes its images, does not exist (params.yaml)")
 

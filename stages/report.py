@@ -29,6 +29,7 @@ from stages import (
     report_tables,
     report_trade_off,
 )
+from stages.method import intervals
 
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
@@ -99,7 +100,7 @@ def build(settings):
     beside = next(other for other in PROTOCOLS if other != protocol)
     other_weights = "raw" if weights == "ema" else "ema"
     marks = settings["score"]["thresholds"]
-    stopped = report_trade_off.controls(settings)
+    stopped = report_trade_off.controls(settings) if params.trained(settings) else []
     drawn = {
         "mq": figures.mq_curve(results, arms, weights, protocol, marks),
         "mq_beside": figures.mq_curve(results, arms, weights, beside, marks),
@@ -150,7 +151,7 @@ def read(settings):
 
     results, training, epochs, histogram = [], [], [], []
     for arm, recipe in settings["arms"].items():
-        for seed in settings["seeds"]:
+        for seed in params.seeds_of(settings, arm):
             run = files.run_name(arm, seed)
             scores = read_scores(files.score_dir(run), settings["score"]["thresholds"])
             results.append(report_quality.with_columns(scores, settings, run).assign(arm=arm, seed=seed))
@@ -274,7 +275,7 @@ def summarise(settings, results, training):
     metrics = {}
     for arm in settings["arms"]:
         of_arm = results[results.arm == arm]
-        entry = {"num_seeds": len(settings["seeds"]), "num_images": int(of_arm.num_images.iloc[0])}
+        entry = {"num_seeds": of_arm.seed.nunique(), "num_images": int(of_arm.num_images.iloc[0])}
         for weights in of_arm.weights.unique():
             rows = of_arm[of_arm.weights == weights]
             entry[weights] = _mean_and_sd(rows.drop_duplicates("seed"), ["fd_pixels", "fd_pixels_heldout"])
@@ -301,16 +302,8 @@ def _memorised(rows):
     if len(rows) == 1:
         return _mean_and_sd(rows, ["count", "distinct", "excess", "excess_low", "excess_high", "simplicity"])
     entry = _mean_and_sd(rows, ["count", "distinct", "excess", "simplicity"])
-    entry["excess_low"], entry["excess_high"] = map(_rounded, t_interval(rows.excess.tolist()))
+    entry["excess_low"], entry["excess_high"] = map(_rounded, intervals.t_interval(rows.excess.tolist()))
     return entry
-
-
-def t_interval(values):
-    """95 % interval of the mean of n >= 2 values."""
-    from scipy.special import stdtrit  # scipy.stats would take another second to import
-
-    half = stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return np.mean(values) - half, np.mean(values) + half
 
 
 def _mean_and_sd(rows, names):

@@ -40,6 +40,7 @@ class Analyses:
 
     def __init__(self, settings):
         self.arms, self.seeds = list(params.trained(settings)), settings["seeds"]
+        self.all_arms = list(settings["arms"])  # an arm has one colour in all figures of the page
         self.headline = settings["score"]["headline"]
         self.runs = [(arm, seed) for arm in self.arms for seed in self.seeds]
         self.found = {key: files.load_json(self.folder(*key) / "summary.json") for key in self.runs}
@@ -112,6 +113,7 @@ def _loss(analyses):
         "pairs of an image of either group the first has the lower loss (mean over timesteps), 50 % being chance, with a 95 % "
         "interval (DeLong)."
     )
+    text += analyses.without("loss_by_timestep")
     return Block("Loss against timestep (Fig. 3 of the paper)", text, rows, panels, [])
 
 
@@ -161,7 +163,7 @@ def _rates(analyses):
         table = table[table.visits > 0]
         rates[arm] = (table.skips / table.visits).to_numpy()
     caption = "Share of the training images that were skipped at no more than so much of their visits."
-    panels = [(figures.skip_rates(rates, analyses.arms, threshold), caption)] if rates else []
+    panels = [(figures.skip_rates(rates, analyses.all_arms, threshold), caption)] if rates else []
     text = (
         "The counts of the histogram under Training, divided by how often each image was visited, so that runs of different "
         f"length compare.{analyses.without('train_images')}"
@@ -245,7 +247,7 @@ def _timesteps(analyses):
         lines[arm] = [np.nan if rate is None else 100 * rate for rate in found["rate"]]
     panels = [
         (
-            figures.skip_by_timestep(lines, analyses.arms),
+            figures.skip_by_timestep(lines, analyses.all_arms),
             "Skipped share of the images visited, by tenth of the timesteps.",
         )
     ]

@@ -9,7 +9,7 @@ Columns   arm, seed, weights
 import csv
 import io
 
-from stages import files
+from stages import files, params
 from stages.method import leaks, memorisation
 
 COLUMNS = ["arm", "seed", "weights", "index", "key", "count", "best_ratio", "twin"]
@@ -30,7 +30,7 @@ def read(settings):
     columns = ["weights", "image", "nearest_train", "nearest_key", ratio]
     frames = []
     for arm in settings["arms"]:
-        for seed in settings["seeds"]:
+        for seed in params.seeds_of(settings, arm):
             images = files.load_table(files.score_dir(files.run_name(arm, seed)) / "images.parquet", columns)
             for weights, of_weights in images.groupby("weights", sort=False):
                 frames.append(_of_one(of_weights, ratio, headline).assign(arm=arm, seed=seed, weights=weights))

@@ -127,7 +127,7 @@ def headline(settings, metrics):
     def told(arm):
         if not held_out:
             return f"{arm} has {tally(cell[arm]['count'])} memorised images of {metrics[arm]['num_images']:,}"
-        return f"{arm} has an excess of {_interval(cell[arm])} images of {metrics[arm]['num_images']:,}"
+        return f"{arm} has an excess of {interval_text(cell[arm])} images of {metrics[arm]['num_images']:,}"
 
     def compared(arm):
         return f"(fd_pixels {number(fidelity[arm])} against {number(fidelity[baseline])}, lower is better)"
@@ -178,7 +178,7 @@ def text_table(settings, metrics, width=120):
             {
                 "arm": arm,
                 **{f"MQ {t}": tally(cell["count"]) for t, cell in of_weights[protocol].items()},
-                "excess [95 %]": _interval(at),
+                "excess [95 %]": interval_text(at),
                 "simplic.": tally(at["simplicity"]),
                 "distinct": tally(at["distinct"]),
                 "fd_pixels": number(of_weights["fd_pixels"]),
@@ -244,7 +244,7 @@ def machines(settings, records, unreadable, commit, now):
     return (
         '<section>\n<h2 id="machines">Wall time and machines</h2>\n'
         f"<p class=quiet>{note} No hash covers this section.</p>\n"
-        f"{_table(rows)}\n<dl>{listed}</dl>\n</section>"
+        f"{html_table(rows)}\n<dl>{listed}</dl>\n</section>"
     )
 
 
@@ -313,13 +313,13 @@ def _arms(settings, metrics):
                 {
                     "arm": arm,
                     "weights": which,
-                    **{f"MQ\u00a0{t}": _with_sd(c, "count") for t, c in values[protocol].items()},
-                    f"excess at {at} [95 %]": _interval(cell),
+                    **{f"MQ\u00a0{t}": with_sd(c, "count") for t, c in values[protocol].items()},
+                    f"excess at {at} [95 %]": interval_text(cell),
                     "excess against baseline": change,
-                    f"simplicity at {at}": _with_sd(cell, "simplicity"),
-                    f"distinct at {at}": _with_sd(cell, "distinct"),
-                    "fd_pixels": _with_sd(values, "fd_pixels", number),
-                    "fd_pixels held out": _with_sd(values, "fd_pixels_heldout", number),
+                    f"simplicity at {at}": with_sd(cell, "simplicity"),
+                    f"distinct at {at}": with_sd(cell, "distinct"),
+                    "fd_pixels": with_sd(values, "fd_pixels", number),
+                    "fd_pixels held out": with_sd(values, "fd_pixels_heldout", number),
                 }
             )
             details += [
@@ -328,10 +328,10 @@ def _arms(settings, metrics):
                     "weights": which,
                     "protocol": name,
                     "threshold": t,
-                    "MQ": _with_sd(c, "count"),
-                    "excess [95 %]": _interval(c),
-                    "simplicity": _with_sd(c, "simplicity"),
-                    "distinct": _with_sd(c, "distinct"),
+                    "MQ": with_sd(c, "count"),
+                    "excess [95 %]": interval_text(c),
+                    "simplicity": with_sd(c, "simplicity"),
+                    "distinct": with_sd(c, "distinct"),
                 }
                 for name, of_protocol in values.items()
                 if isinstance(of_protocol, dict) and at in of_protocol
@@ -362,9 +362,9 @@ def _arms(settings, metrics):
     explained = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in meanings.items())
     return (
         f'<section>\n<h2 id="arms">Arms</h2>\n'
-        f"{_table(rows, f'Protocol {protocol}, {_images(metrics)}.{spread}')}\n"
+        f"{html_table(rows, f'Protocol {protocol}, {_images(metrics)}.{spread}')}\n"
         f"<details><summary>What the columns mean</summary><dl>{explained}</dl></details>\n"
-        f"<details><summary>All protocols and thresholds</summary>{_table(details)}</details>\n</section>"
+        f"<details><summary>All protocols and thresholds</summary>{html_table(details)}</details>\n</section>"
     )
 
 
@@ -378,7 +378,7 @@ def _seeds(settings, per_seed):
             "seed": str(r["seed"]),
             "weights": r["weights"],
             f"MQ\u00a0{threshold:g}": tally(r["count"]),
-            f"excess at {threshold:g} [95 %]": _interval(r),
+            f"excess at {threshold:g} [95 %]": interval_text(r),
             "distinct": tally(r["distinct"]),
             "fd_pixels": number(r["fd_pixels"]),
             "fd_pixels held out": number(r["fd_pixels_heldout"]),
@@ -389,7 +389,7 @@ def _seeds(settings, per_seed):
         for r in per_seed
     ]
     caption = f"Protocol {protocol}. The intervals here are paired, over the generated images of the one seed."
-    return f'<section>\n<h2 id="seeds">Seeds</h2>\n{_table(rows, caption)}\n</section>'
+    return f'<section>\n<h2 id="seeds">Seeds</h2>\n{html_table(rows, caption)}\n</section>'
 
 
 def _curves(settings, figures):
@@ -427,7 +427,7 @@ def _published(views):
 
 def _shown(view):
     title = f"<h3>{escape(view.title)}</h3>\n" if view.title else ""
-    table = _table(view.rows, view.caption) if view.rows else f"<p class=quiet>{escape(view.caption)}</p>"
+    table = html_table(view.rows, view.caption) if view.rows else f"<p class=quiet>{escape(view.caption)}</p>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in view.notes)
     return title + table + (f"\n<ol class=quiet>{notes}</ol>" if notes else "")
 
@@ -507,7 +507,7 @@ def _training(settings, metrics, figures):
         "images included. Moved: images that changed shard, each time counted."
     )
     return (
-        f'<section>\n<h2 id="training">Training</h2>\n{_table(rows, caption)}\n'
+        f'<section>\n<h2 id="training">Training</h2>\n{html_table(rows, caption)}\n'
         f"<div class=panels>{''.join(panels)}</div>\n</section>"
     )
 
@@ -518,10 +518,10 @@ def _analyses(blocks):
     parts = []
     for block in blocks:
         panels = "".join(_figure(svg, caption) for svg, caption in block.panels)
-        details = f"<details><summary>Each move</summary>{_table(block.details)}</details>" if block.details else ""
+        details = f"<details><summary>Each move</summary>{html_table(block.details)}</details>" if block.details else ""
         parts.append(
             f"<h3>{escape(block.title)}</h3>\n<p class=quiet>{escape(block.text)}</p>\n"
-            f"{_table(block.rows) if block.rows else ''}\n<div class=panels>{panels}</div>{details}"
+            f"{html_table(block.rows) if block.rows else ''}\n<div class=panels>{panels}</div>{details}"
         )
     return (
         '<section>\n<h2 id="analyses">Analyses</h2>\n<p class=quiet>Figures show the first seed, tables all of them.</p>\n'
@@ -541,7 +541,7 @@ def _figure(svg, caption, absent="There is nothing to draw."):
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _table(rows, caption=None):
+def html_table(rows, caption=None):
     """Rows of plain texts by column; the first column names the row and stays in view when the table scrolls."""
     head = "".join(f"<th scope=col>{escape(name)}</th>" for name in rows[0])
     lines = []
@@ -571,7 +571,7 @@ def _images(metrics):
     return " or ".join(f"{n:,}" for n in nums) + " generated images an arm and seed"
 
 
-def _interval(cell):
+def interval_text(cell):
     if cell["excess"] is None or math.isnan(cell["excess"]):
         return DASH
     return f"{tally(cell['excess'])} [{tally(cell['excess_low'])}, {tally(cell['excess_high'])}]"
@@ -601,7 +601,7 @@ def _relative(value, base):
     return f"{100 * (value - base) / base:+.0f} %".replace("-", "−")
 
 
-def _with_sd(cell, name, show=tally):
+def with_sd(cell, name, show=tally):
     sd = cell.get(f"{name}_sd")
     return show(cell[name]) + (f" ± {show(sd)}" if sd else "")
 

@@ -6,7 +6,7 @@ Where the phase is left out the columns are empty, there is no entry, and the se
 from html import escape
 
 from stages import files, inception_weights
-from stages.report_page import DASH, _table, _with_sd, number
+from stages.report_page import DASH, html_table, number, with_sd
 
 PROTOCOLS = ("pytorch_fid", "torch_fidelity")
 MEASURES = {
@@ -72,7 +72,7 @@ def section(settings, metrics, figures):
         sentence = inception_weights.LEFT_OUT
         return f"{head}<p class=quiet>{escape(sentence[0].upper() + sentence[1:])}.</p>\n</section>"
     tables = "\n".join(
-        _table(_rows(settings, metrics, protocol), f"Protocol {protocol}: generated against training images.")
+        html_table(_rows(settings, metrics, protocol), f"Protocol {protocol}: generated against training images.")
         for protocol in protocols(settings)
     )
     explained = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items())
@@ -94,7 +94,7 @@ def _rows(settings, metrics, protocol):
 
     def cell(arm, weights, name):
         found = metrics[arm].get(weights, {}).get(name, {})
-        return _with_sd(found, protocol, number) if protocol in found else DASH
+        return with_sd(found, protocol, number) if protocol in found else DASH
 
     columns = {f"{label} {weights}": (weights, name) for name, label in MEASURES.items() for weights in kinds}
     rows = {arm: {title: cell(arm, *column) for title, column in columns.items()} for arm in arms}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from stages.report_page import DASH, View, _interval, _with_sd, number
+from stages.report_page import DASH, View, interval_text, number, with_sd
 
 PUBLISHED = Path(__file__).parent.parent / "workflow/published/tables.yaml"
 SCHEMA = Path(__file__).parent.parent / "workflow/schemas/published.schema.yaml"
@@ -88,24 +88,29 @@ def _numbers(row, ours, weights, published, threshold):
     cells = {}
     for i, column in enumerate(published["columns"]):
         name = f"{column['name']}\u00a0{ARROWS[column['better']]}"
-        cells[f"{name} published"] = f"{row['published'][i]:,}" if "published" in row else DASH
+        cells[f"{name} published"] = _published(row["published"][i]) if "published" in row else DASH
         for w in weights:
             cells[f"{name} {w}"] = _ours(ours, w, column, published["num_images"])
     protocol = next(column["protocol"] for column in published["columns"] if "protocol" in column)
     for w in weights:
         cell = _scaled(ours, w, protocol, threshold, published["num_images"])
-        cells[f"excess at {threshold:g} [95 %] {w}"] = _interval(cell) if cell else DASH
+        cells[f"excess at {threshold:g} [95 %] {w}"] = interval_text(cell) if cell else DASH
     for w in weights:
-        cells[f"fd_pixels {w}"] = _with_sd(ours[w], "fd_pixels", number) if ours and w in ours else DASH
+        cells[f"fd_pixels {w}"] = with_sd(ours[w], "fd_pixels", number) if ours and w in ours else DASH
     return cells
+
+
+def _published(value):
+    """As the paper prints it: counts whole, distances with two decimals."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
 def _ours(ours, weights, column, num_images):
     if "protocol" in column:
         cell = _scaled(ours, weights, column["protocol"], column["threshold"], num_images)
-        return _with_sd(cell, "count") if cell else DASH
+        return with_sd(cell, "count") if cell else DASH
     fid = (ours or {}).get(weights, {}).get("fid") or {}
-    return _with_sd(fid, column["fid"], "{:.2f}".format) if column["fid"] in fid else DASH
+    return with_sd(fid, column["fid"], "{:.2f}".format) if column["fid"] in fid else DASH
 
 
 def _scaled(ours, weights, protocol, threshold, num_images):

@@ -1,5 +1,6 @@
 """The trade-off: each arm's excess against what the baseline, trained for less, has at the same fidelity."""
 
+from stages import params
 from stages.method.trade_off import Point, compare
 from stages.report_page import DASH, View, number
 
@@ -15,10 +16,10 @@ WORDS = {
 def controls(settings):
     """Arms that are the baseline trained for less, and nothing else: the same recipe but for fewer rounds or epochs.
 
-    settings   params.yaml; the first arm is the baseline
+    settings   params.yaml; the first arm that is trained is the baseline
     Returns    list of names, the shortest training first
     """
-    baseline, *others = settings["arms"]
+    baseline, *others = params.trained(settings)
 
     def passes(arm):
         recipe = settings["arms"][arm]
@@ -39,7 +40,9 @@ def view(settings, metrics):
     metrics   as in metrics.json
     Returns   View
     """
-    baseline, stopped = next(iter(settings["arms"])), controls(settings)
+    if not params.trained(settings):
+        return View("", "No arm is trained here, so there is no early-stopped baseline to compare with.")
+    baseline, stopped = next(iter(params.trained(settings))), controls(settings)
     headline = settings["score"]["headline"]
     at = f"{headline['threshold']:g}"
     if not stopped:

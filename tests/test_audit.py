@@ -64,6 +64,17 @@ def test_images_are_resized_only_when_asked_for(tmp_path):
     assert read(generator | {"resize": True}).shape == (2, 8, 8, 1)
 
 
+def test_sentences_about_a_folder_name_its_own_keys(tmp_path):
+    generator = folder_of(tmp_path / "png", pixels(2, 8, 8, 1))
+    Image.fromarray(pixels(1, 9, 9)[0]).save(tmp_path / "png/other.png")
+    with pytest.raises(ValueError, match=r"several sizes .*: set generator.resize: true \(params.yaml\)$"):
+        read(generator)
+    whole = (tmp_path / "png/001.png").read_bytes()
+    (tmp_path / "png/001.png").write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match=r"001.png is not a readable image .* remove it from generator.folder"):
+        read(generator | {"resize": True})
+
+
 @pytest.mark.parametrize(
     ("name", "array", "told"),
     [
@@ -74,6 +85,7 @@ def test_images_are_resized_only_when_asked_for(tmp_path):
         ("text.npy", b"no array", "cannot be read as a numpy array"),
         ("text.npz", b"no archive", "cannot be read as a numpy array"),
         ("two.npz", {"a": np.zeros((2, 8, 8), np.uint8), "b": np.zeros((2, 8, 8), np.uint8)}, "it has 2 arrays of images"),
+        ("empty.npy", np.zeros((0, 8, 8, 1), np.uint8), "holds uint8 (0, 8, 8, 1), expected uint8"),
         ("none.npz", {"a": np.zeros(3, np.uint8)}, "it has 0 arrays of images"),
         ("pickled.npz", {"a": np.array([[[None]]], object)}, "cannot be read as a numpy array"),
     ],

@@ -21,6 +21,7 @@ def step_of(network, x, ids=None, settings=None, number=0, labels=None):
     return base.Step(
         network=network,
         x=x,
+        flipped=torch.zeros(len(x), dtype=torch.bool),
         ids=torch.arange(len(x)) if ids is None else ids,
         labels=labels,
         t=torch.randint(T, (len(x),), generator=random),
@@ -169,6 +170,17 @@ def test_a_dp_step_is_the_clipped_sum_and_its_noise_over_the_batch_size(attentiv
     assert float(flat.std()) == pytest.approx(1.5 * 0.7, rel=0.02) and abs(float(flat.mean())) < 0.03
 
 
+def test_clipping_holds_for_a_network_in_bf16(attentive):
+    """The bound on what one sample contributes is what epsilon rests on: it must not be rounded."""
+    step = step_of(attentive, pictures(6, channels=3), labels=torch.arange(6) % 3, settings={"precision": "bf16"})
+    method = dp_sgd.Method({"name": "dp_sgd", "clip": 0.3, "noise_multiplier": 1.0, "delta": 1e-5})
+    gradients, _ = dp_sgd.per_sample_gradients(attentive, lambda: method._sample_losses(step, slice(None)))
+    for j in range(6):
+        alone = dp_sgd.clipped_sum([g[j : j + 1] for g in gradients], 0.3)
+        assert all(g.dtype == torch.float32 for g in alone)
+        assert math.sqrt(sum(float(g.double().square().sum()) for g in alone)) <= 0.3 * (1 + 1e-5)
+
+
 def test_an_empty_dp_batch_is_noise_alone(attentive):
     method = dp_sgd.Method({"name": "dp_sgd", "clip": 2.0, "noise_multiplier": 0.5, "delta": 1e-5})
     losses = method.gradients(step_of(attentive, pictures(0, channels=3), settings={"batch_size": 10}))
@@ -250,6 +262,36 @@ def test_ambient_never_shows_pixels_outside_the_inner_mask_and_scores_none_outsi
         again = Seeing(3, 6)
         method.losses(step_of(again, changed, ids=ids[one]))
         assert torch.equal(again.shown[0][0], shown)
+
+
+def check_withheld(method, number_of_visits=8):
+    """Over many visits, mirrored or not, the network sees of an image what A~ leaves of it and no more."""
+    x, ids = pictures(1, side=6), torch.tensor([4])
+    _, inner = ambient.masks(ids, (6, 6), SEED, 0.4, 0.3)
+    seen = torch.zeros(6, 6, dtype=torch.bool)
+    for visit in range(number_of_visits):
+        flipped = torch.tensor([visit % 2 == 1])
+        network = Seeing(1, 6)
+        step = step_of(network, x.flip(-1) if flipped else x, ids=ids, number=visit)
+        step.flipped = flipped
+        method.losses(step)
+        shown = network.shown[0][0][0, 0] != 0
+        seen |= shown.flip(-1) if flipped else shown
+    assert torch.equal(seen, inner[0, 0].bool())
+
+
+def test_what_ambient_withholds_stays_withheld_when_images_are_mirrored(monkeypatch):
+    method = ambient.Method({"name": "ambient", "p": 0.4, "delta": 0.3})
+    check_withheld(method)
+    losses = ambient.Method.losses
+
+    def without_mirroring(self, step):
+        step.flipped = torch.zeros_like(step.flipped)
+        return losses(self, step)
+
+    monkeypatch.setattr(ambient.Method, "losses", without_mirroring)
+    with pytest.raises(AssertionError):
+        check_withheld(method)
 
 
 def test_ambient_loss_by_hand():

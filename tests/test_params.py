@@ -223,6 +223,25 @@ NAN, INF = math.nan, math.inf
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"arms__ddpm__method": {"clip": 2.0}}, "the key arms.ddpm.method.name is missing (training method"),
+        ({"arms__ddpm__method": {"name": "agq"}}, "arms.ddpm.method.name is 'agq', expected one of added_noise, agc, ambient"),
+        ({"arms__theirs": {"generator": {}, "sample": {}}}, "arms.theirs.generator is empty"),
+        (
+            {"arms__theirs": {"generator": {"folder": "a", "file": "b"}, "sample": {}}},
+            "arms.theirs.generator has folder and file, expected one of folder, file and pipeline",
+        ),
+        (
+            {"arms__theirs": {"generator": {"file": "b", "resize": True}, "sample": {}}},
+            "arms.theirs.generator.resize has no effect on a file: remove it",
+        ),
+        (
+            {"arms__theirs": {"generator": {"file": "b"}, "sample": {"num_steps": 5}}},
+            "arms.theirs.sample.num_steps has no effect on the images of a file: remove it",
+        ),
+        (
+            {"arms__theirs": {"generator": {"file": "b"}, "sample": {}}, "score__headline__weights": "ema"},
+            "score.headline.weights is ema, but theirs is a generator from elsewhere, which has raw weights only: set it to raw",
+        ),
         ({"train__learning_rate": NAN}, "train.learning_rate is nan, expected a finite number"),
         ({"train__grad_clip_norm": INF}, "train.grad_clip_norm is inf, expected a finite number"),
         ({"score__thresholds": [0.5, NAN]}, "score.thresholds is nan, expected a finite number"),

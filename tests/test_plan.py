@@ -109,6 +109,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         | {
             "section": "method",
             "method": "stages/training/ddpm.py",
+            "network": "stages/network.py",
             "part": p,
             "model": "artifacts/model/a-seed7/round3",
         }
@@ -154,6 +155,22 @@ def test_a_set_with_checksums_is_pinned_by_the_package_that_has_them(name):
     """DVC wants every dependency to be there; the folder of such a set may not be, before a download."""
     found = plan.expand(experiment(data={"name": name, "root": "none", "split_seed": 0}))
     assert found["data"] == {"source": "requirements.txt"}
+
+
+def test_images_that_are_the_same_for_every_seed_are_scored_once():
+    theirs = {name: {"generator": {name: "x"}, "sample": {}} for name in ("folder", "file", "pipeline")}
+    found = plan.expand(experiment(seeds=[5, 2], arms=theirs))
+    assert list(found["score"]) == ["folder-seed5", "file-seed5", "pipeline-seed5", "pipeline-seed2"]
+    assert list(found["sample"]) == [f"{run}-part0" for run in found["score"]] and not found["train"]
+
+
+def test_images_of_a_generator_in_artifacts_are_refused_as_they_would_be_removed(folder):
+    Path("artifacts/mine").mkdir(parents=True)
+    theirs = {"generator": {"folder": "artifacts/mine"}, "sample": {}}
+    with pytest.raises(
+        ValueError, match=r"artifacts/mine of arms.theirs.generator lies in artifacts/, which is cleared"
+    ):
+        plan.check_source(experiment(arms={"theirs": theirs}))
 
 
 def test_every_run_is_analysed_where_the_section_is_there():

@@ -13,6 +13,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from stages import params, report, report_figures, report_page, report_tables
+from stages.method import intervals
 
 NUM_IMAGES = 100  # generated
 THRESHOLDS = [0.4, 0.5, 0.6]
@@ -213,7 +214,7 @@ def test_two_seeds_mean_sd_and_interval(tmp_path):
 
 def test_t_interval_of_three_values():
     # mean 2, sd 1, t with 2 degrees of freedom 4.302653
-    assert report.t_interval([1, 2, 3]) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
+    assert intervals.t_interval([1, 2, 3]) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
 
 
 def test_same_artifacts_give_the_same_bytes(own):
@@ -343,7 +344,7 @@ def test_the_page_holds_the_published_tables_of_its_data_set(tmp_path, monkeypat
     assert "Table X" in section and "<ol class=quiet><li>Because &lt;b&gt;.</li></ol>" in section
     found = [re.findall(r"<t[hd][^>]*>([^<]*)", line) for line in section.splitlines() if line.startswith("<tr>")]
     assert found == [
-        ["plain", "&lt;i&gt;Default&lt;/i&gt;", "1,234.5", "70", "71", "60 [56, 65]", "61 [57, 66]", "0.393", "0.393"],
+        ["plain", "&lt;i&gt;Default&lt;/i&gt;", "1,234.50", "70", "71", "60 [56, 65]", "61 [57, 66]", "0.393", "0.393"],
         ["iet [1]", "Ours", "77", "25", "26", "15 [11, 20]", "16 [12, 21]", "0.348", "0.348"],
     ]
     assert '<a href="#published">' in page

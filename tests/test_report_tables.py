@@ -101,7 +101,7 @@ def test_a_view_holds_published_numbers_and_ours(file):
         "fd_pixels ema": "0.125",
     }
     assert absent["arm"] == "absent [3] (not run)"
-    assert list(absent.values())[3:] == ["4", "–", "–", "2.5", *["–"] * 6]
+    assert list(absent.values())[3:] == ["4", "–", "–", "2.50", *["–"] * 6]
     # 250 images count four times
     assert list(ours.values()) == [
         "ours", "Ours", "4", "5", "52 ± 2", "–", "12,345", "–", "–", "88 [80, 100]", "–", "0.5 ± 0.0625", "–",

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stages.method import intervals
+
 
 class History(NamedTuple):
     """What happened to each image in each round: arrays [R,N] int64.
@@ -132,11 +134,7 @@ def premise(moves):
     """
     before, after, pair_before, pair_after = (np.concatenate(parts) for parts in zip(*moves, strict=True))
     fall = np.subtract(*(pair_after - pair_before).T)
-    half = np.nan
-    if len(fall) > 1:
-        from scipy.special import stdtrit  # scipy.stats would take another second to import
-
-        half = stdtrit(len(fall) - 1, 0.975) * fall.std(ddof=1) / np.sqrt(len(fall))
+    low, high = intervals.t_interval(fall) if len(fall) > 1 else (np.nan, np.nan)
     return {
         "moved": len(before),
         "before": _mean(before),
@@ -147,8 +145,8 @@ def premise(moves):
         "pair_before_stayed": _mean(pair_before[:, 1]),
         "pair_after_stayed": _mean(pair_after[:, 1]),
         "difference": _mean(fall),
-        "low": _mean(fall) - half,
-        "high": _mean(fall) + half,
+        "low": float(low),
+        "high": float(high),
     }
 
 

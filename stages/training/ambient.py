@@ -91,10 +91,13 @@ class Method(base.Method):
         generator = randomness.torch_generator(device, "sigma", *step.key)
         sigma = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(len(x), generator=generator, device=device)).exp()
         outer, inner = masks(step.ids, x.shape[2:], step.key[0], self.settings["p"], self.settings["delta"])
+        # A mirrored image has mirrored masks: else what is withheld of it would be shown by the next mirroring.
+        flipped = step.flipped.view(-1, 1, 1, 1)
+        outer, inner = (torch.where(flipped, m.flip(-1), m) for m in (outer.to(device), inner.to(device)))
         noisy = x + sigma.view(-1, 1, 1, 1) * step.eps
-        found = denoised(step.network, noisy, inner.to(device), sigma, step.settings["precision"], step.labels)
+        found = denoised(step.network, noisy, inner, sigma, step.settings["precision"], step.labels)
         weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
-        loss = weight * (outer.to(device) * (found - x)).square().mean(dim=(1, 2, 3))
+        loss = weight * (outer * (found - x)).square().mean(dim=(1, 2, 3))
         return base.Losses(loss.mean(), loss.detach())
 
     def sample(self, network, x, images, seed, labels, alpha_bars, settings):

@@ -16,6 +16,7 @@ class Step:
 
     network     in training mode
     x           [B,C,H,W] uint8, flipped where that was drawn
+    flipped     [B] bool: the image is mirrored
     ids         [B] int64 on the CPU: index of each image in the training set
     labels      [B] int64 class of each image, None for an unconditional network
     t           [B] int64, 0 <= t < T
@@ -28,6 +29,7 @@ class Step:
 
     network: torch.nn.Module
     x: torch.Tensor
+    flipped: torch.Tensor
     ids: torch.Tensor
     labels: torch.Tensor | None
     t: torch.Tensor

@@ -47,7 +47,7 @@ def per_sample_gradients(network, sample_losses):
 
     network         any network without layers that mix samples
     sample_losses   function () -> [B] losses, a call to the network included
-    Returns         list of [B, *shape of the parameter], in the order of network.parameters(); [B] losses, detached
+    Returns         list of [B, *shape of the parameter] float32, in the order of network.parameters(); [B] losses, detached
     """
     from opacus import GradSampleModule
 
@@ -62,7 +62,7 @@ def per_sample_gradients(network, sample_losses):
         try:
             losses = sample_losses()
             losses.sum().backward()
-            gradients = [p.grad_sample for p in network.parameters()]
+            gradients = [p.grad_sample.float() for p in network.parameters()]  # of a bf16 pass too: the bound is exact
         finally:
             for hook in in_order:
                 hook.remove()

@@ -83,9 +83,10 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
     places = torch.from_numpy(method.batch(len(images.ids), settings["batch_size"], *key))
     batch = places.to(device)
     x = images.pixels[batch]
+    flipped = torch.zeros(len(x), dtype=torch.bool, device=device)
     if settings["flip"]:
-        flips = torch.rand(len(x), generator=randomness.torch_generator("cpu", "flip", *key)) < 0.5
-        x = torch.where(flips.to(device).view(-1, 1, 1, 1), x.flip(-1), x)
+        flipped = (torch.rand(len(x), generator=randomness.torch_generator("cpu", "flip", *key)) < 0.5).to(device)
+        x = torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
     noise = randomness.torch_generator(device, "noise", *key)
     t = torch.randint(len(alpha_bar), (len(x),), generator=noise, device=device)
     eps = torch.randn(x.shape, generator=noise, device=device)
@@ -94,7 +95,7 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
     # 2. What the method makes of them.
     labels = None if images.labels is None else images.labels[batch]
     losses = method.gradients(
-        base.Step(network, x, images.ids[places], labels, t, eps, alpha_bar, state.carried, settings, key)
+        base.Step(network, x, flipped, images.ids[places], labels, t, eps, alpha_bar, state.carried, settings, key)
     )
 
     # 3. Adam and the EMA. A batch with nothing kept still takes its step, with zero gradient.

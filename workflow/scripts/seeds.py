@@ -4,16 +4,31 @@ It runs in a copy of the project under scratch/seeds, so that params.yaml, plan.
 are; the copy shares the DVC cache, so nothing that is there already is trained again.
 """
 
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages import cli, params
+from stages import audit, cli, params
 
 COPY = Path("scratch/seeds")
+
+
+def _from_anywhere(experiment, seeds):
+    """The experiment with other seeds, and with absolute paths of what it reads, which the copy does not have."""
+
+    def make_absolute(section, keys):
+        for key in keys & section.keys():
+            section[key] = str(Path(section[key]).resolve())
+
+    make_absolute(experiment["data"], {"root"})
+    make_absolute(experiment.get("quality", {}), {"weights"})
+    for recipe in experiment["arms"].values():
+        make_absolute(recipe.get("generator", {}), set(audit.KINDS))
+    return experiment | {"seeds": seeds}
 
 
 def main(words):
@@ -22,7 +37,7 @@ def main(words):
             f"the seeds are {' '.join(words) or 'missing'}, expected whole numbers of at least 0, such as 0 1 2"
         )
     seeds = [int(word) for word in words]
-    params.load()
+    experiment = params.load()
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], capture_output=True, check=True
     ).stdout
@@ -32,11 +47,9 @@ def main(words):
         if source.exists() and not (target.exists() and name in ("dvc.lock", "plan.yaml", "metrics.json")):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    text = Path("params.yaml").read_text(encoding="utf-8")
-    replaced, count = re.subn(r"^seeds:.*(\n[ -].*)*$", f"seeds: {seeds}", text, count=1, flags=re.MULTILINE)
-    if count != 1:
-        raise ValueError("params.yaml has no line that starts with seeds:")
-    (COPY / "params.yaml").write_text(replaced, encoding="utf-8")
+    (COPY / "params.yaml").write_text(
+        yaml.safe_dump(_from_anywhere(experiment, seeds), sort_keys=False), encoding="utf-8"
+    )
     params.load(COPY / "params.yaml")
     if not (COPY / ".git").exists():  # DVC wants its own repository
         subprocess.run(["git", "init", "--quiet"], cwd=COPY, check=True)
