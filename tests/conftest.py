@@ -1,5 +1,6 @@
 """Temporary copies of the project with a tiny experiment on real digits, run through the doors people use."""
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 import yaml
 
@@ -80,7 +82,7 @@ class Project:
         shutil.copytree(self.root, root, symlinks=True, dirs_exist_ok=True)
         return Project(root)
 
-    def run(self, *command, check=True, timeout=400, env=None):
+    def run(self, *command, check=True, timeout=900, env=None):
         """Runs a command in the project; returns the finished process with .text = stdout and stderr together."""
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("REDISTRIBUTE", "DVC_", "SNAKEMAKE"))},
@@ -139,9 +141,27 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A finished run of the tiny experiment by Snakemake, committed. Tests only read it, or copy it."""
-    project = Project.create(tmp_path_factory.mktemp("finished") / "project", TINY)
+def finished(tmp_path_factory, worker_id):
+    """A finished run of the tiny experiment by Snakemake, committed. Tests only read it, or copy it.
+
+    With several workers the first to come makes it, and each has a copy of its own.
+    """
+    own = tmp_path_factory.mktemp("finished")
+    if worker_id == "master":
+        return run_tiny(own / "project")
+    shared = tmp_path_factory.getbasetemp().parent / "finished"
+    with filelock.FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            project = run_tiny(shared / "project")
+            (shared / "said.json").write_text(json.dumps([project.output, project.stray]))
+    project = Project(shared / "project").copy(own / "project")
+    project.output, project.stray = json.loads((shared / "said.json").read_text())
+    return project
+
+
+def run_tiny(root):
+    root.mkdir(parents=True)
+    project = Project.create(root, TINY)
     project.output = project.run("snakemake", "--cores", "all", "--resources", "gpu=4").text
     project.stray = project.run("git", "status", "--porcelain").text
     project.commit("run")

@@ -365,6 +365,7 @@ def test_a_silent_network_ends(mirror, monkeypatch):
     assert waits == [official.TIMEOUT_S]
 
 
+@pytest.mark.slow
 def test_a_download_through_dvc_and_snakemake_makes_the_folder(mirror, tmp_path):
     """DVC refuses a dependency that is not there; the folder need not be there for a set that is checked by checksums."""
     from torchvision.datasets import CIFAR100

@@ -158,6 +158,7 @@ ANALYSE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_analyses_come_and_go_with_their_section(finished, tmp_path):
     """Added to a finished run they cost themselves and the report; taken out, nothing of them is left."""
     project = finished.copy(tmp_path / "project")
