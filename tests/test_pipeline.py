@@ -225,6 +225,7 @@ def test_every_door_leaves_the_same_lock_file(finished, tmp_path, command):
     assert project.lock() == finished.lock()
 
 
+@pytest.mark.slow
 def test_checkout_of_another_commit_reruns_nothing(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
     project.edit(score__thresholds=[0.3, 0.5])
