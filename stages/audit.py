@@ -156,12 +156,19 @@ def _pipeline(path):
             f"{path} is no saved pipeline of diffusers: it has no model_index.json (params.yaml, generator.pipeline)"
         )
     try:
-        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        name, unet, scheduler = (content[key] for key in ("_class_name", "unet", "scheduler"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} cannot be read ({error})") from None
     if name not in PIPELINES:
         raise ValueError(
             f"{path} is a {name}, expected one of {', '.join(PIPELINES)}: generate its images yourself and give their folder"
+        )
+    # Any other library named here would be imported, from a file beside the pipeline too.
+    if unet != ["diffusers", "UNet2DModel"] or not isinstance(scheduler, list) or scheduler[:1] != ["diffusers"]:
+        raise ValueError(
+            f"{index} names unet {unet} and scheduler {scheduler}, expected UNet2DModel and a scheduler of diffusers: generate "
+            "its images yourself and give their folder"
         )
     import diffusers
 

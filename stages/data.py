@@ -37,7 +37,7 @@ def main(arguments):
         data = job.params["data"]
         images = image_sets.load(data)
         train, heldout = split(images.pool.labels, data, images.test is not None)
-        _check_size(job.params, len(train))
+        params.check_num_train(job.params, len(train))
         heldout_part = images.pool
         if images.test is not None:
             heldout, heldout_part = np.arange(len(images.test.keys)), images.test
@@ -57,30 +57,6 @@ def main(arguments):
                 keys[name] = [part.keys[i] for i in indices]
             files.write_json(folder / "keys.json", keys)
             files.write_json(folder / "classes.json", images.classes)
-
-
-def _check_size(experiment, num_train):
-    """What params.yaml asks of the images, which is only known now for folders."""
-    if num_train < (neighbours := experiment["score"]["neighbours"]):
-        raise ValueError(
-            f"there are {num_train} training images, fewer than score.neighbours = {neighbours}: lower it (params.yaml)"
-        )
-    if (analyse := experiment.get("analyse")) and 2 * analyse["group_size"] > num_train:
-        raise ValueError(
-            f"analyse.group_size is {analyse['group_size']}, expected at most half of the {num_train} training images: lower it "
-            "(params.yaml)"
-        )
-    for arm, recipe in params.trained(experiment).items():
-        num_shards = recipe["shard"]["num_shards"]
-        if num_shards > num_train:
-            raise ValueError(
-                f"arms.{arm}.shard.num_shards is {num_shards}, more than the {num_train} training images (params.yaml)"
-            )
-        if num_train // num_shards < (batch_size := params.section(experiment, "train", arm)["batch_size"]):
-            raise ValueError(
-                f"arms.{arm}: {num_train} training images in {num_shards} shards leave a shard of {num_train // num_shards}, fewer "
-                f"than one batch (train.batch_size = {batch_size}, params.yaml)"
-            )
 
 
 if __name__ == "__main__":

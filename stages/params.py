@@ -120,6 +120,34 @@ def check(params, path=PARAMS_FILE):
         _check_together(params)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if "num_train" in params["data"]:
+        check_num_train(params, params["data"]["num_train"], path)
+
+
+def check_num_train(params, num_train, path=PARAMS_FILE):
+    """What the sections of all phases ask of the number of training images; of a folder it is known once its files are listed.
+
+    Raises   ValueError: more shards than images, a shard smaller than one batch, more neighbours than images, groups of more
+             than half of the images
+    """
+    if num_train < (neighbours := params["score"]["neighbours"]):
+        raise ValueError(f"{path}: score.neighbours is {neighbours}, more than the {num_train} training images")
+    for arm, recipe in trained(params).items():
+        num_shards, batch_size = recipe["shard"]["num_shards"], section(params, "train", arm)["batch_size"]
+        if num_shards > num_train:
+            raise ValueError(
+                f"{path}: arms.{arm}.shard.num_shards is {num_shards}, more than the {num_train} training images"
+            )
+        if num_train // num_shards < batch_size:
+            raise ValueError(
+                f"{path}: arms.{arm}: {num_train} training images in {num_shards} shards leave a shard of "
+                f"{num_train // num_shards}, fewer than one batch (train.batch_size = {batch_size})"
+            )
+    if (analyse := params.get("analyse")) and 2 * analyse["group_size"] > num_train:
+        raise ValueError(
+            f"{path}: analyse.group_size is {analyse['group_size']}, expected at most half of the {num_train} training images: "
+            "as many others are drawn to compare the memorised ones with"
+        )
 
 
 def _methods():
@@ -255,7 +283,7 @@ def _check_together(params):
             )
         _check_generator(arm, params["arms"][arm])
     for arm, recipe in trained(params).items():
-        train, sample = section(params, "train", arm), section(params, "sample", arm)
+        sample = section(params, "sample", arm)
         counting = [name for name, method in training.declared().items() if method["COUNTS_SKIPS"]]
         if recipe["redistribute"].get("select") == "memory" and recipe["method"]["name"] not in counting:
             raise ValueError(
@@ -274,20 +302,11 @@ def _check_together(params):
                 f"sample.parts of {arm} is {sample['parts']}, but its {sample['num_images']} images in batches of "
                 f"{sample['batch_size']} are {num_batches} batches: use at most {num_batches} parts"
             )
-        num_train = data.get("num_train")
-        num_shards = recipe["shard"]["num_shards"]
-        if num_train and num_shards > num_train:
-            raise ValueError(
-                f"arms.{arm}.shard.num_shards is {num_shards}, more than the {num_train} training images (data.num_train)"
-            )
-        if num_train and num_train // num_shards < train["batch_size"]:
-            raise ValueError(
-                f"arms.{arm}: {num_train} training images in {num_shards} shards leave a shard of "
-                f"{num_train // num_shards}, fewer than one batch (train.batch_size = {train['batch_size']})"
-            )
-    _check_analyse(params)
-    if (num_train := data.get("num_train")) and num_train < score["neighbours"]:
-        raise ValueError(f"score.neighbours is {score['neighbours']}, expected at most data.num_train = {num_train}")
+    if (analyse := params.get("analyse")) and analyse["timestep_stride"] > diffusion["num_timesteps"]:
+        raise ValueError(
+            f"analyse.timestep_stride is {analyse['timestep_stride']}, expected at most diffusion.num_timesteps = "
+            f"{diffusion['num_timesteps']}"
+        )
 
 
 def _check_generator(arm, recipe):
@@ -304,22 +323,6 @@ def _check_generator(arm, recipe):
     for key in ("batch_size", "num_steps"):
         if key in recipe["sample"] and kinds != ["pipeline"]:
             raise ValueError(f"arms.{arm}.sample.{key} has no effect on the images of a {kinds[0]}: remove it")
-
-
-def _check_analyse(params):
-    analyse, num_timesteps = params.get("analyse"), params["diffusion"]["num_timesteps"]
-    if not analyse:
-        return
-    if analyse["timestep_stride"] > num_timesteps:
-        raise ValueError(
-            f"analyse.timestep_stride is {analyse['timestep_stride']}, expected at most diffusion.num_timesteps = {num_timesteps}"
-        )
-    num_train = params["data"].get("num_train")
-    if num_train and 2 * analyse["group_size"] > num_train:
-        raise ValueError(
-            f"analyse.group_size is {analyse['group_size']}, expected at most half of data.num_train = {num_train}: as many "
-            "other training images are drawn to compare the memorised ones with"
-        )
 
 
 def _check_finite(value, key):

@@ -245,7 +245,7 @@ def test_without_the_section_the_phase_refuses(ready):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"group_size": 31}, "analyse.group_size is 31, expected at most half of data.num_train = 60"),
+        ({"group_size": 31}, "analyse.group_size is 31, expected at most half of the 60 training images"),
         ({"timestep_stride": 21}, "analyse.timestep_stride is 21, expected at most diffusion.num_timesteps = 20"),
         ({"select": "l1"}, "analyse.select is 'l1', expected one of l2, ratio"),
         ({"extreme_share": 0.6}, "analyse.extreme_share is 0.6, expected more than 0 and at most 0.5"),

@@ -162,6 +162,24 @@ def test_folders_that_are_no_pipeline_for_us(tmp_path):
         read({"pipeline": str(tmp_path / "pipe")}, sample=SAMPLE)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [{"unet": ["evil", "UNet2DModel"]}, {"unet": ["evil", "Mine"]}, {"scheduler": ["evil", "DDPMScheduler"]},
+     {"unet": None}, {"scheduler": {"a": 1}}],
+)  # fmt: skip
+def test_code_beside_a_pipeline_is_not_run(tmp_path, monkeypatch, entry):
+    generator = save_pipeline(tmp_path / "pipe")
+    index = tmp_path / "pipe/model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | entry))
+    code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+    for place in ("pipe", "pipe/unet", "pipe/scheduler"):
+        (tmp_path / place / "evil.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="expected UNet2DModel and a scheduler of diffusers"):
+        read(generator, sample=SAMPLE)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_pipeline_whose_weights_are_a_pickle_is_refused(tmp_path):
     generator = save_pipeline(tmp_path / "pipe")
     weights = tmp_path / "pipe/unet/diffusion_pytorch_model.safetensors"

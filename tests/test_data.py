@@ -123,7 +123,7 @@ def test_of_a_set_with_a_test_part_that_part_is_held_out(monkeypatch):
         ),
         (
             {"name": "image_folder", "root": "images", "heldout_share": 0.5},
-            "there are 15 training images, fewer than score.neighbours = 20: lower it (params.yaml)",
+            "params.yaml: score.neighbours is 20, more than the 15 training images",
         ),
     ],
 )
@@ -142,7 +142,8 @@ def test_more_shards_than_images_of_a_folder():
     experiment["arms"]["iet_agc_plus"]["shard"]["num_shards"] = 31
     Path("params.yaml").write_text(yaml.safe_dump(experiment))
     with pytest.raises(
-        ValueError, match=r"^arms\.iet_agc_plus\.shard\.num_shards is 31, more than the 30 training images"
+        ValueError,
+        match=r"^params\.yaml: arms\.iet_agc_plus\.shard\.num_shards is 31, more than the 30 training images$",
     ):
         data.main([])
 

@@ -258,7 +258,7 @@ NAN, INF = math.nan, math.inf
             {"arms__iet_agc_plus__shard__num_shards": 7},
             "60 training images in 7 shards leave a shard of 8, fewer than one batch (train.batch_size = 10)",
         ),
-        ({"score__neighbours": 61}, "score.neighbours is 61, expected at most data.num_train = 60"),
+        ({"score__neighbours": 61}, "score.neighbours is 61, more than the 60 training images"),
         ({"sample__parts": 4}, "sample.parts of ddpm is 4, but its 50 images in batches of 20 are 3 batches: use at most 3"),
         ({"arms__iet_agc_plus__sample__parts": 4}, "sample.parts of iet_agc_plus is 4"),
         ({"score__headline__threshold": 0.55}, "score.headline.threshold is 0.55, expected one of score.thresholds [0.4, 0.5"),
