@@ -14,6 +14,11 @@ from stages.method import randomness
 from stages.training import base
 
 
+def steps_between_looks(device):
+    """The loss is looked at after every so many steps: looking makes an accelerator wait for the host."""
+    return 1 if device.type == "cpu" else 50
+
+
 @dataclass
 class Record:
     """What happened in this round, counted on the device.
@@ -81,11 +86,11 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
 
     # 1. The batch, its timesteps and its noise.
     places = torch.from_numpy(method.batch(len(images.ids), settings["batch_size"], *key))
-    batch = places.to(device)
+    batch = _sent(places, device)
     x = images.pixels[batch]
     flipped = torch.zeros(len(x), dtype=torch.bool, device=device)
     if settings["flip"]:
-        flipped = (torch.rand(len(x), generator=randomness.torch_generator("cpu", "flip", *key)) < 0.5).to(device)
+        flipped = _sent(torch.rand(len(x), generator=randomness.torch_generator("cpu", "flip", *key)) < 0.5, device)
         x = torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
     noise = randomness.torch_generator(device, "noise", *key)
     t = torch.randint(len(alpha_bar), (len(x),), generator=noise, device=device)
@@ -107,7 +112,7 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
             state.exp_avg,
             state.exp_avg_sq,
             [],
-            [torch.tensor(float(state.step), device=device) for _ in parameters],
+            torch.full((len(parameters),), float(state.step), device=device).unbind(),
             fused=True,
             amsgrad=False,
             beta1=0.9,
@@ -137,13 +142,18 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
     return losses.minimised.detach()
 
 
+def _sent(tensor, device):
+    """A small tensor of the CPU on the device, without waiting for the device."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def train_round(
     network, state, record, images, method, settings, alpha_bar, seed, shard, num_epochs, first_step, after_step
 ):
     """All epochs of one round on one shard, from wherever `state` stands in it.
 
     first_step   step at which the round began; state.step may be beyond it when an interrupted stage goes on
-    after_step   called as after_step(steps done in this round, steps of this round, loss tensor) after each step
+    after_step   called as after_step(steps done in this round, steps of this round, loss tensor) at each look at the loss
     Raises       ValueError: the shard is smaller than a batch
                  FloatingPointError: a loss, or a weight after the last step, is not finite; names the step
     """
@@ -155,23 +165,22 @@ def train_round(
         )
     total = steps_per_epoch * num_epochs
     network.train()
+    device = images.pixels.device
+    every = steps_between_looks(device)
+    # The last step and its loss, or the first one whose loss is not finite.
+    told_step, told_loss = torch.zeros((), dtype=torch.int64, device=device), torch.zeros((), device=device)
     while state.step < first_step + total:
         step = state.step
-        loss = train_step(
-            network,
-            state,
-            record,
-            images,
-            method,
-            settings,
-            alpha_bar,
-            seed,
-            shard,
-            (step - first_step) // steps_per_epoch,
-        )
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss at step {step} is {float(loss)}, expected a finite number")
-        after_step(state.step - first_step, total, loss)
+        epoch = (step - first_step) // steps_per_epoch
+        loss = train_step(network, state, record, images, method, settings, alpha_bar, seed, shard, epoch)
+        fine = told_loss.isfinite()
+        told_step, told_loss = torch.where(fine, step, told_step), torch.where(fine, loss, told_loss)
+        done = state.step - first_step
+        if done % every and done < total:
+            continue
+        if not told_loss.isfinite():
+            raise FloatingPointError(f"the loss at step {int(told_step)} is {float(told_loss)}, expected a finite number")
+        after_step(done, total, loss)
     if not all(p.isfinite().all() for p in network.parameters()):
         raise FloatingPointError(f"the weights after step {state.step - 1} are not all finite")
 

@@ -12,7 +12,9 @@ def updated(bank, t, loss, eta):
     A batch of 128 over 1,000 timesteps nearly always holds some timestep twice, so the order matters. For a timestep that
     occurs m times with losses L_1..L_m the loop has the closed form
         l_t <- eta^m l_t + (1 - eta) * sum_i eta^(m-i) L_i
-    which is what is computed here, without a loop. (On a GPU index_add_ sums in no fixed order: the last bit may vary.)
+    which is computed here for every sample of the batch, over the [B,B] table of who shares whose timestep. Samples of one
+    timestep get the same number, bit for bit, so it does not matter which of them is written. All shapes are known beforehand:
+    a GPU does not wait for the host.
 
     bank     [T] float: running mean loss per timestep, 0 = not seen yet
     t        [B] int64, 0 <= t < T
@@ -20,15 +22,11 @@ def updated(bank, t, loss, eta):
     eta      decay in [0, 1)
     Returns  [T] float, a new tensor
     """
-    order = torch.argsort(t, stable=True)
-    seen, times = torch.unique_consecutive(t[order], return_counts=True)
-    last = torch.repeat_interleave(times.cumsum(0), times) - 1
-    later = last - torch.arange(len(t), device=t.device)  # samples of the same timestep that are still to come
-    share = (1 - eta) * eta ** later.to(bank.dtype) * loss[order].to(bank.dtype)
-    added = torch.zeros_like(bank).index_add_(0, t[order], share)
-    after = bank.clone()
-    after[seen] = bank[seen] * eta ** times.to(bank.dtype) + added[seen]
-    return after
+    same = t[:, None] == t
+    later = same.triu(1).sum(1)  # samples of the same timestep that are still to come
+    share = (1 - eta) * eta ** later.to(bank.dtype) * loss.to(bank.dtype)
+    added = torch.where(same, share, 0).sum(1)
+    return bank.scatter(0, t, bank[t] * eta ** same.sum(1).to(bank.dtype) + added)
 
 
 def skip_mask(loss, bank, t, lam):
