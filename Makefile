@@ -33,7 +33,7 @@ $(READY): requirements.txt
 	@echo "Setting up $(VENV): about 7 GB of packages, a minute or more (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
-	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.txt
+	@$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.txt
 	@touch $@
 
 lint: setup ## style: ruff, snakefmt, snakemake --lint
