@@ -105,3 +105,12 @@ def claim(compute):
     if TOLD not in os.environ:
         print("compute.device is auto and there is no GPU: this stage runs on the CPU", file=sys.stderr)
     return torch.device("cpu")
+
+
+def is_out_of_memory(error):
+    """Whether an exception of torch says that the memory of the device, or of the machine, is full."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

@@ -73,6 +73,14 @@ def main(arguments):
                 f"{error} (arm {job.arm}, seed {job.seed}, round {job.round}, shard {job.shard}): lower train.learning_rate or "
                 "look at the images; nothing was written"
             ) from None
+        except RuntimeError as error:
+            if not device.is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"the memory of {job.device} does not suffice for train.batch_size = {settings['batch_size']} "
+                f"({str(error).splitlines()[0]}): try {max(1, settings['batch_size'] // 2)} (params.yaml), or a smaller network; "
+                "nothing was written"
+            ) from None
         spent = method.spent(len(index), settings["batch_size"], state.step)
         _write(job, unet, names, state, record, index, state.step - first_step, spent)
         checkpoint.remove()

@@ -125,9 +125,10 @@ def every_method(tmp_path_factory):
     """The arms of experiments/tiny/digits.yaml that the tiny experiment of conftest does not have, cut short, with classes."""
     experiment = yaml.safe_load((ROOT / "experiments/tiny/digits.yaml").read_text())
     experiment["model"]["class_conditional"] = True
-    for arm in ("ddpm", "iet_agc_plus", "ddpm_early", "iet", "iet_agc"):  # the last two: parts of others here
+    for arm in ("ddpm", "iet_agc_plus", "ddpm_early"):
         experiment["arms"].pop(arm)
-    experiment["arms"]["iet_agc_taa"]["rounds"] = 1
+    for arm in ("iet", "iet_agc", "iet_agc_taa"):
+        experiment["arms"][arm]["rounds"] = 1
     experiment["sample"] |= {"num_images": 30, "weights": ["raw"]}
     experiment["score"]["headline"]["weights"] = "raw"
     project = Project.create(tmp_path_factory.mktemp("every") / "project", yaml.safe_dump(experiment, sort_keys=False))
@@ -138,7 +139,7 @@ def every_method(tmp_path_factory):
 
 def test_every_method_trains_samples_and_scores(every_method):
     assert list(every_method.metrics) == [
-        "added_noise", "dp_sgd", "ambient", "agc", "iet_agc_taa", "iet_agc_plus_random",
+        "added_noise", "dp_sgd", "ambient", "agc", "iet", "iet_agc", "iet_agc_taa", "iet_agc_plus_random",
     ]  # fmt: skip
     images = {}
     for arm, metrics in every_method.metrics.items():
@@ -166,7 +167,7 @@ def test_arms_that_skip_augment_or_move_did_and_others_did_not(every_method):
         name: {arm for arm, metrics in every_method.metrics.items() if metrics["training"][key] > 0}
         for name, key in (("skip", "skipped_share"), ("augment", "augmented_share"), ("move", "moved"))
     }
-    assert did["skip"] == {"agc", "iet_agc_taa", "iet_agc_plus_random"}
+    assert did["skip"] == {"agc", "iet_agc", "iet_agc_taa", "iet_agc_plus_random"}
     assert did["augment"] == {"iet_agc_taa", "iet_agc_plus_random"}
     assert did["move"] == {"iet_agc_plus_random"}
 

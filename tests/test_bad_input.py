@@ -275,6 +275,23 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(refusal):
     assert not list(Path("scratch").rglob("*.safetensors"))  # no checkpoint of it either
 
 
+def test_a_batch_that_memory_does_not_suffice_for_names_one_to_try(refusal, monkeypatch):
+    import torch
+
+    from stages.training import loop
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nSee the manual")
+
+    write_round_1()
+    monkeypatch.setattr(loop, "train_step", full)
+    assert refusal(train.main, TRAIN.format(2)) == (
+        "error: the memory of cpu does not suffice for train.batch_size = 10 (CUDA out of memory. Tried to allocate 20 GiB.): "
+        "try 5 (params.yaml), or a smaller network; nothing was written\n"
+    )
+    assert not files.train_dir(IET, 2, 1).exists() and not files.counts_file(IET, 2, 1).exists()
+
+
 def test_the_traceback_is_there_for_who_wants_it(refusal, monkeypatch):
     monkeypatch.setenv("REDISTRIBUTE_DEBUG", "1")
     told = refusal(shard.main, "--arm none --seed 3")

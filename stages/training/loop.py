@@ -179,7 +179,9 @@ def train_round(
         if done % every and done < total:
             continue
         if not told_loss.isfinite():
-            raise FloatingPointError(f"the loss at step {int(told_step)} is {float(told_loss)}, expected a finite number")
+            raise FloatingPointError(
+                f"the loss at step {int(told_step)} is {float(told_loss)}, expected a finite number"
+            )
         after_step(done, total, loss)
     if not all(p.isfinite().all() for p in network.parameters()):
         raise FloatingPointError(f"the weights after step {state.step - 1} are not all finite")
