@@ -12,7 +12,7 @@ WORK_LEFT = schedule.work_left(STAGES, EXPERIMENT, workflow.cores or 1)
 
 
 def receipt(stage):
-    return str(schedule.RECEIPTS / stage.replace("@", "/"))
+    return str(schedule.receipt(stage))
 
 
 def receipts_to_make():

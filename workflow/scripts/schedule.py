@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import how_far
 import psutil
 
 from stages import device, inception_weights, params, plan, processes
@@ -68,7 +69,14 @@ def prepare(workflow):
     shutil.rmtree(RECEIPTS, ignore_errors=True)
     TO_RUN.parent.mkdir(exist_ok=True)
     TO_RUN.write_text(json.dumps(to_run))
+    if not workflow.dryrun:
+        how_far.tell(work_of(to_run, experiment), lambda name: receipt(name).exists())
     return experiment, to_run
+
+
+def receipt(stage):
+    """The file that stands for a stage that has run."""
+    return RECEIPTS / stage.replace("@", "/")
 
 
 def _count_gpus(workflow, wanted):
@@ -205,9 +213,32 @@ class _Analysis:
         return self.hashes[file.fs_path]
 
 
+def work_of(to_run, experiment):
+    """Work of each stage by itself, in images passed through the network forward and back: an estimate from params.yaml."""
+    num_train = experiment["data"].get("num_train", 10_000)  # a guess where only the folder knows: it orders, no more
+    light = ("plan", "data", "shard", "aggregate", "redistribute")
+    work = {name: START_UP // 4 if name.startswith(light) else START_UP for name in to_run}
+    # The quality reference waits for the data alone: done early, or all runs wait for it at the end.
+    work |= dict.fromkeys(work.keys() & {"quality@reference"}, num_train + START_UP)
+    for phase, items in plan.expand(experiment).items():
+        for key, item in items.items() if phase in ("train", "sample") else ():
+            name = f"{phase}@{key}"
+            if name not in work or item.get("section") == "generator":
+                continue
+            settings = params.section(experiment, phase, item["arm"])
+            if phase == "train":
+                images = settings["epochs"] * num_train / experiment["arms"][item["arm"]]["shard"]["num_shards"]
+            else:  # a forward pass is a third of a training pass
+                images = (
+                    settings["num_images"] * settings["num_steps"] * len(settings["weights"]) / 3 / settings["parts"]
+                )
+            work[name] = int(images) + START_UP
+    return work
+
+
 def work_left(to_run, experiment, slots):
-    """Work from the start of each stage to the end of the experiment along the longest path, in images passed through the
-    network forward and back: what has most of it should start first, or one long stage is left alone at the end.
+    """Work from the start of each stage to the end of the experiment along the longest path: what has most of it should start
+    first, or one long stage is left alone at the end.
 
     The K shards of a round, or the parts of a sample, take turns where there are fewer slots than that.
 
@@ -215,22 +246,17 @@ def work_left(to_run, experiment, slots):
     slots        stages that can run at a time
     Returns      dict name -> int, for the stages of to_run
     """
-    num_train = experiment["data"].get("num_train", 10_000)  # a guess where only the folder knows: it orders, no more
-    # The quality reference waits for the data alone: done early, or all runs wait for it at the end.
-    cost = {"quality@reference": num_train + START_UP}
+    work = work_of(to_run, experiment)
+    side_by_side = {}
     for phase, items in plan.expand(experiment).items():
         for key, item in items.items() if phase in ("train", "sample") else ():
-            if item.get("section") == "generator":
-                continue
-            settings = params.section(experiment, phase, item["arm"])
-            if phase == "train":
-                side_by_side = experiment["arms"][item["arm"]]["shard"]["num_shards"]
-                work = settings["epochs"] * num_train
-            else:  # a forward pass is a third of a training pass
-                side_by_side = settings["parts"]
-                work = settings["num_images"] * settings["num_steps"] * len(settings["weights"]) / 3
-            turns = -(-side_by_side // slots)
-            cost[f"{phase}@{key}"] = turns * (work / side_by_side + START_UP)
+            recipe = experiment["arms"][item["arm"]]
+            number = (
+                recipe["shard"]["num_shards"]
+                if phase == "train"
+                else params.section(experiment, phase, item["arm"])["parts"]
+            )
+            side_by_side[f"{phase}@{key}"] = number
     users = {name: [] for name in to_run}
     for name, waits_for in to_run.items():
         for producer in waits_for:
@@ -243,9 +269,10 @@ def work_left(to_run, experiment, slots):
         if unknown:
             todo += unknown
             continue
-        left[name] = cost.get(name, 1) + max((left[user] for user in users[name]), default=0)
+        turns = -(-side_by_side.get(name, 1) // slots)
+        left[name] = turns * work[name] + max((left[user] for user in users[name]), default=0)
         todo.pop()
-    return {name: int(work) for name, work in left.items()}
+    return left
 
 
 def mend_rwlock():
