@@ -21,28 +21,26 @@ def source(generator):
     return next(generator[kind] for kind in KINDS if kind in generator)
 
 
-def images(generator, shape, sample, seed, device, progress):
-    """The images of a generator, in the shape of the training images.
+def images(generator, shape, num_images, progress):
+    """The images of a folder or a file, in the shape of the training images.
 
-    generator  section arms.<arm>.generator: folder, file or pipeline, and optionally resize (folder)
+    generator  section arms.<arm>.generator: folder or file, and optionally resize (folder)
     shape      (H, W, C) of the training images
-    sample     the arm's sampling settings; num_images is how many are wanted: None = all there are
+    num_images how many are wanted: None = all there are
     progress   function (done, total)
     Returns    [M,H,W,C] uint8
     Raises     ValueError: nothing there, another size, too few images, no images of 8 bits
     """
-    if "pipeline" in generator:
-        return _generated(Path(generator["pipeline"]), shape, sample, seed, device, progress)
-    path, wanted = Path(source(generator)), sample["num_images"]
+    path = Path(source(generator))
     if "folder" in generator:
-        found = _of_folder(path, shape, generator.get("resize", False), wanted, progress)
+        found = _of_folder(path, shape, generator.get("resize", False), num_images, progress)
     else:
-        found = _of_file(path, shape, wanted)
-    wanted = wanted or len(found)
+        found = _of_file(path, shape, num_images)
+    wanted = num_images or len(found)
     if len(found) < wanted:
         raise ValueError(
-            f"{source(generator)} holds {len(found)} images, but sample.num_images of the arm asks for {wanted}: remove it "
-            "there to take all images (params.yaml)"
+            f"{path} holds {len(found)} images, but sample.num_images of the arm asks for {wanted}: remove it there to take all "
+            "images (params.yaml)"
         )
     return found[:wanted]
 
@@ -122,31 +120,38 @@ def _with_channels(path, array, channels):
     )
 
 
-def _generated(path, shape, sample, seed, device, progress):
-    """Images of a saved DDPM or DDIM pipeline, image i from a generator keyed by (seed, i)."""
+def generated(pipeline, shape, start, stop, seed, num_steps):
+    """Images start..stop-1 of a pipeline, image i from a generator of its own: [stop - start,H,W,C] uint8.
+
+    Torch's CPU generator reads 32 bits of a seed: they are counted up from one that follows from `seed`, so no two are equal.
+
+    shape   (H, W, C) of the training images
+    """
     import torch
 
     from stages.method import randomness
 
-    pipeline = _pipeline(path).to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    config = pipeline.unet.config
+    first = randomness.seed_of("sample", seed, 0)
+    generators = [torch.Generator().manual_seed((first + i) % 2**32) for i in range(start, stop)]
+    with torch.no_grad():
+        made = pipeline(
+            batch_size=len(generators), generator=generators, num_inference_steps=num_steps, output_type="np"
+        ).images
+    return _with_channels("the pipeline", (made * 255).round().clip(0, 255).astype(np.uint8), shape[2])
+
+
+def pipeline(path, shape, device):
+    """A saved DDPM or DDIM pipeline, on the device.
+
+    shape   (H, W, C) of the training images
+    Raises  ValueError: no pipeline, another one, one with code of its own, images of another size
+    """
+    loaded = _pipeline(path).to(device)
+    loaded.set_progress_bar_config(disable=True)
+    config = loaded.unet.config
     size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
     _check_size(path, (*size, config.out_channels), shape, "")
-    parts, num_images, batch_size = [], sample["num_images"], sample["batch_size"]
-    for start in range(0, num_images, batch_size):
-        numbers = range(start, min(start + batch_size, num_images))
-        generators = [randomness.torch_generator("cpu", "sample", seed, i) for i in numbers]
-        with torch.no_grad():
-            made = pipeline(
-                batch_size=len(numbers),
-                generator=generators,
-                num_inference_steps=sample["num_steps"],
-                output_type="np",
-            ).images
-        parts.append((made * 255).round().clip(0, 255).astype(np.uint8))
-        progress(numbers[-1] + 1, num_images)
-    return _with_channels(path, np.concatenate(parts), shape[2])
+    return loaded
 
 
 def _pipeline(path):

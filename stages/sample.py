@@ -5,61 +5,131 @@ reads     artifacts/model/<run>/round<R>, artifacts/data for the shape of an ima
 writes    artifacts/samples/<run>/part<p>/<weights>.npy: [M_p,H,W,C] uint8
           labels.npy: [M_p] int64, the classes asked for, where the model is class-conditional
 Image i starts from noise keyed by (seed, i), and parts are whole batches: their number changes no image. (A batch that memory
-does not suffice for is generated in pieces, which may differ from the whole in the last bit.)
+does not suffice for is generated in pieces, which may differ from the whole in the last bit.) A checkpoint in scratch/ lets a
+killed stage go on where it was; SIGTERM, a scheduler's warning, writes one and ends the stage.
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from stages import audit, cli, device, files, network, params
+from stages import audit, checkpoint, cli, device, files, network, params
 from stages.progress import Progress
 
 
 def main(arguments):
     with cli.stage("sample", __doc__, arguments, "arm", "seed", "part") as job:
         job.device = device.claim(job.params["compute"])
-        if "generator" in job.recipe:
+        if "generator" in job.recipe and "pipeline" not in job.recipe["generator"]:
             _take_over(job)
             return
-        import torch
-
-        from stages.method import diffusion, sampling, unet
+        from stages.method import sampling
 
         settings = params.section(job.params, "sample", job.arm) | {"precision": job.params["compute"]["precision"]}
         batch_size = settings["batch_size"]
         first, last = sampling.part_of(settings["num_images"], batch_size, job.part, settings["parts"])
-        height, width, channels = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
-        alpha_bars = diffusion.alpha_bars(**job.params["diffusion"])
-        method, model, num_classes = network.build(job, (channels, height, width))
-        model.to(job.device).eval()
-        labels = sampling.class_labels(first, last, num_classes, job.seed) if num_classes else None
+        shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
+        source = _Pipeline(job, settings, shape) if "generator" in job.recipe else _Model(job, settings, shape)
 
-        def generated(start, stop):
-            x_T = sampling.starting_noise(start, stop, (channels, height, width), job.seed).to(job.device)
-            asked = None
-            if labels is not None:
-                asked = torch.from_numpy(labels[start - first : stop - first]).to(job.device)
-            with torch.no_grad():
-                x = method.sample(model, x_T, range(start, stop), job.seed, asked, alpha_bars, settings)
-            return sampling.stored(x)
+        saved = checkpoint.Checkpoint(
+            job, [settings, job.recipe, *(job.params[s] for s in ("model", "diffusion", "compute"))], source.inputs
+        )
+        images = {weights: np.zeros((last - first, *shape), np.uint8) for weights in settings["weights"]}
+        done, total = 0, len(images) * (last - first)
+        if unfinished := saved.saved():
+            done = int(unfinished["done"][0])
+            images = {weights: unfinished[weights].copy() for weights in images}
 
-        batch_of = InPieces(generated)
-        progress = Progress(f"sample@{job.key}", "images")
-        total, done = (last - first) * len(settings["weights"]), 0
+        def so_far():
+            return images | {"done": np.array([done])}
+
+        def before_a_pass(*_):  # a batch may take longer than a scheduler waits
+            if saved.told_to_stop:
+                saved.save_if_due(so_far)
+                saved.stop_if_told(f"image {done} of {total}")
+
+        source.network.register_forward_pre_hook(before_a_pass)
+        in_pieces, progress = InPieces(source.generate), Progress(f"sample@{job.key}", "images")
+        for i, weights in enumerate(images):
+            source.load(weights)
+            for start in range(first, last, batch_size):
+                stop = min(start + batch_size, last)
+                if (until := i * (last - first) + stop - first) <= done:
+                    continue
+                images[weights][start - first : stop - first] = in_pieces(start, stop)
+                done = until
+                progress.update(done, total)
+                saved.save_if_due(so_far)
         with files.publish(files.samples_dir(job.run, job.part)) as folder:
-            for weights in settings["weights"]:
-                source = files.model_dir(job.run, job.recipe["rounds"]) / f"{weights}.safetensors"
-                unet.load(model, files.load_arrays(source), source)
-                images = np.empty((last - first, height, width, channels), np.uint8)
-                for start in range(first, last, batch_size):
-                    stop = min(start + batch_size, last)
-                    images[start - first : stop - first] = batch_of(start, stop)
-                    done += stop - start
-                    progress.update(done, total)
-                files.save_array(folder / f"{weights}.npy", images)
-            if labels is not None:
+            for weights, array in images.items():
+                files.save_array(folder / f"{weights}.npy", array)
+            if (labels := source.labels(first, last)) is not None:
                 files.save_array(folder / "labels.npy", labels)
+        saved.remove()
+
+
+class _Model:
+    """The final model of an arm as a source of images."""
+
+    def __init__(self, job, settings, shape):
+        from stages.method import diffusion
+
+        height, width, channels = shape
+        self.job, self.settings, self.shape = job, settings, (channels, height, width)
+        self.alpha_bars = diffusion.alpha_bars(**job.params["diffusion"])
+        self.method, self.network, self.num_classes = network.build(job, self.shape)
+        self.network.to(job.device).eval()
+        self.folder = files.model_dir(job.run, job.recipe["rounds"])
+        self.inputs = [self.folder / f"{weights}.safetensors" for weights in settings["weights"]]
+
+    def load(self, weights):
+        from stages.method import unet
+
+        path = self.folder / f"{weights}.safetensors"
+        unet.load(self.network, files.load_arrays(path), path)
+
+    def labels(self, first, last):
+        """The classes asked for: [last - first] int64, None for an unconditional network."""
+        from stages.method import sampling
+
+        return sampling.class_labels(first, last, self.num_classes, self.job.seed) if self.num_classes else None
+
+    def generate(self, start, stop):
+        """Images start..stop-1 with the weights loaded last: [stop - start,H,W,C] uint8."""
+        import torch
+
+        from stages.method import sampling
+
+        job = self.job
+        x_T = sampling.starting_noise(start, stop, self.shape, job.seed).to(job.device)
+        labels = self.labels(start, stop)
+        asked = None if labels is None else torch.from_numpy(labels).to(job.device)
+        with torch.no_grad():
+            x = self.method.sample(
+                self.network, x_T, range(start, stop), job.seed, asked, self.alpha_bars, self.settings
+            )
+        return sampling.stored(x)
+
+
+class _Pipeline:
+    """A saved pipeline of somebody else as a source of images; it has one kind of weights."""
+
+    def __init__(self, job, settings, shape):
+        path = Path(job.recipe["generator"]["pipeline"])
+        self.pipeline = audit.pipeline(path, shape, job.device)
+        self.job, self.settings, self.shape = job, settings, shape
+        self.network = self.pipeline.unet
+        self.inputs = sorted(file for file in path.rglob("*") if file.is_file())
+
+    def load(self, weights):
+        pass
+
+    def labels(self, first, last):
+        return None
+
+    def generate(self, start, stop):
+        return audit.generated(self.pipeline, self.shape, start, stop, self.job.seed, self.settings["num_steps"])
 
 
 class InPieces:
@@ -103,11 +173,11 @@ def _free_memory():
 
 
 def _take_over(job):
-    """The images of a generator from elsewhere become the arm's samples."""
+    """The images of a folder or a file become the arm's samples."""
     shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
     progress = Progress(f"sample@{job.key}", "images")
-    settings = params.section(job.params, "sample", job.arm)
-    images = audit.images(job.recipe["generator"], shape, settings, job.seed, job.device, progress.update)
+    num_images = params.section(job.params, "sample", job.arm)["num_images"]
+    images = audit.images(job.recipe["generator"], shape, num_images, progress.update)
     with files.publish(files.samples_dir(job.run, job.part)) as folder:
         files.save_array(folder / "raw.npy", images)
 

@@ -9,21 +9,10 @@ A checkpoint in scratch/ lets a killed stage go on where it was, to the same res
 at once and ends the stage.
 """
 
-import hashlib
-import json
-import os
-import shutil
-import signal
-import sys
-import threading
-import time
-
 import numpy as np
 
-from stages import cli, device, files, network, params
+from stages import checkpoint, cli, device, files, network, params
 from stages.progress import Progress
-
-CHECKPOINT_S = "REDISTRIBUTE_CHECKPOINT_S"  # seconds between checkpoints of a train stage: at most so much work is lost
 
 
 def main(arguments):
@@ -52,16 +41,18 @@ def main(arguments):
         first_step = state.step
         record = loop.Record.empty(len(index), settings["epochs"], job.device)
 
-        checkpoint = _Checkpoint(job, settings, index)
-        checkpoint.restore(unet, names, state, record)
+        saved = checkpoint.Checkpoint(
+            job,
+            [settings, job.recipe["method"], *(job.params[s] for s in ("data", "model", "diffusion", "compute"))],
+            _inputs(job),
+        )
+        _take_up(saved.saved(), unet, names, state, record)
         progress = Progress(f"train@{job.key}", "steps")
 
         def after_step(done, total, loss):
             progress.update(done, total, lambda: _note(loss, record))
-            checkpoint.save_if_due(unet, names, state, record)
-            if checkpoint.terminated:
-                print(f"stopped at step {done} of {total}: the same command goes on from there", file=sys.stderr)
-                sys.exit(128 + signal.SIGTERM)
+            saved.save_if_due(lambda: _unfinished(unet, names, state, record))
+            saved.stop_if_told(f"step {done} of {total}")
 
         try:
             loop.train_round(
@@ -83,7 +74,20 @@ def main(arguments):
             ) from None
         spent = method.spent(len(index), settings["batch_size"], state.step)
         _write(job, unet, names, state, record, index, state.step - first_step, spent)
-        checkpoint.remove()
+        saved.remove()
+
+
+def _inputs(job):
+    """Files that the result depends on beside the settings."""
+    found = [
+        files.DATA / "train.npy",
+        files.DATA / "train_labels.npy",
+        files.current_shards_dir(job.recipe, job.run, job.round) / f"shard{job.shard}.npy",
+    ]
+    if job.round > 1:
+        found += [files.model_dir(job.run, job.round - 1) / f"{weights}.safetensors" for weights in ("raw", "ema")]
+        found.append(files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors")
+    return found
 
 
 def _start(job, network, names, carried):
@@ -164,69 +168,32 @@ def _write(job, network, names, state, record, index, num_steps, spent):
         files.save_arrays(folder / "state.safetensors", _moments(names, state))
 
 
-class _Checkpoint:
-    """The whole state of a stage in scratch/, so that a killed one goes on; removed on success.
+def _unfinished(network, names, state, record):
+    """Everything that the rest of the round depends on, as named arrays."""
+    arrays = {f"raw.{n}": value for n, value in _raw(network).items()}
+    arrays |= {f"ema.{n}": value for n, value in _ema(names, state).items()}
+    arrays |= {f"record.{name}": value.cpu().numpy() for name, value in vars(record).items()}
+    return arrays | _moments(names, state)
 
-    It is only taken up by a stage with the same settings and the same inputs.
-    """
 
-    def __init__(self, job, settings, index):
-        self.folder = files.SCRATCH / "train" / job.key
-        self.every_s = float(os.environ.get(CHECKPOINT_S, "300"))
-        self.last = time.monotonic()
-        digest = hashlib.sha256(index.tobytes())
-        relevant = [
-            settings,
-            job.recipe["method"],
-            *(job.params[s] for s in ("data", "model", "diffusion", "compute")),
-            str(job.device),
-        ]
-        digest.update(json.dumps(relevant, sort_keys=True).encode())
-        inputs = [files.DATA / "train.npy"]
-        if job.round > 1:
-            inputs += [files.model_dir(job.run, job.round - 1) / f"{weights}.safetensors" for weights in ("raw", "ema")]
-            inputs.append(files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors")
-        for path in inputs:
-            with open(path, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        self.path = self.folder / f"{digest.hexdigest()[:32]}.safetensors"
-        self.terminated = False  # SIGTERM has come
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+def _take_up(arrays, network, names, state, record):
+    """Puts the arrays of `_unfinished` back; nothing where there are none."""
+    if arrays is None:
+        return
+    import torch
 
-    def _on_sigterm(self, number, frame):
-        self.terminated = True
-
-    def save_if_due(self, network, names, state, record):
-        if time.monotonic() - self.last < self.every_s and not self.terminated:
-            return
-        arrays = {f"raw.{n}": value for n, value in _raw(network).items()}
-        arrays |= {f"ema.{n}": value for n, value in _ema(names, state).items()}
-        arrays |= _moments(names, state)
-        arrays |= {f"record.{name}": value.cpu().numpy() for name, value in vars(record).items()}
-        files.save_arrays(self.path, arrays)
-        self.last = time.monotonic()
-
-    def restore(self, network, names, state, record):
-        if not self.path.exists():
-            return
-        import torch
-
-        saved = {name: torch.from_numpy(value) for name, value in files.load_arrays(self.path).items()}
-        with torch.no_grad():
-            for i, (name, parameter) in enumerate(zip(names, network.parameters(), strict=True)):
-                parameter.copy_(saved[f"raw.{name}"])
-                state.ema[i].copy_(saved[f"ema.{name}"])
-                state.exp_avg[i].copy_(saved[f"exp_avg.{name}"])
-                state.exp_avg_sq[i].copy_(saved[f"exp_avg_sq.{name}"])
-        for name, value in state.carried.items():
-            value.copy_(saved[f"carried.{name}"])
-        state.step = int(saved["step"])
-        for name, value in vars(record).items():
-            value.copy_(saved[f"record.{name}"])
-
-    def remove(self):
-        shutil.rmtree(self.folder, ignore_errors=True)
+    saved = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    with torch.no_grad():
+        for i, (name, parameter) in enumerate(zip(names, network.parameters(), strict=True)):
+            parameter.copy_(saved[f"raw.{name}"])
+            state.ema[i].copy_(saved[f"ema.{name}"])
+            state.exp_avg[i].copy_(saved[f"exp_avg.{name}"])
+            state.exp_avg_sq[i].copy_(saved[f"exp_avg_sq.{name}"])
+    for name, value in state.carried.items():
+        value.copy_(saved[f"carried.{name}"])
+    state.step = int(saved["step"])
+    for name, value in vars(record).items():
+        value.copy_(saved[f"record.{name}"])
 
 
 if __name__ == "__main__":

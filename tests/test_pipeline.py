@@ -349,6 +349,7 @@ def test_a_killed_snakemake_leaves_nothing_behind_and_goes_on(finished, tmp_path
 def test_a_train_stage_that_was_ended_goes_on_from_its_checkpoint(finished, tmp_path, end):
     """Ended by hand in the middle, started again: the files of an uninterrupted run, byte for byte."""
     project = finished.copy(tmp_path / "project")
+    project.edit(checkpoint_minutes=0)
     outputs = [f"artifacts/train/{IET}/round2/shard1/{name}.safetensors" for name in ("raw", "ema", "state")]
     outputs.append(f"artifacts/counts/{IET}/round2/shard1.safetensors")
     for path in outputs:
@@ -356,7 +357,7 @@ def test_a_train_stage_that_was_ended_goes_on_from_its_checkpoint(finished, tmp_
     options = ["--arm", "iet_agc_plus", "--seed", "3", "--round", "2", "--shard", "1"]
     command = [sys.executable, "-m", "stages.train", *options]
     scratch = project.root / "scratch/train"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "REDISTRIBUTE_CHECKPOINT_S": "0"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     stage = subprocess.Popen(command, cwd=project.root, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(scratch.rglob("*.safetensors")) and time.monotonic() < deadline:
@@ -369,7 +370,8 @@ def test_a_train_stage_that_was_ended_goes_on_from_its_checkpoint(finished, tmp_
     assert 30 < step < 60  # after round 1, before the end of round 2
     assert end == signal.SIGKILL or f"stopped at step {step - 30} of 30: the same command goes on from there" in told
     assert not (project.root / outputs[-1]).exists()
-    again = project.run(*command, env={"REDISTRIBUTE_CHECKPOINT_S": "3600"})
+    project.edit(checkpoint_minutes=60)
+    again = project.run(*command)
     assert again.returncode == 0 and not list(scratch.rglob("*.safetensors"))
     for path in outputs:
         assert (project.root / path).read_bytes() == (finished.root / path).read_bytes(), path

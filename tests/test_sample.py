@@ -1,10 +1,16 @@
-"""The sample stage where memory runs out: a batch is generated in pieces, and every image is still its own."""
+"""The sample stage where memory runs out or it is ended: every image is still its own."""
+
+import signal
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
+from safetensors.numpy import load_file
 
-from stages import device, sample
+from stages import device, progress, sample
+
+IET = "iet_agc_plus-seed3"
 
 
 def limited(limit, error=None):
@@ -46,3 +52,92 @@ def test_what_torch_says_when_memory_is_full():
     assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not device.is_out_of_memory(RuntimeError("shapes do not match"))
     assert not device.is_out_of_memory(ValueError("can't allocate memory"))
+
+
+@pytest.fixture
+def interrupted(finished, tmp_path, monkeypatch):
+    """Part 1 of the finished run's samples, of 20 and 10 images with each kind of weights, to be generated again.
+
+    Returns start(minutes between checkpoints, function called with the images done), which gives the numbers it was called with
+    """
+    project = finished.copy(tmp_path / "project")
+    monkeypatch.chdir(project.root)
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+
+    def start(minutes, after_batch=lambda done: None):
+        (project.root / "params.yaml").write_text(f"checkpoint_minutes: {minutes}\n{TINY}")
+        told = []
+
+        def update(self, done, total, note=None):
+            assert total == 60
+            told.append(done)
+            after_batch(done)
+
+        monkeypatch.setattr(progress.Progress, "update", update)
+        try:
+            sample.main(["--arm", "iet_agc_plus", "--seed", "3", "--part", "1"])
+        finally:
+            start.told = told
+
+    start.checkpoints = lambda: list((project.root / "scratch/sample").rglob("*.safetensors"))
+    start.output = project.root / f"artifacts/samples/{IET}/part1"
+    yield start
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_stage_goes_on_after_its_last_checkpoint(interrupted, finished):
+    before = {file.name: file.read_bytes() for file in interrupted.output.iterdir()}
+    assert set(before) == {"raw.npy", "ema.npy"}
+
+    def kill(done):
+        if done == 50:
+            raise Killed
+
+    with pytest.raises(Killed):
+        interrupted(0, kill)
+    assert interrupted.told == [20, 30, 50]
+    (checkpoint,) = interrupted.checkpoints()
+    assert int(load_file(checkpoint)["done"][0]) == 30  # what came after it is lost
+    interrupted(60)
+    assert interrupted.told == [50, 60]
+    assert {file.name: file.read_bytes() for file in interrupted.output.iterdir()} == before
+    assert interrupted.checkpoints() == []
+
+
+def test_sigterm_writes_a_checkpoint_in_the_middle_of_a_batch(interrupted, capsys):
+    before = {file.name: file.read_bytes() for file in interrupted.output.iterdir()}
+
+    def warn(done):
+        if done == 30:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        interrupted(60, warn)
+    assert ended.value.code == 128 + signal.SIGTERM and interrupted.told == [20, 30]
+    assert "stopped at image 30 of 60: the same command goes on from there" in capsys.readouterr().err
+    (checkpoint,) = interrupted.checkpoints()
+    assert int(load_file(checkpoint)["done"][0]) == 30
+    interrupted(60)
+    assert interrupted.told == [50, 60]
+    assert {file.name: file.read_bytes() for file in interrupted.output.iterdir()} == before
+
+
+def test_a_checkpoint_of_other_settings_or_weights_is_not_taken_up(interrupted, finished):
+    def kill(done):
+        if done == 50:
+            raise Killed
+
+    with pytest.raises(Killed):
+        interrupted(0, kill)
+    model = interrupted.output.parents[2] / f"model/{IET}/round2/raw.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.unlink()  # a link to DVC's cache
+    model.write_bytes(content)
+    interrupted(60)
+    assert interrupted.told == [20, 30, 50, 60]
