@@ -1,0 +1,50 @@
+"""The benchmarks run, in sizes at which their numbers say nothing."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+NUMBER = r"\d+\.\d+"
+
+
+def run(name, *options):
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--threads", "1", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"python -m benchmarks.{name} --threads 1" in done.stdout and "commit " in done.stdout
+    return done.stdout
+
+
+def test_search_is_checked_against_integers_and_faiss_is_the_measure():
+    said = run("search", "--samples", "40", "--train", "300", "--neighbours", "5", "--turns", "2")
+    for side in ("ours, exact", "bare int8 product", "bare fp32 product", "faiss.knn, fp32"):
+        assert re.search(rf"^{side} +{NUMBER} +{NUMBER} +{NUMBER}", said, re.MULTILINE), side
+    assert re.search(rf"peak memory of our search by itself: {NUMBER} GB", said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "rows"),
+    [
+        ("training", ["--turns", "2", "--batch", "8", "--images", "16"], 3 + 5 + 3),
+        ("sampling", ["--turns", "2", "--batch", "2", "--steps", "3"], 2),
+        ("startup", ["--turns", "2"], 7),
+    ],
+)
+def test_other_benchmarks_print_their_tables(name, options, rows):
+    assert len(re.findall(rf" {NUMBER} +{NUMBER} +{NUMBER}", run(name, *options))) >= rows
+
+
+@pytest.mark.slow
+def test_orchestration_counts_its_stages():
+    said = run("orchestration", "--seeds", "1", "--rounds", "1", "--shards", "2")
+    assert "10 stage instances, 2 at a time" in said
+    assert len(re.findall(rf"{NUMBER} s, {NUMBER} s each", said)) == 2
