@@ -372,7 +372,7 @@ def test_a_download_through_dvc_and_snakemake_makes_the_folder(mirror, tmp_path)
 
     experiment = yaml.safe_load(TINY)
     experiment["data"] = {"name": "cifar100", "root": "data/cifar100", "split_seed": 0}
-    experiment["score"]["neighbours"] = 3
+    experiment["score"]["neighbours"] = experiment["train"]["batch_size"] = 3  # of 7 images
     experiment["arms"]["iet_agc_plus"]["shard"]["num_shards"] = 1
     project = Project.create(tmp_path / "project", yaml.safe_dump(experiment))
     lists = {name: getattr(CIFAR100, name) for name in ("train_list", "test_list", "meta", "url", "tgz_md5")}
