@@ -125,6 +125,13 @@ def test_division_by_the_batch_size_would_be_noticed():
         check_mean_of_the_kept(lambda loss, skipped: torch.where(skipped, 0, loss).mean())
 
 
+def test_contributions_of_disjoint_samples_add_up_to_the_mean_of_the_kept():
+    loss, skipped = torch.tensor([1.0, 2.0, 6.0, 100.0]), torch.tensor([False, False, False, True])
+    first, second = torch.tensor([True, False, True, False]), torch.tensor([False, True, False, False])
+    assert memory_bank.batch_loss(loss, skipped, first).item() == pytest.approx(7 / 3)
+    assert memory_bank.batch_loss(loss, skipped, second).item() == pytest.approx(2 / 3)
+
+
 def test_nothing_kept_is_a_loss_of_zero_with_zero_gradient():
     loss = torch.tensor([1.0, 2.0], requires_grad=True)
     minimised = memory_bank.batch_loss(loss, torch.tensor([True, True]))

@@ -383,13 +383,13 @@ def bank_of_augmented(monkeypatch):
     updated, batch_loss, waiting = memory_bank.updated, memory_bank.batch_loss, []
 
     def later(bank, t, loss, eta):
-        waiting[:] = [(bank, t, eta)]
+        waiting[:] = [(bank, bank.clone(), t, eta)]
         return bank
 
-    def feeding(loss, skipped):
-        bank, t, eta = waiting.pop()
-        bank.copy_(updated(bank, t, loss.detach(), eta))
-        return batch_loss(loss, skipped)
+    def feeding(loss, skipped, summed):  # a second time with the losses of the augmented images among the others
+        bank, before, t, eta = waiting[0]
+        bank.copy_(updated(before, t, loss.detach(), eta))
+        return batch_loss(loss, skipped, summed)
 
     monkeypatch.setattr(memory_bank, "updated", later)
     monkeypatch.setattr(memory_bank, "batch_loss", feeding)
@@ -509,7 +509,7 @@ def test_loss_minimised_by_hand(images, alpha_bar):
 
 
 def test_division_by_the_batch_size_would_be_noticed(images, alpha_bar, monkeypatch):
-    monkeypatch.setattr(memory_bank, "batch_loss", lambda loss, skipped: torch.where(skipped, 0, loss).mean())
+    monkeypatch.setattr(memory_bank, "batch_loss", lambda loss, _, summed: torch.where(summed, loss, 0).mean())
     with pytest.raises(AssertionError):
         check_loss_minimised(images, alpha_bar)
 

@@ -98,7 +98,7 @@ class Method:
         """Puts the gradient of a batch into the parameters, clipped, and returns its Losses."""
         losses = self.losses(step)
         losses.minimised.backward()
-        torch.nn.utils.clip_grad_norm_(step.network.parameters(), step.settings["grad_clip_norm"], foreach=True)
+        clip_gradients(step)
         return losses
 
     def spent(self, num_images, batch_size, num_steps):
@@ -123,3 +123,8 @@ class Method:
         return sampling.ddim(
             network, x, alpha_bars, settings["num_steps"], settings["protocol"], settings["precision"], labels
         )
+
+
+def clip_gradients(step):
+    """Scales the gradient of the whole network down to an L2 norm of at most grad_clip_norm."""
+    torch.nn.utils.clip_grad_norm_(step.network.parameters(), step.settings["grad_clip_norm"], foreach=True)

@@ -63,8 +63,9 @@ class Method(base.Method):
     def initial_state(self, num_timesteps, device):
         return {"bank": torch.zeros(num_timesteps, device=device)}
 
-    def losses(self, step):
-        """The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8)."""
+    def gradients(self, step):
+        """The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8): the mean over the kept,
+        those of augmented samples taken anew."""
         taa, lam, bank = self.settings.get("taa"), self.settings["lambda"], step.carried["bank"]
         loss = self._sample_losses(step, step.x)
         original = loss.detach()
@@ -74,18 +75,24 @@ class Method(base.Method):
             augmented = memory_bank.augment_mask(original, bank, step.t, lam, taa["R"])
         # Eq. 3: the losses of the originals only, those of skipped samples included
         step.carried["bank"] = memory_bank.updated(bank, step.t, original, self.settings["eta"])
-        if taa:
-            loss = self._with_augmented(step, loss, augmented.nonzero().squeeze(1), threshold)
-        return base.Losses(memory_bank.batch_loss(loss, skipped), original, skipped, augmented)
+        # Two backward passes over one mean: the activations of the first are gone before the second is made.
+        minimised = memory_bank.batch_loss(loss, skipped, ~skipped if augmented is None else ~(skipped | augmented))
+        minimised.backward()
+        minimised = minimised.detach()
+        if taa and len(subset := augmented.nonzero().squeeze(1)):
+            anew = original.index_put((subset,), self._augmented_losses(step, subset, original, threshold))
+            contribution = memory_bank.batch_loss(anew, skipped, augmented)
+            contribution.backward()
+            minimised = minimised + contribution.detach()
+        base.clip_gradients(step)
+        return base.Losses(minimised, original, skipped, augmented)
 
-    def _with_augmented(self, step, loss, subset, threshold):
-        """Losses in which those of a subset are taken anew from augmented images, with the same timestep and noise (Eq. 5 to 7)."""
-        if not len(subset):
-            return loss
+    def _augmented_losses(self, step, subset, original, threshold):
+        """Losses of a subset from augmented images, with the same timestep and noise (Eq. 5 to 7): [n] float32."""
         taa = self.settings["taa"]
         places = torch.arange(-(-len(subset) // SECOND_PASS) * SECOND_PASS, device=subset.device)
         rounded = subset[places % len(subset)]
-        rho = augmentation.relative_strength(loss.detach()[rounded], threshold[rounded], taa["A"])
+        rho = augmentation.relative_strength(original[rounded], threshold[rounded], taa["A"])
         x_aug = augmentation.rand_augment(
             step.x[rounded],
             taa["magnitude"] * rho,
@@ -93,8 +100,7 @@ class Method(base.Method):
             num_ops=taa["num_ops"],
             max_level=taa["max_level"],
         )
-        loss_aug = self._sample_losses(step, x_aug, rounded)
-        return loss.index_put((subset,), loss_aug[: len(subset)])
+        return self._sample_losses(step, x_aug, rounded)[: len(subset)]
 
     def _sample_losses(self, step, x, rows=slice(None)):
         labels = None if step.labels is None else step.labels[rows]

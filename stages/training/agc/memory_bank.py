@@ -54,14 +54,15 @@ def augment_mask(loss, bank, t, lam, upper):
     return (threshold > 0) & (loss > threshold) & (loss < upper * threshold)
 
 
-def batch_loss(loss, skipped):
-    """Mean loss of the samples that were not skipped; 0 where all were.
+def batch_loss(loss, skipped, summed=None):
+    """Mean loss of the samples that were not skipped, or what some of them contribute to it; 0 where all were skipped.
 
     `where`, not a product with the mask: a skipped sample's loss must not reach the sum even if it is not finite.
 
-    loss     [B] float, augmented samples already replaced by their augmented loss
+    loss     [B] float
     skipped  [B] bool
-    Returns  scalar: sum over the kept / max(1, number kept)
+    summed   [B] bool, samples that were not skipped: only these are summed, over the same number; None: all of them
+    Returns  scalar: sum / max(1, number not skipped)
     """
-    kept = torch.where(skipped, torch.zeros_like(loss), loss)
-    return kept.sum() / (~skipped).sum().clamp(min=1)
+    summed = ~skipped if summed is None else summed
+    return torch.where(summed, loss, torch.zeros_like(loss)).sum() / (~skipped).sum().clamp(min=1)
