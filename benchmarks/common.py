@@ -102,6 +102,12 @@ def heading():
     print(f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "; no GPU")
 
 
+def peak_memory():
+    """Largest memory of this process so far in GB: VmHWM, as getrusage begins with that of the process that started it."""
+    with open("/proc/self/status", encoding="utf-8") as stream:
+        return next(int(line.split()[1]) / 1e6 for line in stream if line.startswith("VmHWM:"))
+
+
 def _processor():
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:

@@ -4,10 +4,8 @@ CIFAR-10 where --root has its official files, random bytes of its shape otherwis
 force in every run, and --memory prints the peak memory of a search by itself.
 """
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 from benchmarks import common
 
@@ -63,9 +61,7 @@ def main():
 
     if CHOSEN.memory == "only":
         ours()
-        # VmHWM, not getrusage: its ru_maxrss begins with the memory of the process that started this one.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        print(int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1e6)
+        print(common.peak_memory())
         return
     common.heading()
     check(sample, train, *ours())

@@ -105,7 +105,7 @@ class _Model:
         x_T = sampling.starting_noise(start, stop, self.shape, job.seed).to(job.device)
         labels = self.labels(start, stop)
         asked = None if labels is None else torch.from_numpy(labels).to(job.device)
-        with torch.no_grad():
+        with torch.inference_mode():
             x = self.method.sample(
                 self.network, x_T, range(start, stop), job.seed, asked, self.alpha_bars, self.settings
             )

@@ -44,6 +44,18 @@ def test_other_benchmarks_print_their_tables(name, options, rows):
 
 
 @pytest.mark.slow
+def test_memory_of_training_grows_with_the_batch():
+    small, large = (
+        run("memory", "--network", "small", "--batch", str(batch), "--samples", "10", "--train", "60")
+        for batch in (8, 64)
+    )
+    peaks = [[float(found) for found in re.findall(rf" ({NUMBER})$", said, re.MULTILINE)] for said in (small, large)]
+    assert [len(found) for found in peaks] == [4, 4]
+    assert peaks[1][0] > peaks[0][0] + 0.1 and peaks[1][1] > peaks[0][1] + 0.1
+    assert abs(peaks[1][3] - peaks[0][3]) < 0.1  # the search does not know of it
+
+
+@pytest.mark.slow
 def test_orchestration_counts_its_stages():
     said = run("orchestration", "--seeds", "1", "--rounds", "1", "--shards", "2")
     assert "10 stage instances, 2 at a time" in said

@@ -36,7 +36,7 @@ def class_labels(first, last, num_classes, seed):
     return np.array(draws, np.int64)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32", labels=None):
     """Deterministic DDIM (eta = 0) with the predicted image clamped to [-1, 1].
 
