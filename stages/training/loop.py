@@ -4,7 +4,7 @@ B batch, C H W image, n images of the shard, T timesteps, E epochs of this round
 shard over all rounds, and everything that depends on time (learning rate, order of the images, noise) follows from it alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.optim.adam import adam
 
 from stages.method import randomness
 from stages.training import base
+from stages.training.objective import Pixels
 
 
 def steps_between_looks(device):
@@ -64,11 +65,13 @@ class Images:
     pixels   [n,C,H,W] uint8 on the device
     ids      [n] int64 on the CPU: their indices in the training set
     labels   [n] int64 on the device, None for an unconditional network
+    objective   what the network learns of them
     """
 
     pixels: torch.Tensor
     ids: torch.Tensor
     labels: torch.Tensor | None = None
+    objective: Pixels = field(default_factory=Pixels)
 
 
 def train_step(network, state, record, images, method, settings, alpha_bar, seed, shard, epoch):
@@ -94,13 +97,17 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
         x = torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
     noise = randomness.torch_generator(device, "noise", *key)
     t = torch.randint(len(alpha_bar), (len(x),), generator=noise, device=device)
-    eps = torch.randn(x.shape, generator=noise, device=device)
+    eps = torch.randn(images.objective.noise_shape(x), generator=noise, device=device)
     torch.manual_seed(randomness.seed_of("dropout", *key))  # dropout draws from the global generator
 
     # 2. What the method makes of them.
     labels = None if images.labels is None else images.labels[batch]
+    ids = images.ids[places]
+    prompts = images.objective.prompts(ids, settings, key)
     losses = method.gradients(
-        base.Step(network, x, flipped, images.ids[places], labels, t, eps, alpha_bar, state.carried, settings, key)
+        base.Step(
+            network, x, flipped, ids, labels, t, eps, alpha_bar, state.carried, settings, key, images.objective, prompts
+        )
     )
 
     # 3. Adam and the EMA. A batch with nothing kept still takes its step, with zero gradient.
