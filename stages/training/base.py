@@ -3,12 +3,37 @@
 B batch, C H W image, n images of the shard, T timesteps, N images of the training set.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from stages.method import randomness, sampling
 from stages.training.objective import Pixels
+
+
+@dataclass
+class Model:
+    """A method and a network that it can train, whatever its kind.
+
+    method          training.base.Method
+    network         uninitialised, on the CPU: (x, t [B]) -> prediction in .sample
+    num_classes     of a class-conditional network, else None
+    alpha_bars      [T] float64
+    first_weights   function: seed -> dict name -> float32 array, the weights of round 0
+    objective       function () -> what the network learns of the training images
+    inputs          files that all this depends on beside the settings
+    frozen          what only a text-conditioned model has: text.model.Frozen
+    """
+
+    method: object
+    network: torch.nn.Module
+    num_classes: int | None
+    alpha_bars: torch.Tensor
+    first_weights: Callable
+    objective: Callable = Pixels
+    inputs: list = field(default_factory=list)
+    frozen: object = None
 
 
 @dataclass

@@ -58,6 +58,15 @@ def learning_rate(base, step, warmup_steps):
     return base * min(1.0, (step + 1) / warmup_steps) if warmup_steps else base
 
 
+def num_epochs(num_images, settings):
+    """E: the epochs of a round, the last one cut short where `steps` says how long it is."""
+    return (
+        settings["epochs"]
+        if "epochs" in settings
+        else -(-settings["steps"] // max(1, num_images // settings["batch_size"]))
+    )
+
+
 @dataclass
 class Images:
     """The images of one shard.
@@ -79,7 +88,7 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
 
     images      Images
     method      base.Method or one of its subclasses: what is special about an arm
-    settings    dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision
+    settings    dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision; maybe weight_decay, steps
     alpha_bar   [T] float32
     epoch       0 <= epoch < E: epoch of this round, for the record
     Changes network, state and record in place.
@@ -125,11 +134,13 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
             beta1=0.9,
             beta2=0.999,
             lr=learning_rate(settings["learning_rate"], state.step, settings["warmup_steps"]),
-            weight_decay=0.0,
+            weight_decay=settings.get("weight_decay", 0.0),
+            decoupled_weight_decay=bool(settings.get("weight_decay")),  # AdamW
             eps=1e-8,
             maximize=False,
         )
-        torch._foreach_lerp_(state.ema, parameters, 1 - settings["ema_decay"])
+        if state.ema:
+            torch._foreach_lerp_(state.ema, parameters, 1 - settings["ema_decay"])
     network.zero_grad(set_to_none=True)
     state.step += 1
 
@@ -157,7 +168,7 @@ def _sent(tensor, device):
 def train_round(
     network, state, record, images, method, settings, alpha_bar, seed, shard, num_epochs, first_step, after_step
 ):
-    """All epochs of one round on one shard, from wherever `state` stands in it.
+    """All steps of one round on one shard, from wherever `state` stands in it: num_epochs epochs, or settings["steps"].
 
     first_step   step at which the round began; state.step may be beyond it when an interrupted stage goes on
     after_step   called as after_step(steps done in this round, steps of this round, loss tensor) at each look at the loss
@@ -170,7 +181,7 @@ def train_round(
             f"shard {shard} has {len(images.ids)} images, fewer than one batch of train.batch_size = "
             f"{settings['batch_size']}: use a smaller batch or fewer shards (params.yaml)"
         )
-    total = steps_per_epoch * num_epochs
+    total = settings.get("steps", steps_per_epoch * num_epochs)
     network.train()
     device = images.pixels.device
     every = steps_between_looks(device)

@@ -51,6 +51,7 @@ SETTINGS = {
     },
 }
 COUNTS_SKIPS = True
+MODELS = ["pixels", "text"]
 
 # The second pass is filled up with repeats, whose losses are dropped, to a multiple of this many samples: every new batch
 # size is compiled anew by oneDNN and cuDNN, and it would have another at nearly every step.
