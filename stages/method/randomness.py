@@ -32,6 +32,7 @@ PURPOSES = {
     "skip_ties": 21,  # equal skip counts in Fig. 8:    (seed)
     "move_pairs": 22,  # who is compared with whom:     (seed)
     "quality": 23,  # subsets of KID, splits of the Inception score: (seed)
+    "similarity": 40,  # bootstrap of the similarities: (seed)
 }
 
 
