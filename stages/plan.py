@@ -13,15 +13,18 @@ from pathlib import Path
 import yaml
 
 from stages import audit, cli, files, image_sets, inception_weights, params, processes, similarity, training
+from stages.text import model as pipeline
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
 # DVC wants a file for every dependency. Round 1 follows no round: its model and state come from the code that makes them.
 INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
-# What makes the images of a sample stage, beside a method: the code that builds its network, or that reads images from elsewhere.
-NETWORK = "stages/network.py"
-AUDIT = {"method": "stages/audit.py", "network": "stages/image_sets/folders.py"}
+# What builds the network of a stage, or reads images from elsewhere, beside a method; and the folder of a model that is fine-tuned,
+# or code in its place.
+NETWORK = {"network": "stages/network.py", "folder": "stages/training/__init__.py"}
+TEXT_NETWORK = "stages/text"
+AUDIT = {**NETWORK, "method": "stages/audit.py", "network": "stages/image_sets/folders.py"}
 # What says which images a set has where DVC need not watch a folder: the pinned packages, which hold the images or check them.
 # The folder of such a set may be missing, too, until a download makes it.
 PINNED_DATA = "requirements.txt"
@@ -42,6 +45,8 @@ def expand(experiment):
     Returns      dict phase -> dict key -> fields of dvc.yaml; a key is <arm>-seed<S>[-round<r>][-shard<k> | -part<p>]
     """
     phases = ("shard", "train", "aggregate", "redistribute", "sample", "score", "quality", "similarity", "analyse")
+    folder = experiment["model"].get("pipeline")
+    network = {"network": TEXT_NETWORK, "folder": folder} if folder else NETWORK
     plan = {phase: {} for phase in phases}
     for arm, recipe in experiment["arms"].items():
         num_parts = params.section(experiment, "sample", arm)["parts"]
@@ -51,9 +56,9 @@ def expand(experiment):
             if "generator" in recipe:
                 made = {"section": "generator", **AUDIT, "model": audit.source(recipe["generator"])}
             else:
-                _expand_training(plan, recipe, this)
+                _expand_training(plan, recipe, this, network)
                 model = str(files.model_dir(run, recipe["rounds"]))
-                made = {"section": "method", "method": _method_of(recipe), "network": NETWORK, "model": model}
+                made = {"section": "method", "method": _method_of(recipe), **network, "model": model}
                 if "analyse" in experiment:
                     plan["analyse"][run] = this | {"method": made["method"], "model": model}
             for p in range(num_parts):
@@ -75,10 +80,11 @@ def expand(experiment):
     return {"data": {"source": source}, **plan, "report": report}
 
 
-def _expand_training(plan, recipe, this):
+def _expand_training(plan, recipe, this, network):
     """Adds all instances from the shards to the final model of one arm and seed."""
     num_shards, num_rounds, run = recipe["shard"]["num_shards"], recipe["rounds"], this["run"]
     plan["shard"][run] = dict(this)
+    first_model = f"{network['folder']}/unet" if network is not NETWORK else INITIAL_MODEL
     for r in range(1, num_rounds + 1):
         shards = str(files.current_shards_dir(recipe, run, r))
         for k in range(num_shards):
@@ -86,8 +92,9 @@ def _expand_training(plan, recipe, this):
                 "round": r,
                 "shard": k,
                 "method": _method_of(recipe),
+                **network,
                 "index": f"{shards}/shard{k}.npy",
-                "model": str(files.model_dir(run, r - 1)) if r > 1 else INITIAL_MODEL,
+                "model": str(files.model_dir(run, r - 1)) if r > 1 else first_model,
                 "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
             }
         plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
@@ -154,6 +161,13 @@ def check_source(experiment):
     weights of a measure are missing or others; says so on stderr where DVC will not notice changes of the images."""
     inception_weights.check(experiment)
     similarity.check(experiment)
+    if params.is_text(experiment):
+        folder = experiment["model"]["pipeline"]
+        if Path(folder).resolve().is_relative_to(files.ARTIFACTS.resolve()):
+            raise ValueError(
+                f"model.pipeline = {folder} lies in artifacts/, which is cleared of what no stage makes: move the model"
+            )
+        pipeline.check(folder)
     data = experiment["data"]
     root = data.get("root")
     if root and Path(root).resolve().is_relative_to(files.ARTIFACTS.resolve()):

@@ -484,6 +484,10 @@ def _copies(number):
     return "not counted" if number == 0 else "1 copy" if number == 1 else f"{number:,} copies"
 
 
+def _round_length(train):
+    return f"{tally(train['steps'])} steps" if "steps" in train else f"{tally(train['epochs'])} epochs"
+
+
 def _training(settings, metrics, figures):
     trained = {arm: recipe for arm, recipe in settings["arms"].items() if "generator" not in recipe}
     if not trained:
@@ -498,7 +502,7 @@ def _training(settings, metrics, figures):
                 "arm": arm,
                 "rounds": str(recipe["rounds"]),
                 "shards": str(recipe["shard"]["num_shards"]),
-                "epochs a round": str(recipe["train"]["epochs"]),
+                "a round": _round_length({**settings["train"], **recipe["train"]}),
                 "optimiser steps": tally(t["optimizer_steps"]),
                 "forward images": tally(t["forward_images"]),
                 "against baseline": f"{t['forward_images'] / base:.2f} ×",

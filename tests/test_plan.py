@@ -80,6 +80,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
     assert list(found["train"]) == [f"a-seed7-round{r}-shard{k}" for r in (1, 2, 3) for k in (0, 1)]
     assert found["train"]["a-seed7-round1-shard1"] == a | {
         "method": "stages/training/ddpm.py",
+        **plan.NETWORK,
         "round": 1,
         "shard": 1,
         "index": "artifacts/shards/a-seed7/round1/shard1.npy",
@@ -88,6 +89,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
     }
     assert found["train"]["a-seed7-round3-shard0"] == a | {
         "method": "stages/training/ddpm.py",
+        **plan.NETWORK,
         "round": 3,
         "shard": 0,
         "index": "artifacts/shards/a-seed7/round3/shard0.npy",
@@ -109,7 +111,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         | {
             "section": "method",
             "method": "stages/training/ddpm.py",
-            "network": "stages/network.py",
+            **plan.NETWORK,
             "part": p,
             "model": "artifacts/model/a-seed7/round3",
         }

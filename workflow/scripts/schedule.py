@@ -227,7 +227,12 @@ def work_of(to_run, experiment):
                 continue
             settings = params.section(experiment, phase, item["arm"])
             if phase == "train":
-                images = settings["epochs"] * num_train / experiment["arms"][item["arm"]]["shard"]["num_shards"]
+                shard_size = num_train / experiment["arms"][item["arm"]]["shard"]["num_shards"]
+                images = (
+                    settings["steps"] * settings["batch_size"]
+                    if "steps" in settings
+                    else settings["epochs"] * shard_size
+                )
             else:  # a forward pass is a third of a training pass
                 images = (
                     settings["num_images"] * settings["num_steps"] * len(settings["weights"]) / 3 / settings["parts"]

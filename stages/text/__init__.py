@@ -1,0 +1,34 @@
+"""The text-conditioned half: fine-tuning a Stable Diffusion model. What differs from the unconditional half, and nothing else."""
+
+from stages import files, training
+
+
+def build(job, image_shape):
+    """The training method of a job's arm, and the UNet of its Stable Diffusion model, uninitialised on the CPU.
+
+    image_shape   (C, H, W)
+    Returns       base.Model
+    Raises        ValueError: the folder is no such model, or does not take images of that shape
+    """
+    from stages.text import latents, model
+    from stages.training import base
+
+    folder = job.params["model"]["pipeline"]
+    frozen = model.Frozen(folder, job.device)
+    shape = frozen.latent_shape(image_shape)
+
+    def objective():
+        captions = files.load_json(files.DATA / "captions.json")["train"]
+        flip = {**job.params["train"], **job.recipe["train"]}["flip"]
+        return latents.build(frozen, captions, shape, flip)
+
+    return base.Model(
+        method=training.method(job.recipe["method"]),
+        network=model.unet(folder),
+        num_classes=None,
+        alpha_bars=frozen.alpha_bars,
+        first_weights=lambda seed: model.unet_weights(folder),
+        objective=objective,
+        inputs=model.files_of(folder, *model.PARTS),
+        frozen=frozen,
+    )
