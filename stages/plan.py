@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from stages import audit, cli, files, image_sets, inception_weights, params, processes, training
+from stages import audit, cli, files, image_sets, inception_weights, params, processes, similarity, training
 from stages.text import model as pipeline
 
 PLAN_FILE = Path("plan.yaml")
@@ -31,8 +31,11 @@ PINNED_DATA = "requirements.txt"
 ONE_OF_A_KIND = ("data", "report")  # phases of a single stage: their entry in the plan holds what it reads
 # The pinned torch-fidelity knows address and checksum of the Inception weights where they are to be fetched.
 FETCHED_WEIGHTS = "requirements.txt"
-# What the report depends on where the quality phase is left out: the code that says so.
+# What the report depends on where a phase is left out: the code that says so.
 NO_QUALITY = "stages/inception_weights.py"
+NO_SIMILARITY = "stages/similarity.py"
+# The features of the training images come after no other stage of their phase, but from weights that this looks at.
+NO_REFERENCE = "stages/weight_files.py"
 
 
 def expand(experiment):
@@ -41,9 +44,9 @@ def expand(experiment):
     experiment   params.yaml as a dict
     Returns      dict phase -> dict key -> fields of dvc.yaml; a key is <arm>-seed<S>[-round<r>][-shard<k> | -part<p>]
     """
+    phases = ("shard", "train", "aggregate", "redistribute", "sample", "score", "quality", "similarity", "analyse")
     folder = experiment["model"].get("pipeline")
     network = {"network": TEXT_NETWORK, "folder": folder} if folder else NETWORK
-    phases = ("shard", "train", "aggregate", "redistribute", "sample", "score", "quality", "analyse")
     plan = {phase: {} for phase in phases}
     for arm, recipe in experiment["arms"].items():
         num_parts = params.section(experiment, "sample", arm)["parts"]
@@ -65,10 +68,13 @@ def expand(experiment):
     source = PINNED_DATA if image_sets.SETS[data["name"]].pinned else data["root"]
     if inception_weights.wanted(experiment):
         plan["quality"] = _quality(experiment["quality"], plan["score"])
+    if similarity.wanted(experiment):
+        plan["similarity"] = _similarity(experiment["similarity"], plan["score"])
     # DVC wants a dependency to be there: where a phase is left out the report has a file of code in the place of its results.
     report = {
         "counts": "artifacts/counts" if plan["train"] else "stages/train.py",
         "quality": str(files.QUALITY) if plan["quality"] else NO_QUALITY,
+        "similarity": str(files.SIMILARITY) if plan["similarity"] else NO_SIMILARITY,
         "analysis": str(files.ANALYSIS) if plan["analyse"] else "stages/analyse.py",
     }
     return {"data": {"source": source}, **plan, "report": report}
@@ -103,7 +109,7 @@ def _expand_training(plan, recipe, this, network):
 def _quality(settings, runs):
     """The reference, which goes through the training images once, and a stage a run, which reads it."""
     reference = {
-        "run": files.QUALITY_REFERENCE,
+        "run": files.REFERENCE,
         "arguments": "--reference",
         "images": str(files.DATA),
         "network": settings.get("weights", FETCHED_WEIGHTS),
@@ -113,10 +119,37 @@ def _quality(settings, runs):
             "run": run,
             "arguments": f"--arm {item['arm']} --seed {item['seed']}",
             "images": str(files.samples_dir(run, 0).parent),
-            "network": str(files.quality_dir(files.QUALITY_REFERENCE)),
+            "network": str(files.quality_dir(files.REFERENCE)),
         }
         for run, item in runs.items()
     }
+
+
+def _similarity(settings, runs):
+    """As the quality phase: the reference, and a stage a run, which reads it."""
+    reference = {
+        "run": files.REFERENCE,
+        "arguments": "--reference",
+        "reads": settings["weights"],
+        "reference": NO_REFERENCE,
+    }
+    return {reference["run"]: reference} | {
+        run: {
+            "run": run,
+            "arguments": f"--arm {item['arm']} --seed {item['seed']}",
+            "reads": str(files.samples_dir(run, 0).parent),
+            "reference": str(files.similarity_dir(files.REFERENCE)),
+        }
+        for run, item in runs.items()
+    }
+
+
+def left_out(experiment):
+    """Which measures are left out for lack of weights: a sentence each. Nothing is said of similarity where nobody asked for it."""
+    told = [] if inception_weights.wanted(experiment) else [inception_weights.LEFT_OUT]
+    if "similarity" in experiment and not similarity.wanted(experiment):
+        told.append(similarity.LEFT_OUT)
+    return told
 
 
 def _method_of(recipe):
@@ -125,8 +158,9 @@ def _method_of(recipe):
 
 def check_source(experiment):
     """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe, or the
-    Inception weights are missing or others; says so on stderr where DVC will not notice changes of the images."""
+    weights of a measure are missing or others; says so on stderr where DVC will not notice changes of the images."""
     inception_weights.check(experiment)
+    similarity.check(experiment)
     if params.is_text(experiment):
         folder = experiment["model"]["pipeline"]
         if Path(folder).resolve().is_relative_to(files.ARTIFACTS.resolve()):
@@ -184,6 +218,7 @@ def output_folders(plan):
     outputs += [files.score_dir(item["run"]) for item in plan["score"].values()]
     outputs += [files.analysis_dir(item["run"]) for item in plan["analyse"].values()]
     outputs += [files.quality_dir(item["run"]) for item in plan["quality"].values()]
+    outputs += [files.similarity_dir(item["run"]) for item in plan["similarity"].values()]
     return outputs
 
 
@@ -291,8 +326,8 @@ def _rewrite_lock(names, parse, dump):
 def main(arguments):
     with cli.stage("plan", __doc__, arguments) as job:
         check_source(job.params)
-        if not inception_weights.wanted(job.params):
-            print(inception_weights.LEFT_OUT, file=sys.stderr)
+        for sentence in left_out(job.params):
+            print(sentence, file=sys.stderr)
         plan = expand(job.params)
         changes = refresh(plan)
         files.write_text(files.PLAN_OK, "params.yaml was found valid and plan.yaml up to date\n")

@@ -132,7 +132,8 @@ def test_without_redistribution_the_index_lists_of_round_1_hold_throughout():
 def test_one_shard_and_one_round():
     found = plan.expand(only({"rounds": 1, "shard": {"num_shards": 1}, "redistribute": MSR, "sample": {"parts": 1}}))
     assert {phase: len(keys) for phase, keys in found.items() if phase not in plan.ONE_OF_A_KIND} == {
-        "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1, "quality": 0, "analyse": 0,
+        "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1, "quality": 0,
+        "similarity": 0, "analyse": 0,
     }  # fmt: skip
 
 
