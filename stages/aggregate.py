@@ -1,4 +1,4 @@
-"""Averages the proxy models of a round into the model of the round (Eq. 9): weights, and EMA weights.
+"""Averages the proxy models of a round into the model of the round (Eq. 9): weights, and EMA weights where they are kept.
 
 reads     artifacts/train/<run>/round<r>/shard<k> of exactly the K shards of the plan
 writes    artifacts/model/<run>/round<r>/raw.safetensors, ema.safetensors
@@ -14,6 +14,8 @@ def main(arguments):
         with files.publish(files.model_dir(job.run, job.round)) as folder:
             for weights in ("raw", "ema"):
                 proxies = [files.train_dir(job.run, job.round, k) / f"{weights}.safetensors" for k in shards]
+                if weights == "ema" and not any(proxy.exists() for proxy in proxies):
+                    continue
                 files.save_arrays(folder / f"{weights}.safetensors", averaging.average(map(files.load_arrays, proxies)))
 
 

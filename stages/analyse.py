@@ -90,10 +90,10 @@ class Run:
         from stages.method import unet
 
         height, width, channels = self.train.shape[1:]
-        method, model, num_classes = network.build(self.job, (channels, height, width))
+        built = network.build(self.job, (channels, height, width))
         source = files.model_dir(self.job.run, self.job.recipe["rounds"]) / f"{self.weights}.safetensors"
-        unet.load(model, files.load_arrays(source), source)
-        return method, model.to(self.job.device).eval(), num_classes
+        unet.load(built.network, files.load_arrays(source), source)
+        return built.method, built.network.to(self.job.device).eval(), built.num_classes
 
     def labels(self, groups):
         """Classes of the images of groups, one after the other: [n] int64."""

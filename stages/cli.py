@@ -69,7 +69,11 @@ def _check_fields(job, chosen):
     arms = job.params["arms"]
     if "arm" in chosen and job.arm not in arms:
         raise ValueError(f"there is no arm {job.arm}, expected one of {', '.join(arms)} (params.yaml, arms)")
-    if "arm" in chosen and "generator" in arms[job.arm] and job.phase not in ("sample", "score", "quality"):
+    if (
+        "arm" in chosen
+        and "generator" in arms[job.arm]
+        and job.phase not in ("sample", "score", "quality", "similarity")
+    ):
         raise ValueError(f"arms.{job.arm} is a generator from elsewhere, which has no phase {job.phase} (params.yaml)")
     if "seed" in chosen and job.seed not in (seeds := params.seeds_of(job.params, job.arm)):
         raise ValueError(f"there is no seed {job.seed}, expected one of {seeds} (params.yaml, seeds)")

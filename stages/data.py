@@ -4,6 +4,7 @@ params    data
 reads     the folder data.root, or the package the images come with
 writes    artifacts/data/train.npy, heldout.npy: [N,H,W,C] uint8; *_labels.npy: [N] int64; keys.json: names of the images;
           classes.json: names of the classes in the order of the labels, [] where images have no classes
+          captions.json: captions of the images, a list of texts each, where the set has captions
           An image's index, its identity in all other files, is its position in train.npy.
 """
 
@@ -41,7 +42,7 @@ def main(arguments):
         heldout_part = images.pool
         if images.test is not None:
             heldout, heldout_part = np.arange(len(images.test.keys)), images.test
-        keys = {}
+        keys, captions = {}, {}
         with files.publish(files.DATA) as folder:
             folder.mkdir()
             for name, part, indices in (("train", images.pool, train), ("heldout", heldout_part, heldout)):
@@ -55,8 +56,12 @@ def main(arguments):
                         progress.update(i + 1, len(indices))
                 files.save_array(folder / f"{name}_labels.npy", part.labels[indices])
                 keys[name] = [part.keys[i] for i in indices]
+                if part.captions is not None:
+                    captions[name] = [part.captions[i] for i in indices]
             files.write_json(folder / "keys.json", keys)
             files.write_json(folder / "classes.json", images.classes)
+            if captions:
+                files.write_json(folder / "captions.json", captions)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ PLAN_OK = ARTIFACTS / "plan.ok"
 DATA = ARTIFACTS / "data"
 ANALYSIS = ARTIFACTS / "analysis"
 QUALITY = ARTIFACTS / "quality"
+SIMILARITY = ARTIFACTS / "similarity"
 
 
 def run_name(arm, seed):
@@ -69,11 +70,16 @@ def analysis_dir(run):
 
 
 def quality_dir(run):
-    """FID and its kin of a run: scores.json. Of QUALITY_REFERENCE: the network, and the features of the training images."""
+    """FID and its kin of a run: scores.json. Of REFERENCE: the network, and the features of the training images."""
     return QUALITY / run
 
 
-QUALITY_REFERENCE = "reference"  # no run is called so: their names end in a seed
+def similarity_dir(run):
+    """Copy-detection similarities of a run. Of REFERENCE: the network, and the features of the training images."""
+    return SIMILARITY / run
+
+
+REFERENCE = "reference"  # in the place of a run: no run is called so, as their names end in a seed
 
 
 REPORT = ARTIFACTS / "report"
@@ -218,6 +224,27 @@ def load_table(path, columns=None):
 
     _exists(path)
     return pd.read_parquet(path, columns=columns)
+
+
+def load_samples(run, num_parts, weights):
+    """All generated images of a run with one kind of weights: [M,H,W,C] uint8."""
+    return np.concatenate([load_array(samples_dir(run, part) / f"{weights}.npy") for part in range(num_parts)])
+
+
+def load_generations(run, num_parts):
+    """What each generated image of a run was asked for: a list of dicts with index, prompt_used, prompt_original, train_key and
+    seed, in the order of the images; None where the images have no prompts."""
+    lines = []
+    for part in range(num_parts):
+        path = samples_dir(run, part) / "generations.jsonl"
+        if part == 0 and not path.exists():
+            return None
+        _exists(path)
+        try:
+            lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from None
+    return lines
 
 
 def load_counts(recipe, run):

@@ -1,12 +1,11 @@
 """The weights of the Inception network: whether params.yaml names any, whether the file is the right one, what it holds."""
 
-import hashlib
 import pickle
 import sys
 import warnings
 from pathlib import Path
 
-from stages import files
+from stages import weight_files
 
 LEFT_OUT = (
     "the quality phase (FID, KID, precision, recall) is left out, as params.yaml names no Inception weights: add "
@@ -28,17 +27,11 @@ def check(experiment):
     settings = experiment.get("quality", {})
     if "weights" not in settings:
         return
-    path = Path(settings["weights"])
-    if path.resolve().is_relative_to(files.ARTIFACTS.resolve()):
-        raise ValueError(
-            f"quality.weights = {path} lies in artifacts/, which is cleared of what no stage makes: move the file"
-        )
-    if not path.is_file():
-        raise ValueError(
-            f"the file quality.weights = {path} does not exist: put the Inception weights there, mend quality.weights, or "
-            "set download: true in its place (params.yaml)"
-        )
-    _check_sum(path, settings)
+    weight_files.check(
+        "quality",
+        settings,
+        "put the Inception weights there, mend quality.weights, or set download: true in its place",
+    )
 
 
 def load(experiment):
@@ -55,7 +48,7 @@ def load(experiment):
         path = Path(settings["weights"])
     else:
         path = _fetched()
-        _check_sum(path, settings)
+        weight_files.check_sum("quality", path, settings)
     refused = f"{path} cannot be read as weights: expected a file of torch that holds tensors by name and nothing else"
     try:
         with warnings.catch_warnings():
@@ -70,18 +63,6 @@ def load(experiment):
         for name, value in state.items()
         if not name.endswith("num_batches_tracked")  # counters that only training reads
     }
-
-
-def _check_sum(path, settings):
-    expected = settings.get("sha256")
-    if expected is None:
-        return
-    with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != expected.lower():
-        raise ValueError(
-            f"{path} has the sha256 {found}, expected {expected}: put the right file there, or mend quality.sha256 (params.yaml)"
-        )
 
 
 def _fetched():

@@ -7,10 +7,11 @@ def build(job, image_shape):
     """The training method of a job's arm, and its uninitialised network on the CPU.
 
     image_shape   (C, H, W)
-    Returns       (training.base.Method, UNet2DModel, number of classes or None)
+    Returns       base.Model
     Raises        ValueError: a class-conditional model on images without classes; see unet.build
     """
-    from stages.method import unet
+    from stages.method import diffusion, initial_weights, unet
+    from stages.training import base
 
     method = training.method(job.recipe["method"])
     num_classes = None
@@ -22,4 +23,11 @@ def build(job, image_shape):
                 "put them into one sub-folder per class, or set it to false (params.yaml)"
             )
     channels = method.network_channels(image_shape[0])
-    return method, unet.build(job.params["model"], image_shape, channels, num_classes), num_classes
+    network = unet.build(job.params["model"], image_shape, channels, num_classes)
+    return base.Model(
+        method=method,
+        network=network,
+        num_classes=num_classes,
+        alpha_bars=diffusion.alpha_bars(**job.params["diffusion"]),
+        first_weights=lambda seed: initial_weights.initial_weights(network, seed),
+    )

@@ -10,6 +10,11 @@ import yaml
 from stages import audit, image_sets, training
 
 PARAMS_FILE = "params.yaml"
+# Keys that only a text-conditioned model knows.
+TEXT_KEYS = {
+    "train": ("caption", "caption_dropout"),
+    "sample": ("guidance", "images_per_prompt", "with_replacement"),
+}
 SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
 # A number for YAML 1.2 (DVC) but a text for YAML 1.1 (PyYAML, Snakemake): no dot, or no sign in the exponent.
 EXPONENT = re.compile(r"([-+]?)(?=\.?\d)(\d*)\.?(\d*)[eE]([-+]?)(\d+)")
@@ -138,6 +143,13 @@ def check_num_train(params, num_train, path=PARAMS_FILE):
             raise ValueError(
                 f"{path}: arms.{arm}.shard.num_shards is {num_shards}, more than the {num_train} training images"
             )
+        sample = section(params, "sample", arm)
+        num_prompts = -(-sample["num_images"] // sample.get("images_per_prompt", 1))
+        if is_text(params) and not sample.get("with_replacement") and num_prompts > num_train:
+            raise ValueError(
+                f"{path}: sample.num_images of {arm} asks for {num_prompts} captions, but there are {num_train} training images: "
+                "generate fewer images, or more for each caption (sample.images_per_prompt)"
+            )
         if num_train // num_shards < batch_size:
             raise ValueError(
                 f"{path}: arms.{arm}: {num_train} training images in {num_shards} shards leave a shard of "
@@ -207,6 +219,8 @@ def _sentence(error):
             )
         case "uniqueItems":
             return f"{key} is {_short(found)}, expected no value twice{meaning}"
+        case "maxProperties":
+            return f"{key} is {_short(found)}, expected {{}}{meaning}"
         case "minItems" | "minProperties" | "minLength":
             return f"{key} is empty, expected at least one entry{meaning}"
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
@@ -246,22 +260,23 @@ def _check_together(params):
     data, model, diffusion, score = params["data"], params["model"], params["diffusion"], params["score"]
     _check_finite(params, "")
     _check_data(data)
+    _check_kind(params)
     if "weights" in (quality := params.get("quality", {})) and quality.get("download"):
         raise ValueError(
             "quality.weights and quality.download: true both say where the weights come from: give one of them"
         )
-    for channels in model["block_channels"]:
+    for channels in model.get("block_channels", []):
         if channels % model["norm_groups"]:
             raise ValueError(
                 f"model.block_channels has {channels}, expected multiples of model.norm_groups = {model['norm_groups']}"
             )
-    for level in model["attention_levels"]:
+    for level in model.get("attention_levels", []):
         if level >= len(model["block_channels"]):
             raise ValueError(
                 f"model.attention_levels has {level}, expected less than the number of levels in model.block_channels, "
                 f"{len(model['block_channels'])}"
             )
-    if diffusion["beta_start"] > diffusion["beta_end"]:
+    if diffusion and diffusion["beta_start"] > diffusion["beta_end"]:
         raise ValueError(
             f"diffusion.beta_start is {diffusion['beta_start']}, expected at most diffusion.beta_end = {diffusion['beta_end']}"
         )
@@ -284,14 +299,18 @@ def _check_together(params):
         _check_generator(arm, params["arms"][arm])
     for arm, recipe in trained(params).items():
         sample = section(params, "sample", arm)
-        counting = [name for name, method in training.declared().items() if method["COUNTS_SKIPS"]]
+        kind = "text" if is_text(params) else "pixels"
+        counting = [
+            n for n, method in training.declared().items() if method["COUNTS_SKIPS"] and kind in method["MODELS"]
+        ]
         if recipe["redistribute"].get("select") == "memory" and recipe["method"]["name"] not in counting:
             raise ValueError(
                 f"arms.{arm}.redistribute.select is memory, which needs the skip counts of a method that skips "
                 f"({', '.join(counting)}), but arms.{arm}.method.name is {recipe['method']['name']}: use such a method, or "
                 "select: random"
             )
-        if 2 * sample["num_steps"] > diffusion["num_timesteps"]:
+        _check_length(arm, params)
+        if diffusion and 2 * sample["num_steps"] > diffusion["num_timesteps"]:
             raise ValueError(
                 f"sample.num_steps of {arm} is {sample['num_steps']}, expected at most half of diffusion.num_timesteps = "
                 f"{diffusion['num_timesteps']}: DDIM visits every n-th timestep, n at least 2"
@@ -302,10 +321,61 @@ def _check_together(params):
                 f"sample.parts of {arm} is {sample['parts']}, but its {sample['num_images']} images in batches of "
                 f"{sample['batch_size']} are {num_batches} batches: use at most {num_batches} parts"
             )
-    if (analyse := params.get("analyse")) and analyse["timestep_stride"] > diffusion["num_timesteps"]:
+    if (analyse := params.get("analyse")) and diffusion and analyse["timestep_stride"] > diffusion["num_timesteps"]:
         raise ValueError(
             f"analyse.timestep_stride is {analyse['timestep_stride']}, expected at most diffusion.num_timesteps = "
             f"{diffusion['num_timesteps']}"
+        )
+
+
+def is_text(params):
+    """Whether the model is a text-conditioned one."""
+    return "pipeline" in params.get("model", {})
+
+
+def _check_kind(params):
+    """What goes with a text-conditioned model, and what does not."""
+    data, text = params["data"], is_text(params)
+    kind = "text" if text else "pixels"
+    if text and not image_sets.SETS[data["name"]].captions:
+        known = [name for name, entry in image_sets.SETS.items() if entry.captions]
+        raise ValueError(
+            f"data.name is {data['name']}, whose images have no captions, but model.pipeline is trained with captions: use "
+            f"{', '.join(known)}"
+        )
+    if text and "analyse" in params:
+        raise ValueError(
+            "the section analyse looks into models that are trained from nothing, but model.pipeline is fine-tuned: remove it"
+        )
+    for where in ("train", "sample"):
+        for key in TEXT_KEYS[where]:
+            arms = [f"arms.{arm}" for arm in params["arms"] if key in params["arms"][arm].get(where, {})]
+            if not text and (places := [*([""] if key in params[where] else []), *(f"{arm}." for arm in arms)]):
+                raise ValueError(f"{places[0]}{where}.{key} has no effect without model.pipeline: remove it")
+    for arm, recipe in trained(params).items():
+        methods = training.declared()
+        if kind not in methods[recipe["method"]["name"]]["MODELS"]:
+            fitting = [name for name, method in methods.items() if kind in method["MODELS"]]
+            trains = "a model without captions" if text else "a model with captions, model.pipeline"
+            raise ValueError(
+                f"arms.{arm}.method.name is {recipe['method']['name']}, which trains {trains}: use one of {', '.join(fitting)}"
+            )
+        if text and "guidance" not in section(params, "sample", arm):
+            raise ValueError("the key sample.guidance is missing (scale of classifier-free guidance; 1: none)")
+        if not section(params, "train", arm)["ema_decay"] and "ema" in section(params, "sample", arm)["weights"]:
+            raise ValueError(
+                f"train.ema_decay of {arm} is 0, so no averaged weights are kept, but its sample.weights names ema: set it to [raw]"
+            )
+
+
+def _check_length(arm, params):
+    own = params["arms"][arm]["train"]
+    found = [key for key in ("epochs", "steps") if key in section(params, "train", arm)]
+    if not found:
+        raise ValueError(f"the key arms.{arm}.train.epochs is missing (or steps: how long a round is)")
+    if len(found) > 1:
+        raise ValueError(
+            f"both epochs and steps say how long a round of {arm} is: give one of them (arms.{arm}.train = {own})"
         )
 
 

@@ -12,24 +12,30 @@ from pathlib import Path
 
 import yaml
 
-from stages import audit, cli, files, image_sets, inception_weights, params, processes, training
+from stages import audit, cli, files, image_sets, inception_weights, params, processes, similarity, training
+from stages.text import model as pipeline
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
 # DVC wants a file for every dependency. Round 1 follows no round: its model and state come from the code that makes them.
 INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
-# What makes the images of a sample stage, beside a method: the code that builds its network, or that reads images from elsewhere.
-NETWORK = "stages/network.py"
-AUDIT = {"method": "stages/audit.py", "network": "stages/image_sets/folders.py"}
+# What builds the network of a stage, or reads images from elsewhere, beside a method; and the folder of a model that is fine-tuned,
+# or code in its place.
+NETWORK = {"network": "stages/network.py", "folder": "stages/training/__init__.py"}
+TEXT_NETWORK = "stages/text"
+AUDIT = {**NETWORK, "method": "stages/audit.py", "network": "stages/image_sets/folders.py"}
 # What says which images a set has where DVC need not watch a folder: the pinned packages, which hold the images or check them.
 # The folder of such a set may be missing, too, until a download makes it.
 PINNED_DATA = "requirements.txt"
 ONE_OF_A_KIND = ("data", "report")  # phases of a single stage: their entry in the plan holds what it reads
 # The pinned torch-fidelity knows address and checksum of the Inception weights where they are to be fetched.
 FETCHED_WEIGHTS = "requirements.txt"
-# What the report depends on where the quality phase is left out: the code that says so.
+# What the report depends on where a phase is left out: the code that says so.
 NO_QUALITY = "stages/inception_weights.py"
+NO_SIMILARITY = "stages/similarity.py"
+# The features of the training images come after no other stage of their phase, but from weights that this looks at.
+NO_REFERENCE = "stages/weight_files.py"
 
 
 def expand(experiment):
@@ -38,7 +44,9 @@ def expand(experiment):
     experiment   params.yaml as a dict
     Returns      dict phase -> dict key -> fields of dvc.yaml; a key is <arm>-seed<S>[-round<r>][-shard<k> | -part<p>]
     """
-    phases = ("shard", "train", "aggregate", "redistribute", "sample", "score", "quality", "analyse")
+    phases = ("shard", "train", "aggregate", "redistribute", "sample", "score", "quality", "similarity", "analyse")
+    folder = experiment["model"].get("pipeline")
+    network = {"network": TEXT_NETWORK, "folder": folder} if folder else NETWORK
     plan = {phase: {} for phase in phases}
     for arm, recipe in experiment["arms"].items():
         num_parts = params.section(experiment, "sample", arm)["parts"]
@@ -48,9 +56,9 @@ def expand(experiment):
             if "generator" in recipe:
                 made = {"section": "generator", **AUDIT, "model": audit.source(recipe["generator"])}
             else:
-                _expand_training(plan, recipe, this)
+                _expand_training(plan, recipe, this, network)
                 model = str(files.model_dir(run, recipe["rounds"]))
-                made = {"section": "method", "method": _method_of(recipe), "network": NETWORK, "model": model}
+                made = {"section": "method", "method": _method_of(recipe), **network, "model": model}
                 if "analyse" in experiment:
                     plan["analyse"][run] = this | {"method": made["method"], "model": model}
             for p in range(num_parts):
@@ -60,19 +68,23 @@ def expand(experiment):
     source = PINNED_DATA if image_sets.SETS[data["name"]].pinned else data["root"]
     if inception_weights.wanted(experiment):
         plan["quality"] = _quality(experiment["quality"], plan["score"])
+    if similarity.wanted(experiment):
+        plan["similarity"] = _similarity(experiment["similarity"], plan["score"])
     # DVC wants a dependency to be there: where a phase is left out the report has a file of code in the place of its results.
     report = {
         "counts": "artifacts/counts" if plan["train"] else "stages/train.py",
         "quality": str(files.QUALITY) if plan["quality"] else NO_QUALITY,
+        "similarity": str(files.SIMILARITY) if plan["similarity"] else NO_SIMILARITY,
         "analysis": str(files.ANALYSIS) if plan["analyse"] else "stages/analyse.py",
     }
     return {"data": {"source": source}, **plan, "report": report}
 
 
-def _expand_training(plan, recipe, this):
+def _expand_training(plan, recipe, this, network):
     """Adds all instances from the shards to the final model of one arm and seed."""
     num_shards, num_rounds, run = recipe["shard"]["num_shards"], recipe["rounds"], this["run"]
     plan["shard"][run] = dict(this)
+    first_model = f"{network['folder']}/unet" if network is not NETWORK else INITIAL_MODEL
     for r in range(1, num_rounds + 1):
         shards = str(files.current_shards_dir(recipe, run, r))
         for k in range(num_shards):
@@ -80,8 +92,9 @@ def _expand_training(plan, recipe, this):
                 "round": r,
                 "shard": k,
                 "method": _method_of(recipe),
+                **network,
                 "index": f"{shards}/shard{k}.npy",
-                "model": str(files.model_dir(run, r - 1)) if r > 1 else INITIAL_MODEL,
+                "model": str(files.model_dir(run, r - 1)) if r > 1 else first_model,
                 "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
             }
         plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
@@ -96,7 +109,7 @@ def _expand_training(plan, recipe, this):
 def _quality(settings, runs):
     """The reference, which goes through the training images once, and a stage a run, which reads it."""
     reference = {
-        "run": files.QUALITY_REFERENCE,
+        "run": files.REFERENCE,
         "arguments": "--reference",
         "images": str(files.DATA),
         "network": settings.get("weights", FETCHED_WEIGHTS),
@@ -106,10 +119,37 @@ def _quality(settings, runs):
             "run": run,
             "arguments": f"--arm {item['arm']} --seed {item['seed']}",
             "images": str(files.samples_dir(run, 0).parent),
-            "network": str(files.quality_dir(files.QUALITY_REFERENCE)),
+            "network": str(files.quality_dir(files.REFERENCE)),
         }
         for run, item in runs.items()
     }
+
+
+def _similarity(settings, runs):
+    """As the quality phase: the reference, and a stage a run, which reads it."""
+    reference = {
+        "run": files.REFERENCE,
+        "arguments": "--reference",
+        "reads": settings["weights"],
+        "reference": NO_REFERENCE,
+    }
+    return {reference["run"]: reference} | {
+        run: {
+            "run": run,
+            "arguments": f"--arm {item['arm']} --seed {item['seed']}",
+            "reads": str(files.samples_dir(run, 0).parent),
+            "reference": str(files.similarity_dir(files.REFERENCE)),
+        }
+        for run, item in runs.items()
+    }
+
+
+def left_out(experiment):
+    """Which measures are left out for lack of weights: a sentence each. Nothing is said of similarity where nobody asked for it."""
+    told = [] if inception_weights.wanted(experiment) else [inception_weights.LEFT_OUT]
+    if "similarity" in experiment and not similarity.wanted(experiment):
+        told.append(similarity.LEFT_OUT)
+    return told
 
 
 def _method_of(recipe):
@@ -118,8 +158,16 @@ def _method_of(recipe):
 
 def check_source(experiment):
     """Raises ValueError if the image folder is gone and no decoded copy of it is there either, or would not be safe, or the
-    Inception weights are missing or others; says so on stderr where DVC will not notice changes of the images."""
+    weights of a measure are missing or others; says so on stderr where DVC will not notice changes of the images."""
     inception_weights.check(experiment)
+    similarity.check(experiment)
+    if params.is_text(experiment):
+        folder = experiment["model"]["pipeline"]
+        if Path(folder).resolve().is_relative_to(files.ARTIFACTS.resolve()):
+            raise ValueError(
+                f"model.pipeline = {folder} lies in artifacts/, which is cleared of what no stage makes: move the model"
+            )
+        pipeline.check(folder)
     data = experiment["data"]
     root = data.get("root")
     if root and Path(root).resolve().is_relative_to(files.ARTIFACTS.resolve()):
@@ -170,6 +218,7 @@ def output_folders(plan):
     outputs += [files.score_dir(item["run"]) for item in plan["score"].values()]
     outputs += [files.analysis_dir(item["run"]) for item in plan["analyse"].values()]
     outputs += [files.quality_dir(item["run"]) for item in plan["quality"].values()]
+    outputs += [files.similarity_dir(item["run"]) for item in plan["similarity"].values()]
     return outputs
 
 
@@ -277,8 +326,8 @@ def _rewrite_lock(names, parse, dump):
 def main(arguments):
     with cli.stage("plan", __doc__, arguments) as job:
         check_source(job.params)
-        if not inception_weights.wanted(job.params):
-            print(inception_weights.LEFT_OUT, file=sys.stderr)
+        for sentence in left_out(job.params):
+            print(sentence, file=sys.stderr)
         plan = expand(job.params)
         changes = refresh(plan)
         files.write_text(files.PLAN_OK, "params.yaml was found valid and plan.yaml up to date\n")

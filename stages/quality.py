@@ -15,8 +15,6 @@ The reference is a stage of its own because its features are the same for every 
 850,000 images through the network instead of 50,000. It takes 0.5 GB a protocol at 50,000 images.
 """
 
-import numpy as np
-
 from stages import cli, device, files, inception_weights, params
 from stages.progress import Progress
 
@@ -24,7 +22,7 @@ from stages.progress import Progress
 def main(arguments):
     if arguments == ["--reference"]:
         with cli.stage("quality", __doc__, []) as job:
-            job.key = files.QUALITY_REFERENCE
+            job.key = files.REFERENCE
             reference(job)
     else:
         with cli.stage("quality", __doc__, arguments, "arm", "seed") as job:
@@ -40,7 +38,7 @@ def reference(job):
     weights = inception_weights.load(job.params)
     network = inception.build(weights, settings.get("weights", "the fetched file")).to(job.device)
     train = files.load_array(files.DATA / "train.npy", mmap=True)
-    with files.publish(files.quality_dir(files.QUALITY_REFERENCE)) as folder:
+    with files.publish(files.quality_dir(files.REFERENCE)) as folder:
         files.save_arrays(folder / "inception.safetensors", weights)
         for protocol in settings["protocols"]:
             features = _features(job, network, train, protocol, f"quality@{job.key} {protocol}")[0]
@@ -53,7 +51,7 @@ def measure(job):
     job.device = device.claim(job.params["compute"])
     from stages.method import inception, quality, randomness
 
-    folder = files.quality_dir(files.QUALITY_REFERENCE)
+    folder = files.quality_dir(files.REFERENCE)
     source = folder / "inception.safetensors"
     network = inception.build(files.load_arrays(source), source).to(job.device)
     sample_settings = params.section(job.params, "sample", job.arm)
@@ -64,8 +62,7 @@ def measure(job):
     for protocol in job.params["quality"]["protocols"]:
         train = files.load_arrays(folder / f"{protocol}.safetensors")
         for weights in sample_settings["weights"]:
-            parts = [files.samples_dir(job.run, part) for part in range(sample_settings["parts"])]
-            images = np.concatenate([files.load_array(part / f"{weights}.npy") for part in parts])
+            images = files.load_samples(job.run, sample_settings["parts"], weights)
             what = f"quality@{job.key} {weights} {protocol}"
             features, logits = _features(job, network, images, protocol, what)
             moments = train["mean"], train["cov"]

@@ -26,6 +26,7 @@ from stages import (
     report_leaks,
     report_page,
     report_quality,
+    report_similarity,
     report_tables,
     report_trade_off,
 )
@@ -134,6 +135,7 @@ def build(settings):
         report_trade_off.view(settings, metrics),
         report_tables.views(settings, metrics, int(results.num_train.iloc[0]), report_tables.read()),
         report_quality.section(settings, metrics, against_fid),
+        report_similarity.section(settings, metrics),
     )
     files.write_text(BODY, body)
 
@@ -154,7 +156,8 @@ def read(settings):
         for seed in params.seeds_of(settings, arm):
             run = files.run_name(arm, seed)
             scores = read_scores(files.score_dir(run), settings["score"]["thresholds"])
-            results.append(report_quality.with_columns(scores, settings, run).assign(arm=arm, seed=seed))
+            scores = report_similarity.with_columns(report_quality.with_columns(scores, settings, run), settings, run)
+            results.append(scores.assign(arm=arm, seed=seed))
             if "generator" in recipe:  # trained elsewhere
                 continue
             rounds = files.load_counts(recipe, run)
@@ -280,6 +283,7 @@ def summarise(settings, results, training):
             rows = of_arm[of_arm.weights == weights]
             entry[weights] = _mean_and_sd(rows.drop_duplicates("seed"), ["fd_pixels", "fd_pixels_heldout"])
             entry[weights] |= report_quality.summary(settings, rows.drop_duplicates("seed"), _mean_and_sd)
+            entry[weights] |= report_similarity.summary(settings, rows.drop_duplicates("seed"), _mean_and_sd, _rounded)
             for protocol in PROTOCOLS:
                 of_protocol = rows[rows.protocol == protocol]
                 entry[weights][protocol] = {

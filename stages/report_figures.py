@@ -235,6 +235,27 @@ def two_histograms(values, label, title):
         return _svg(figure, f"{label}, {title}")
 
 
+def similarity_histogram(similarity, arms, train):
+    """Fig. 6: density of the similarities of generated images to their nearest training image, an outline an arm, and behind them
+    that of the training images to each other.
+
+    similarity   dict arm -> [n] similarities
+    train        [N] similarities
+    """
+    edges = np.linspace(0, 1, 200)
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(similarity) + 1)
+        density = np.histogram(np.clip(train, 0, 1), edges, density=True)[0]
+        axes.stairs(density, edges, color=INK, alpha=0.25, fill=True, label="training images to each other")
+        for arm, values in similarity.items():
+            look = _look(arms.index(arm))
+            density = np.histogram(np.clip(values, 0, 1), edges, density=True)[0]
+            axes.stairs(density, edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.2, label=arm)
+        axes.set(xlabel="similarity to the nearest training image (1 = copy)", ylabel="density")
+        axes.set_ylim(bottom=0)
+        return _svg(figure, "Similarity to the nearest training image")
+
+
 def skip_rates(rates, arms, mark):
     """Fig. 9 normalised: share of the training images at or below a skip rate, one line an arm.
 

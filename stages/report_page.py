@@ -20,6 +20,7 @@ PHASES = [
     "sample",
     "score",
     "quality",
+    "similarity",
     "analyse",
     "report",
 ]
@@ -56,6 +57,7 @@ figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 0.9rem; }
 .gallery figcaption { font-size: 0.78rem; line-height: 1.35; overflow-wrap: anywhere; }
 .pair { display: flex; gap: 3px; }
+.grid img { width: 6rem; image-rendering: pixelated; background: var(--tint); display: block; }
 .pair img { width: calc(50% - 1.5px); image-rendering: pixelated; background: var(--tint); }
 pre { overflow-x: auto; padding: 0.8rem; background: var(--tint); font-size: 0.82rem; line-height: 1.4; }
 summary { cursor: pointer; }
@@ -81,7 +83,20 @@ def page(body, machines):
     )
 
 
-def body(settings, params_text, metrics, per_seed, figures, galleries, leaks, analyses, trade_off, published, quality):
+def body(
+    settings,
+    params_text,
+    metrics,
+    per_seed,
+    figures,
+    galleries,
+    leaks,
+    analyses,
+    trade_off,
+    published,
+    quality,
+    similarity,
+):
     """The part of the page that follows from the artifacts alone.
 
     metrics    as in metrics.json
@@ -93,13 +108,15 @@ def body(settings, params_text, metrics, per_seed, figures, galleries, leaks, an
     trade_off  View of report_trade_off
     published  list of Views of report_tables
     quality    HTML of the section that report_quality makes
+    similarity HTML of the section that report_similarity makes, "" where the phase is left out
     """
     params_block = f"<details><summary>params.yaml</summary>\n<pre>{escape(params_text)}</pre>\n</details>"
     return "\n".join(
         [
-            _top(settings, metrics, per_seed[0], published, analyses),
+            _top(settings, metrics, per_seed[0], published, analyses, similarity),
             _arms(settings, metrics),
             quality,
+            similarity,
             _seeds(settings, per_seed),
             _published(published),
             _curves(settings, figures),
@@ -276,13 +293,14 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _top(settings, metrics, row, published, analyses):
+def _top(settings, metrics, row, published, analyses, similarity):
     weights, protocol, threshold = _headline(settings)
     sentences = "".join(f"<p>{escape(s)}</p>" for s in headline(settings, metrics))
     seeds = len(settings["seeds"])
     held_out = f"{row['num_heldout']:,}" if row["num_heldout"] else "none"
     sizes = f"{row['num_train']:,} training images, {held_out} held out"
-    links = [("arms", "Arms"), ("quality", "Quality"), *([("published", "Published")] if published else [])]
+    links = [("arms", "Arms"), ("quality", "Quality"), *([("similarity", "Similarity")] if similarity else [])]
+    links += [("published", "Published")] if published else []
     links += [("curves", "Memorisation"), ("trade_off", "Trade-off"), ("gallery", "Leaks"), ("training", "Training")]
     links += [("analyses", "Analyses")] if analyses else []
     links += [("settings", "Settings"), ("machines", "Wall time")]
@@ -466,6 +484,10 @@ def _copies(number):
     return "not counted" if number == 0 else "1 copy" if number == 1 else f"{number:,} copies"
 
 
+def _round_length(train):
+    return f"{tally(train['steps'])} steps" if "steps" in train else f"{tally(train['epochs'])} epochs"
+
+
 def _training(settings, metrics, figures):
     trained = {arm: recipe for arm, recipe in settings["arms"].items() if "generator" not in recipe}
     if not trained:
@@ -480,7 +502,7 @@ def _training(settings, metrics, figures):
                 "arm": arm,
                 "rounds": str(recipe["rounds"]),
                 "shards": str(recipe["shard"]["num_shards"]),
-                "epochs a round": str(recipe["train"]["epochs"]),
+                "a round": _round_length({**settings["train"], **recipe["train"]}),
                 "optimiser steps": tally(t["optimizer_steps"]),
                 "forward images": tally(t["forward_images"]),
                 "against baseline": f"{t['forward_images'] / base:.2f} ×",

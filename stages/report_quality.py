@@ -8,7 +8,7 @@ from html import escape
 from stages import files, inception_weights
 from stages.report_page import DASH, html_table, number, with_sd
 
-PROTOCOLS = ("pytorch_fid", "torch_fidelity")
+PROTOCOLS = ("pytorch_fid", "torch_fidelity", "clean", "dcr")
 MEASURES = {
     "fid": "FID",
     "fid_50k": "FID of 50,000",
@@ -26,7 +26,8 @@ MEANINGS = {
     "little meaning for images of other things.",
     "precision": "Share of the generated images that lie among the training images; memorised ones do.",
     "recall": "Share of the training images that lie among the generated ones.",
-    "protocol": "How images reach the network: pytorch_fid as in the authors' code, torch_fidelity as in TensorFlow. Values of "
+    "protocol": "How images reach the network: pytorch_fid as in the authors' code of the unconditional half, dcr "
+    "as in that of the text-conditioned half, torch_fidelity as in TensorFlow, clean with a resize that filters. Values of "
     "two protocols cannot be compared. Precision and recall are of Inception features; other work uses other networks.",
 }
 

@@ -23,12 +23,14 @@ def controls(settings):
 
     def passes(arm):
         recipe = settings["arms"][arm]
-        return recipe.get("rounds", 0) * recipe.get("train", {}).get("epochs", 0)  # an audited generator has neither
+        train = recipe.get("train", {})  # an audited generator has none
+        return recipe.get("rounds", 0) * train.get("epochs", train.get("steps", 0))
 
     def rest(arm):
         recipe = settings["arms"][arm]
         train = settings.get("train", {}) | recipe.get("train", {})
-        return {**recipe, "rounds": None, "train": {key: value for key, value in train.items() if key != "epochs"}}
+        unit = "steps" if "steps" in train else "epochs"
+        return {**recipe, "rounds": unit, "train": {key: value for key, value in train.items() if key != unit}}
 
     shorter = [arm for arm in others if rest(arm) == rest(baseline) and passes(arm) < passes(baseline)]
     return sorted(shorter, key=passes)

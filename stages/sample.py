@@ -4,11 +4,13 @@ params    model, diffusion, compute, sample, arms.<arm>.sample, arms.<arm>.metho
 reads     artifacts/model/<run>/round<R>, artifacts/data for the shape of an image; or the images of a generator from elsewhere
 writes    artifacts/samples/<run>/part<p>/<weights>.npy: [M_p,H,W,C] uint8
           labels.npy: [M_p] int64, the classes asked for, where the model is class-conditional
+          generations.jsonl: a line an image, the prompts used and original and the training image they are of, where it has text
 Image i starts from noise keyed by (seed, i), and parts are whole batches: their number changes no image. (A batch that memory
 does not suffice for is generated in pieces, which may differ from the whole in the last bit.) A checkpoint in scratch/ lets a
 killed stage go on where it was; SIGTERM, a scheduler's warning, writes one and ends the stage.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -30,7 +32,7 @@ def main(arguments):
         batch_size = settings["batch_size"]
         first, last = sampling.part_of(settings["num_images"], batch_size, job.part, settings["parts"])
         shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
-        source = _Pipeline(job, settings, shape) if "generator" in job.recipe else _Model(job, settings, shape)
+        source = _source_of(job)(job, settings, shape)
 
         saved = checkpoint.Checkpoint(
             job, [settings, job.recipe, *(job.params[s] for s in ("model", "diffusion", "compute"))], source.inputs
@@ -66,20 +68,31 @@ def main(arguments):
                 files.save_array(folder / f"{weights}.npy", array)
             if (labels := source.labels(first, last)) is not None:
                 files.save_array(folder / "labels.npy", labels)
+            if records := source.records(first, last):
+                lines = [json.dumps(record, ensure_ascii=False) for record in records]
+                files.write_text(folder / "generations.jsonl", "\n".join(lines) + "\n")
         saved.remove()
+
+
+def _source_of(job):
+    if "generator" in job.recipe:
+        return _Pipeline
+    if params.is_text(job.params):
+        from stages.text import generation
+
+        return generation.Source
+    return _Model
 
 
 class _Model:
     """The final model of an arm as a source of images."""
 
     def __init__(self, job, settings, shape):
-        from stages.method import diffusion
-
         height, width, channels = shape
         self.job, self.settings, self.shape = job, settings, (channels, height, width)
-        self.alpha_bars = diffusion.alpha_bars(**job.params["diffusion"])
-        self.method, self.network, self.num_classes = network.build(job, self.shape)
-        self.network.to(job.device).eval()
+        built = network.build(job, self.shape)
+        self.method, self.num_classes, self.alpha_bars = built.method, built.num_classes, built.alpha_bars
+        self.network = built.network.to(job.device).eval()
         self.folder = files.model_dir(job.run, job.recipe["rounds"])
         self.inputs = [self.folder / f"{weights}.safetensors" for weights in settings["weights"]]
 
@@ -95,6 +108,10 @@ class _Model:
 
         return sampling.class_labels(first, last, self.num_classes, self.job.seed) if self.num_classes else None
 
+    def records(self, first, last):
+        """What each image was asked for, as dicts; none where that is nothing."""
+        return []
+
     def generate(self, start, stop):
         """Images start..stop-1 with the weights loaded last: [stop - start,H,W,C] uint8."""
         import torch
@@ -105,7 +122,7 @@ class _Model:
         x_T = sampling.starting_noise(start, stop, self.shape, job.seed).to(job.device)
         labels = self.labels(start, stop)
         asked = None if labels is None else torch.from_numpy(labels).to(job.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             x = self.method.sample(
                 self.network, x_T, range(start, stop), job.seed, asked, self.alpha_bars, self.settings
             )
@@ -127,6 +144,9 @@ class _Pipeline:
 
     def labels(self, first, last):
         return None
+
+    def records(self, first, last):
+        return []
 
     def generate(self, start, stop):
         return audit.generated(self.pipeline, self.shape, start, stop, self.job.seed, self.settings["num_steps"])

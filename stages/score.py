@@ -28,12 +28,7 @@ def main(arguments):
         rows, curves, gallery = [], [], None
         scores = {"num_train": len(references.train), "num_heldout": len(references.heldout)}
         for weights in sample_settings["weights"]:
-            samples = np.concatenate(
-                [
-                    files.load_array(files.samples_dir(job.run, part) / f"{weights}.npy")
-                    for part in range(sample_settings["parts"])
-                ]
-            )
+            samples = files.load_samples(job.run, sample_settings["parts"], weights)
             scores["num_images"] = len(samples)
             found = references.search(samples, f"score@{job.key} {weights}")
             rows.append(_image_rows(weights, found, references.keys))

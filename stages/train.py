@@ -1,17 +1,19 @@
 """Trains the proxy model of one shard for one round (IET), by the method of its arm.
 
-params    model, diffusion, compute, train, arms.<arm>.train, arms.<arm>.method
+params    model, diffusion, compute, train, arms.<arm>.train, arms.<arm>.method; model.pipeline is a folder that is read too
 reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state of the round before
-writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model
+writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model (no EMA with ema_decay 0)
               state.safetensors: Adam's moments, what the method carries (AGC: the memory bank) and the step, for the next round of this shard
           artifacts/counts/<run>/round<r>/shard<k>.safetensors: skips, visits and losses of this round
 A checkpoint in scratch/ lets a killed stage go on where it was, to the same result; SIGTERM, a scheduler's warning, writes one
 at once and ends the stage.
 """
 
+import sys
+
 import numpy as np
 
-from stages import checkpoint, cli, device, files, network, params
+from stages import checkpoint, cli, device, files, network, params, text
 from stages.progress import Progress
 
 
@@ -20,7 +22,6 @@ def main(arguments):
         job.device = device.claim(job.params["compute"])
         import torch
 
-        from stages.method import diffusion
         from stages.training import loop
 
         settings = params.section(job.params, "train", job.arm) | {"precision": job.params["compute"]["precision"]}
@@ -29,22 +30,23 @@ def main(arguments):
         images = loop.Images(
             torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(job.device), torch.from_numpy(index)
         )
-        schedule = job.params["diffusion"]
-        alpha_bar = diffusion.alpha_bars(**schedule).float().to(job.device)
-
-        method, unet, num_classes = network.build(job, tuple(images.pixels.shape[1:]))
-        if num_classes:
+        kind = text if params.is_text(job.params) else network
+        model = kind.build(job, tuple(images.pixels.shape[1:]))
+        method, unet, alpha_bar = model.method, model.network, model.alpha_bars.float().to(job.device)
+        images.objective = model.objective()
+        if model.num_classes:
             labels = files.load_array(files.DATA / "train_labels.npy")[index]
             images.labels = torch.from_numpy(labels).to(job.device)
         names = [name for name, _ in unet.named_parameters()]
-        state = _start(job, unet, names, method.initial_state(schedule["num_timesteps"], job.device))
+        state = _start(job, model, names, method.initial_state(len(alpha_bar), job.device), settings["ema_decay"])
         first_step = state.step
-        record = loop.Record.empty(len(index), settings["epochs"], job.device)
+        num_epochs = loop.num_epochs(len(index), settings)
+        record = loop.Record.empty(len(index), num_epochs, job.device)
 
         saved = checkpoint.Checkpoint(
             job,
             [settings, job.recipe["method"], *(job.params[s] for s in ("data", "model", "diffusion", "compute"))],
-            _inputs(job),
+            _inputs(job) + model.inputs,
         )
         _take_up(saved.saved(), unet, names, state, record)
         progress = Progress(f"train@{job.key}", "steps")
@@ -56,7 +58,7 @@ def main(arguments):
 
         try:
             loop.train_round(
-                unet, state, record, images, method, settings, alpha_bar, job.seed, job.shard, settings["epochs"], first_step,
+                unet, state, record, images, method, settings, alpha_bar, job.seed, job.shard, num_epochs, first_step,
                 after_step,
             )  # fmt: skip
         except FloatingPointError as error:
@@ -73,7 +75,9 @@ def main(arguments):
                 "nothing was written"
             ) from None
         spent = method.spent(len(index), settings["batch_size"], state.step)
-        _write(job, unet, names, state, record, index, state.step - first_step, spent)
+        if remark := method.remark(float(record.epoch_skipped.sum() / record.epoch_visited.sum().clamp(min=1))):
+            print(f"arm {job.arm}, round {job.round}, shard {job.shard}: {remark}", file=sys.stderr)
+        _write(job, method, unet, names, state, record, index, state.step - first_step, spent)
         saved.remove()
 
 
@@ -85,28 +89,30 @@ def _inputs(job):
         files.current_shards_dir(job.recipe, job.run, job.round) / f"shard{job.shard}.npy",
     ]
     if job.round > 1:
-        found += [files.model_dir(job.run, job.round - 1) / f"{weights}.safetensors" for weights in ("raw", "ema")]
+        found += sorted(files.model_dir(job.run, job.round - 1).glob("*.safetensors"))
         found.append(files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors")
     return found
 
 
-def _start(job, network, names, carried):
+def _start(job, built, names, carried, ema_decay):
     """Loads the averaged model and this shard's state of the round before; the initial ones in round 1.
 
     carried   what the method begins with: dict name -> tensor
     """
     import torch
 
-    from stages.method import initial_weights, shard_state, unet
+    from stages.method import shard_state, unet
 
+    network = built.network
     if job.round == 1:
-        unet.load(network, initial_weights.initial_weights(network, job.seed), "the initialisation")
+        unet.load(network, built.first_weights(job.seed), "the initialisation")
         network.to(job.device)
-        return shard_state.fresh_state(list(network.parameters()), carried)
+        return shard_state.fresh_state(list(network.parameters()), carried, bool(ema_decay))
 
-    model = files.model_dir(job.run, job.round - 1)
-    ema = files.load_arrays(model / "ema.safetensors")
-    unet.load(network, ema, model / "ema.safetensors")  # checks names and shapes of the EMA too
+    model, ema = files.model_dir(job.run, job.round - 1), {}
+    if ema_decay:
+        ema = files.load_arrays(model / "ema.safetensors")
+        unet.load(network, ema, model / "ema.safetensors")  # checks names and shapes of the EMA too
     unet.load(network, files.load_arrays(model / "raw.safetensors"), model / "raw.safetensors")
     network.to(job.device)
     state_file = files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors"
@@ -121,7 +127,7 @@ def _start(job, network, names, carried):
                 "set model, diffusion and method in params.yaml back, or rerun the phase that wrote it"
             )
     return shard_state.ShardState(
-        ema=[torch.from_numpy(ema[n]).to(job.device) for n in names],
+        ema=[torch.from_numpy(ema[n]).to(job.device) for n in names if ema],
         exp_avg=[saved[f"exp_avg.{n}"] for n in names],
         exp_avg_sq=[saved[f"exp_avg_sq.{n}"] for n in names],
         carried={name: saved[f"carried.{name}"] for name in carried},
@@ -149,22 +155,23 @@ def _raw(network):
 
 
 def _ema(names, state):
-    return {n: value.cpu().numpy() for n, value in zip(names, state.ema, strict=True)}
+    return {n: value.cpu().numpy() for n, value in zip(names, state.ema, strict=True)} if state.ema else {}
 
 
-def _write(job, network, names, state, record, index, num_steps, spent):
+def _write(job, method, network, names, state, record, index, num_steps, spent):
     from stages.training import loop
 
     counts = loop.as_arrays(record, index) | {
         **{f"carried.{name}": value.cpu().numpy() for name, value in state.carried.items()},
         **{f"spent.{name}": np.array([value], np.float64) for name, value in spent.items()},
-        "forward_images": np.array([loop.forward_images(record)], np.int64),
+        "forward_images": np.array([loop.forward_images(record, method.passes)], np.int64),
         "optimizer_steps": np.array([num_steps], np.int64),
     }
     files.save_arrays(files.counts_file(job.run, job.round, job.shard), counts)
     with files.publish(files.train_dir(job.run, job.round, job.shard)) as folder:
         files.save_arrays(folder / "raw.safetensors", _raw(network))
-        files.save_arrays(folder / "ema.safetensors", _ema(names, state))
+        if state.ema:
+            files.save_arrays(folder / "ema.safetensors", _ema(names, state))
         files.save_arrays(folder / "state.safetensors", _moments(names, state))
 
 
@@ -186,7 +193,8 @@ def _take_up(arrays, network, names, state, record):
     with torch.no_grad():
         for i, (name, parameter) in enumerate(zip(names, network.parameters(), strict=True)):
             parameter.copy_(saved[f"raw.{name}"])
-            state.ema[i].copy_(saved[f"ema.{name}"])
+            if state.ema:
+                state.ema[i].copy_(saved[f"ema.{name}"])
             state.exp_avg[i].copy_(saved[f"exp_avg.{name}"])
             state.exp_avg_sq[i].copy_(saved[f"exp_avg_sq.{name}"])
     for name, value in state.carried.items():

@@ -80,6 +80,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
     assert list(found["train"]) == [f"a-seed7-round{r}-shard{k}" for r in (1, 2, 3) for k in (0, 1)]
     assert found["train"]["a-seed7-round1-shard1"] == a | {
         "method": "stages/training/ddpm.py",
+        **plan.NETWORK,
         "round": 1,
         "shard": 1,
         "index": "artifacts/shards/a-seed7/round1/shard1.npy",
@@ -88,6 +89,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
     }
     assert found["train"]["a-seed7-round3-shard0"] == a | {
         "method": "stages/training/ddpm.py",
+        **plan.NETWORK,
         "round": 3,
         "shard": 0,
         "index": "artifacts/shards/a-seed7/round3/shard0.npy",
@@ -109,7 +111,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         | {
             "section": "method",
             "method": "stages/training/ddpm.py",
-            "network": "stages/network.py",
+            **plan.NETWORK,
             "part": p,
             "model": "artifacts/model/a-seed7/round3",
         }
@@ -130,7 +132,8 @@ def test_without_redistribution_the_index_lists_of_round_1_hold_throughout():
 def test_one_shard_and_one_round():
     found = plan.expand(only({"rounds": 1, "shard": {"num_shards": 1}, "redistribute": MSR, "sample": {"parts": 1}}))
     assert {phase: len(keys) for phase, keys in found.items() if phase not in plan.ONE_OF_A_KIND} == {
-        "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1, "quality": 0, "analyse": 0,
+        "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1, "quality": 0,
+        "similarity": 0, "analyse": 0,
     }  # fmt: skip
 
 

@@ -118,6 +118,60 @@ def test_pytorch_fid_input_by_its_formula():
     check_input(inception.pytorch_fid_input)
 
 
+def pillow_weights(old, new, kernel, support):
+    """Pillow's resize along one axis: [new, old] weights of a kernel, stretched where it shrinks, renormalised at the edges."""
+    scale = max(old / new, 1)
+    centres = (np.arange(new) + 0.5) * old / new
+    weights = kernel((np.arange(old) + 0.5 - centres[:, None]) / scale)
+    weights[np.abs(np.arange(old) + 0.5 - centres[:, None]) / scale >= support] = 0
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def cubic(x):
+    """Keys' kernel with a = -1/2."""
+    x = np.abs(x)
+    return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+
+
+def triangle(x):
+    return np.maximum(1 - np.abs(x), 0)
+
+
+@pytest.mark.parametrize("side", [5, 320])  # enlarged and shrunk; as wide as it is high plus 3
+def test_clean_input_by_its_formula(side):
+    colour = images(2, 2, side=side, channels=3)
+    found = inception.clean_input(torch.from_numpy(colour).permute(0, 3, 1, 2)).numpy()
+    for picture, image in zip(found, colour, strict=True):
+        weights = [pillow_weights(old, 299, cubic, 2) for old in image.shape[:2]]
+        expected = np.einsum("yh,hwc,xw->cyx", weights[0], image.astype(float), weights[1], optimize=True)
+        np.testing.assert_allclose(picture, (expected.clip(0, 255) - 128) / 128, atol=1e-4)
+        not_filtered = [pillow_weights(old, 299, triangle, 1) for old in image.shape[:2]]
+        other = np.einsum("yh,hwc,xw->cyx", not_filtered[0], image.astype(float), not_filtered[1], optimize=True)
+        assert np.abs(picture - (other - 128) / 128).max() > 0.1
+    assert found.min() >= -1 and found.max() <= 127 / 128
+
+
+@pytest.mark.parametrize("side", [5, 320])
+def test_dcr_input_by_its_formula(side):
+    """The short side comes to 299, the middle of the long one is cut out, and pixels lie in [-3, 1]."""
+    colour = images(3, 2, side=side, channels=3)
+    colour[0, :2], colour[1, :2] = 0, 255
+    found = inception.dcr_input(torch.from_numpy(colour).permute(0, 3, 1, 2)).numpy()
+    width = int(299 * (side + 3) / side)
+    left = round((width - 299) / 2)
+    for picture, image in zip(found, colour, strict=True):
+        weights = [
+            pillow_weights(old, new, triangle, 1) for old, new in zip(image.shape[:2], (299, width), strict=True)
+        ]
+        expected = np.einsum("yh,hwc,xw->cyx", weights[0], image.astype(float), weights[1], optimize=True)[
+            :, :, left : left + 299
+        ]
+        np.testing.assert_allclose(
+            picture, 2 * (2 * expected / 255 - 1) - 1, atol=1.1 * 4 / 255
+        )  # in whole grey levels
+    assert (found.min(), found.max()) == (-3, 1)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -132,6 +186,16 @@ def test_pytorch_fid_input_by_its_formula():
 def test_the_check_tells_other_inputs_from_it(wrong):
     with pytest.raises(AssertionError):
         check_input(wrong)
+
+
+@pytest.mark.parametrize("protocol", ["clean", "dcr"])
+def test_the_other_protocols_feed_the_same_layers(network, protocol):
+    colour = images(5, 2, channels=3)
+    features, _ = inception.features(network, colour, protocol, 2)
+    given = inception.INPUTS[protocol](torch.from_numpy(colour).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        assert np.array_equal(features, inception._layers(network, given)[0].numpy())
+    assert np.abs(features - inception.features(network, colour, "pytorch_fid", 2)[0]).max() > 1e-3
 
 
 def test_grey_is_colour_with_three_equal_channels_and_batches_change_nothing(network):

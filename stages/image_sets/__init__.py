@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stages.image_sets import folders, official, packaged
+from stages.image_sets import captions, folders, official, packaged
 from stages.image_sets.parts import ImageSet, NotThereError
 
 
@@ -22,6 +22,7 @@ class Entry:
     pinned     the pinned packages alone say what its images are, as they hold them or check their files: DVC need not
                watch data.root
     download   data.download: true fetches it
+    captions   its images have captions, which a text-conditioned model is trained with
     """
 
     load: Callable
@@ -30,6 +31,7 @@ class Entry:
     takes: tuple = ("num_train",)
     pinned: bool = False
     download: bool = False
+    captions: bool = False
 
 
 SETS = {
@@ -62,6 +64,12 @@ SETS = {
     ),
     "image_folder": Entry(
         folders.image_folder, "put your images under data.root", takes=("size", "num_train", "heldout_share")
+    ),
+    "captioned_folder": Entry(
+        captions.captioned_folder,
+        "put your images under data.root, with captions.json, metadata.jsonl or a .txt beside each (README, Stable Diffusion)",
+        takes=("size", "captions", "num_train", "heldout_share"),
+        captions=True,
     ),
 }
 

@@ -20,12 +20,14 @@ AFHQ_DOG = {"train": 4739, "val": 500}
 AFHQ_PX, AFHQ_TO_PX = 512, 64
 
 
-def image_folder(data):
+def image_folder(data, mode=None):
     """A folder of images: sub-folders are classes where there are any, an image's name is its path inside the folder.
 
     EXIF orientation is honoured, transparency dropped, 16-bit grey reduced to 8 bits. All grey images make a set of one
     channel, any colour image makes it three. With data.size the shorter side is resized to it (bilinear) and the middle cut
     out; without it all images must have one size.
+
+    mode   "RGB" brings grey images to three channels too
     """
     root = Path(data["root"])
     paths = _images_under(root)
@@ -52,8 +54,8 @@ def image_folder(data):
             )
         progress.update(i + 1, len(paths))
     width, height = first[1]
-    pool = _part(keys, labels, paths, "L" if grey else "RGB", size)
-    return ImageSet((height, width, 1 if grey else 3), classes, pool)
+    mode = mode or ("L" if grey else "RGB")
+    return ImageSet((height, width, 1 if mode == "L" else 3), classes, _part(keys, labels, paths, mode, size))
 
 
 def afhq_dog(data):

@@ -11,11 +11,13 @@ class NotThereError(ValueError):
 
 @dataclass
 class Part:
-    """keys [N] names of the images; labels [N] int64, 0 to C-1; images: function (indices) -> iterator of [H,W,C] uint8"""
+    """keys [N] names of the images; labels [N] int64, 0 to C-1; images: function (indices) -> iterator of [H,W,C] uint8;
+    captions [N]: a list of at least one text for each image, None for a set without captions"""
 
     keys: list[str]
     labels: np.ndarray
     images: object
+    captions: list[list[str]] | None = None
 
 
 @dataclass

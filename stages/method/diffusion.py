@@ -31,14 +31,18 @@ def noised(x_0, t, eps, alpha_bar):
     return signal.sqrt() * x_0 + (1 - signal).sqrt() * eps
 
 
-def predicted(model, x, t, precision="fp32", labels=None):
+def predicted(model, x, t, precision="fp32", labels=None, condition=None):
     """What the network says of x at t, in float32 whatever it computes in.
 
-    model      (x [B,C,H,W], t [B]) -> object with .sample; with labels also class_labels
+    model      (x [B,C,H,W], t [B]) -> object with .sample; with labels also class_labels, with a condition
+               encoder_hidden_states
     precision  fp32, or bf16 for the arithmetic of the network
     labels     [B] int64 class of each image, None for an unconditional network
+    condition  [B,L,D] embeddings of a text for each image, None for a network without text
     """
     conditions = {} if labels is None else {"class_labels": labels}
+    if condition is not None:
+        conditions["encoder_hidden_states"] = condition
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return model(x, t, **conditions).sample.float()
 

@@ -32,6 +32,14 @@ PURPOSES = {
     "skip_ties": 21,  # equal skip counts in Fig. 8:    (seed)
     "move_pairs": 22,  # who is compared with whom:     (seed)
     "quality": 23,  # subsets of KID, splits of the Inception score: (seed)
+    "similarity": 40,  # bootstrap of the similarities: (seed)
+    "prompt_words": 41,  # words put into a prompt:     (seed, image index)
+    "embedding_noise": 42,  # noise on the embeddings of a prompt: (seed, image index)
+    "posterior": 50,  # samples of the VAE's posterior in a step: (seed, shard, step)
+    "caption": 51,  # which caption of an image, and whether any: (seed, shard, step)
+    "caption_noise": 52,  # words put into the captions of a step: (seed, shard, step)
+    "text_noise": 53,  # noise on the embeddings of a step: (seed, shard, step)
+    "prompts": 54,  # the captions that images are generated for: (seed)
 }
 
 

@@ -37,8 +37,8 @@ def class_labels(first, last, num_classes, seed):
 
 
 @torch.inference_mode()
-def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32", labels=None):
-    """Deterministic DDIM (eta = 0) with the predicted image clamped to [-1, 1].
+def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32", labels=None, clip=True):
+    """Deterministic DDIM (eta = 0) with the predicted image clamped to [-1, 1], unless told otherwise.
 
     paper   ends at alpha_bar_0 as the authors' code does: the last step goes from t = 1 to t = 0 and leaves noise of
             standard deviation 0.01
@@ -48,6 +48,7 @@ def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32", labels=Non
     x            [B,C,H,W] float32: x_T, standard normal
     alpha_bars   [T] float64
     labels       [B] int64 class of each image, None for an unconditional network
+    clip         clamp the predicted image, which a latent must not be
     Returns      [B,C,H,W] float32
     """
     steps = timesteps(len(alpha_bars), num_steps)
@@ -57,7 +58,8 @@ def ddim(model, x, alpha_bars, num_steps, protocol, precision="fp32", labels=Non
         signal = float(alpha_bars[t])
         signal_next = float(alpha_bars[t - stride]) if t >= stride else end
         eps = diffusion.predicted(model, x, torch.full((len(x),), t, device=x.device), precision, labels)
-        x_0 = ((x - (1 - signal) ** 0.5 * eps) / signal**0.5).clamp(-1, 1)
+        x_0 = (x - (1 - signal) ** 0.5 * eps) / signal**0.5
+        x_0 = x_0.clamp(-1, 1) if clip else x_0
         x = signal_next**0.5 * x_0 + (1 - signal_next) ** 0.5 * eps
     return x
 

@@ -5,6 +5,7 @@ know of it. A module says in plain data, which is read without importing it, wha
 
     SETTINGS      JSON schema of its keys beside `name`: {"required": [...], "properties": {...}}
     COUNTS_SKIPS  True if it skips samples and counts that, which MSR moves images by; may be left out
+    MODELS        kinds of model that it can train: "pixels" (from nothing) and "text" (model.pipeline); pixels alone if left out
 """
 
 import ast
@@ -25,8 +26,8 @@ def source_of(name):
 def declared():
     """What every method says of itself, read from its source: importing all of them would take seconds.
 
-    Returns   dict name -> dict with SETTINGS and COUNTS_SKIPS
-    Raises    ValueError: SETTINGS or COUNTS_SKIPS is no plain data
+    Returns   dict name -> dict with SETTINGS, COUNTS_SKIPS and MODELS
+    Raises    ValueError: one of them is no plain data
     """
     found = {}
     for path in sorted([*FOLDER.glob("[!_]*.py"), *FOLDER.glob("*/__init__.py")]):
@@ -35,7 +36,7 @@ def declared():
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
                 continue
-            if (key := statement.targets[0].id) in ("SETTINGS", "COUNTS_SKIPS"):
+            if (key := statement.targets[0].id) in ("SETTINGS", "COUNTS_SKIPS", "MODELS"):
                 try:
                     data[key] = ast.literal_eval(statement.value)
                 except ValueError:
@@ -43,7 +44,7 @@ def declared():
                         f"{key} in {source_of(name)} is computed, expected plain data: texts, numbers, lists and dicts"
                     ) from None
         if "SETTINGS" in data:
-            found[name] = {"COUNTS_SKIPS": False, **data}
+            found[name] = {"COUNTS_SKIPS": False, "MODELS": ["pixels"], **data}
     return found
 
 

@@ -87,7 +87,7 @@ class Method(base.Method):
 
     def losses(self, step):
         """weight(sigma) * |A (D - x)|^2, mean over C, H and W: weight (sigma^2 + s^2) / (sigma s)^2 with s = SIGMA_DATA."""
-        x, device = self.images(step), step.x.device
+        x, device = diffusion.normalise(step.x), step.x.device
         generator = randomness.torch_generator(device, "sigma", *step.key)
         sigma = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(len(x), generator=generator, device=device)).exp()
         outer, inner = masks(step.ids, x.shape[2:], step.key[0], self.settings["p"], self.settings["delta"])

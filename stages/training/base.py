@@ -3,11 +3,37 @@
 B batch, C H W image, n images of the shard, T timesteps, N images of the training set.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
-from stages.method import diffusion, randomness, sampling
+from stages.method import randomness, sampling
+from stages.training.objective import Pixels
+
+
+@dataclass
+class Model:
+    """A method and a network that it can train, whatever its kind.
+
+    method          training.base.Method
+    network         uninitialised, on the CPU: (x, t [B]) -> prediction in .sample
+    num_classes     of a class-conditional network, else None
+    alpha_bars      [T] float64
+    first_weights   function: seed -> dict name -> float32 array, the weights of round 0
+    objective       function () -> what the network learns of the training images
+    inputs          files that all this depends on beside the settings
+    frozen          what only a text-conditioned model has: text.model.Frozen
+    """
+
+    method: object
+    network: torch.nn.Module
+    num_classes: int | None
+    alpha_bars: torch.Tensor
+    first_weights: Callable
+    objective: Callable = Pixels
+    inputs: list = field(default_factory=list)
+    frozen: object = None
 
 
 @dataclass
@@ -20,11 +46,14 @@ class Step:
     ids         [B] int64 on the CPU: index of each image in the training set
     labels      [B] int64 class of each image, None for an unconditional network
     t           [B] int64, 0 <= t < T
-    eps         [B,C,H,W] float32, standard normal
+    eps         float32, standard normal, of the shape of what is noised: [B,C,H,W] for the images themselves
     alpha_bar   [T] float32
     carried     dict name -> tensor: what the method carries from step to step (see `initial_state`); change it in place
     settings    dict: batch_size, grad_clip_norm, precision, ...
     key         (seed, shard, step counted over all rounds), for draws of the method's own
+    objective   what the network learns of an image: objective.Pixels or text.latents.Latents
+    prompts     list of B texts that the network is shown; a method may change it before the first loss is asked for
+    condition   [B,tokens,width] float32: embeddings of the prompts, made when they are first needed; None without text
     """
 
     network: torch.nn.Module
@@ -38,6 +67,18 @@ class Step:
     carried: dict
     settings: dict
     key: tuple
+    objective: Pixels = field(default_factory=Pixels)
+    prompts: list | None = None
+    condition: torch.Tensor | None = None
+
+    def sample_losses(self, images=None, rows=slice(None)):
+        """Losses of some samples of the batch, each with its own timestep, noise and caption.
+
+        images   [b,C,H,W] float32 in [-1, 1]: other images in the place of x; None for x as it is
+        rows     which samples of the batch they are: a slice, or [b] int64
+        Returns  [b] float32: squared error, mean over all but the batch
+        """
+        return self.objective.sample_losses(self, images, rows)
 
 
 @dataclass
@@ -62,6 +103,8 @@ class Method:
         True  # of the images themselves, given the timestep: what the loss against the timestep is asked of
     )
 
+    passes = 1  # forward passes through the network at each visit of an image
+
     def __init__(self, settings):
         """settings   section arms.<arm>.method"""
         self.settings = settings
@@ -84,14 +127,12 @@ class Method:
         return order[batch * batch_size : (batch + 1) * batch_size]
 
     def images(self, step):
-        """The images that are noised and whose noise is learnt: [B,C,H,W] float32 in [-1, 1]."""
-        return diffusion.normalise(step.x)
+        """Other images that are learnt in the place of x: [B,C,H,W] float32 in [-1, 1]; None for x as it is."""
+        return None
 
     def losses(self, step):
         """Losses of a batch (Eq. 2)."""
-        loss = diffusion.sample_losses(
-            step.network, self.images(step), step.t, step.eps, step.alpha_bar, step.settings["precision"], step.labels
-        )
+        loss = step.sample_losses(self.images(step))
         return Losses(loss.mean(), loss.detach())
 
     def gradients(self, step):
@@ -108,6 +149,10 @@ class Method:
         num_steps    optimiser steps of the shard over all rounds so far
         """
         return {}
+
+    def remark(self, skipped_share):
+        """A sentence on a round in which this share of the visits was skipped, or None."""
+        return None
 
     def sample(self, network, x, images, seed, labels, alpha_bars, settings):
         """Images from noise.

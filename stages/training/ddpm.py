@@ -3,6 +3,7 @@
 from stages.training import base
 
 SETTINGS = {}
+MODELS = ["pixels", "text"]
 
 
 class Method(base.Method):

@@ -12,7 +12,7 @@ import warnings
 
 import torch
 
-from stages.method import diffusion, randomness
+from stages.method import randomness
 from stages.training import base
 
 SETTINGS = {
@@ -96,7 +96,7 @@ class Method(base.Method):
         original = [torch.zeros(0, device=step.x.device)]
         for start in range(0, len(step.x), AT_ONCE):
             rows = slice(start, start + AT_ONCE)
-            gradients, losses = per_sample_gradients(network, lambda rows=rows: self._sample_losses(step, rows))
+            gradients, losses = per_sample_gradients(network, lambda rows=rows: step.sample_losses(rows=rows))
             for summed, addend in zip(total, clipped_sum(gradients, clip), strict=True):
                 summed += addend
             original.append(losses)
@@ -107,13 +107,6 @@ class Method(base.Method):
             p.grad = (summed + deviation * noise) / step.settings["batch_size"]
         original = torch.cat(original)
         return base.Losses(original.sum() / max(1, len(original)), original)
-
-    def _sample_losses(self, step, rows):
-        labels = None if step.labels is None else step.labels[rows]
-        x = diffusion.normalise(step.x[rows])
-        return diffusion.sample_losses(
-            step.network, x, step.t[rows], step.eps[rows], step.alpha_bar, step.settings["precision"], labels
-        )
 
     def spent(self, num_images, batch_size, num_steps):
         """epsilon so far."""

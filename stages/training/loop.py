@@ -4,7 +4,7 @@ B batch, C H W image, n images of the shard, T timesteps, E epochs of this round
 shard over all rounds, and everything that depends on time (learning rate, order of the images, noise) follows from it alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.optim.adam import adam
 
 from stages.method import randomness
 from stages.training import base
+from stages.training.objective import Pixels
 
 
 def steps_between_looks(device):
@@ -57,6 +58,15 @@ def learning_rate(base, step, warmup_steps):
     return base * min(1.0, (step + 1) / warmup_steps) if warmup_steps else base
 
 
+def num_epochs(num_images, settings):
+    """E: the epochs of a round, the last one cut short where `steps` says how long it is."""
+    return (
+        settings["epochs"]
+        if "epochs" in settings
+        else -(-settings["steps"] // max(1, num_images // settings["batch_size"]))
+    )
+
+
 @dataclass
 class Images:
     """The images of one shard.
@@ -64,11 +74,13 @@ class Images:
     pixels   [n,C,H,W] uint8 on the device
     ids      [n] int64 on the CPU: their indices in the training set
     labels   [n] int64 on the device, None for an unconditional network
+    objective   what the network learns of them
     """
 
     pixels: torch.Tensor
     ids: torch.Tensor
     labels: torch.Tensor | None = None
+    objective: Pixels = field(default_factory=Pixels)
 
 
 def train_step(network, state, record, images, method, settings, alpha_bar, seed, shard, epoch):
@@ -76,7 +88,7 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
 
     images      Images
     method      base.Method or one of its subclasses: what is special about an arm
-    settings    dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision
+    settings    dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision; maybe weight_decay, steps
     alpha_bar   [T] float32
     epoch       0 <= epoch < E: epoch of this round, for the record
     Changes network, state and record in place.
@@ -94,13 +106,17 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
         x = torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
     noise = randomness.torch_generator(device, "noise", *key)
     t = torch.randint(len(alpha_bar), (len(x),), generator=noise, device=device)
-    eps = torch.randn(x.shape, generator=noise, device=device)
+    eps = torch.randn(images.objective.noise_shape(x), generator=noise, device=device)
     torch.manual_seed(randomness.seed_of("dropout", *key))  # dropout draws from the global generator
 
     # 2. What the method makes of them.
     labels = None if images.labels is None else images.labels[batch]
+    ids = images.ids[places]
+    prompts = images.objective.prompts(ids, settings, key)
     losses = method.gradients(
-        base.Step(network, x, flipped, images.ids[places], labels, t, eps, alpha_bar, state.carried, settings, key)
+        base.Step(
+            network, x, flipped, ids, labels, t, eps, alpha_bar, state.carried, settings, key, images.objective, prompts
+        )
     )
 
     # 3. Adam and the EMA. A batch with nothing kept still takes its step, with zero gradient.
@@ -118,11 +134,13 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
             beta1=0.9,
             beta2=0.999,
             lr=learning_rate(settings["learning_rate"], state.step, settings["warmup_steps"]),
-            weight_decay=0.0,
+            weight_decay=settings.get("weight_decay", 0.0),
+            decoupled_weight_decay=bool(settings.get("weight_decay")),  # AdamW
             eps=1e-8,
             maximize=False,
         )
-        torch._foreach_lerp_(state.ema, parameters, 1 - settings["ema_decay"])
+        if state.ema:
+            torch._foreach_lerp_(state.ema, parameters, 1 - settings["ema_decay"])
     network.zero_grad(set_to_none=True)
     state.step += 1
 
@@ -150,7 +168,7 @@ def _sent(tensor, device):
 def train_round(
     network, state, record, images, method, settings, alpha_bar, seed, shard, num_epochs, first_step, after_step
 ):
-    """All epochs of one round on one shard, from wherever `state` stands in it.
+    """All steps of one round on one shard, from wherever `state` stands in it: num_epochs epochs, or settings["steps"].
 
     first_step   step at which the round began; state.step may be beyond it when an interrupted stage goes on
     after_step   called as after_step(steps done in this round, steps of this round, loss tensor) at each look at the loss
@@ -163,7 +181,7 @@ def train_round(
             f"shard {shard} has {len(images.ids)} images, fewer than one batch of train.batch_size = "
             f"{settings['batch_size']}: use a smaller batch or fewer shards (params.yaml)"
         )
-    total = steps_per_epoch * num_epochs
+    total = settings.get("steps", steps_per_epoch * num_epochs)
     network.train()
     device = images.pixels.device
     every = steps_between_looks(device)
@@ -187,9 +205,9 @@ def train_round(
         raise FloatingPointError(f"the weights after step {state.step - 1} are not all finite")
 
 
-def forward_images(record):
-    """Images passed through the network in this round: every visit, and once more for each augmented sample."""
-    return int(record.epoch_visited.sum() + record.epoch_augmented.sum())
+def forward_images(record, passes=1):
+    """Images passed through the network in this round: `passes` times at every visit, and once more for each augmented sample."""
+    return int(passes * record.epoch_visited.sum() + record.epoch_augmented.sum())
 
 
 def as_arrays(record, index):

@@ -56,6 +56,25 @@ rule quality:
         "exec python workflow/scripts/repro.py quality@{wildcards.key} {output} > {log} 2>&1"
 
 
+rule similarity:
+    input:
+        predecessors_of("similarity"),
+    output:
+        receipt("similarity@{key}"),
+    log:
+        "logs/similarity/{key}.log",
+    priority: most_work_first("similarity")
+    conda:
+        "../../environment.yml"
+    threads: EXPERIMENT["compute"]["threads"]
+    resources:
+        gpu=1,
+    message:
+        "similarity {wildcards.key}"
+    shell:
+        "exec python workflow/scripts/repro.py similarity@{wildcards.key} {output} > {log} 2>&1"
+
+
 rule analyse:
     input:
         predecessors_of("analyse"),

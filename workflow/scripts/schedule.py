@@ -21,9 +21,9 @@ from pathlib import Path
 import how_far
 import psutil
 
-from stages import device, inception_weights, params, plan, processes
+from stages import device, params, plan, processes
 
-END_PHASES = ("sample", "score", "quality", "analyse", "report")
+END_PHASES = ("sample", "score", "quality", "similarity", "analyse", "report")
 START_UP = 6000  # of a stage that runs the network, in images: about 4 s on a CPU with the digits' UNet
 RECEIPTS = Path(".snakemake/receipts")
 TO_RUN = Path(".snakemake/stages-to-run.json")
@@ -56,8 +56,8 @@ def prepare(workflow):
             )
         workflow.redistribute_lock = lock  # held until this process ends, however it ends
         plan.check_source(experiment)
-        if not inception_weights.wanted(experiment):
-            print(inception_weights.LEFT_OUT, file=sys.stderr)
+        for sentence in plan.left_out(experiment):
+            print(sentence, file=sys.stderr)
         for change in plan.refresh(plan.expand(experiment), dry_run=workflow.dryrun):
             print(change, file=sys.stderr)
         _count_gpus(workflow, experiment["compute"]["device"])
@@ -218,8 +218,8 @@ def work_of(to_run, experiment):
     num_train = experiment["data"].get("num_train", 10_000)  # a guess where only the folder knows: it orders, no more
     light = ("plan", "data", "shard", "aggregate", "redistribute")
     work = {name: START_UP // 4 if name.startswith(light) else START_UP for name in to_run}
-    # The quality reference waits for the data alone: done early, or all runs wait for it at the end.
-    work |= dict.fromkeys(work.keys() & {"quality@reference"}, num_train + START_UP)
+    # A reference waits for the data alone: done early, or all runs wait for it at the end.
+    work |= dict.fromkeys(work.keys() & {"quality@reference", "similarity@reference"}, num_train + START_UP)
     for phase, items in plan.expand(experiment).items():
         for key, item in items.items() if phase in ("train", "sample") else ():
             name = f"{phase}@{key}"
@@ -227,7 +227,12 @@ def work_of(to_run, experiment):
                 continue
             settings = params.section(experiment, phase, item["arm"])
             if phase == "train":
-                images = settings["epochs"] * num_train / experiment["arms"][item["arm"]]["shard"]["num_shards"]
+                shard_size = num_train / experiment["arms"][item["arm"]]["shard"]["num_shards"]
+                images = (
+                    settings["steps"] * settings["batch_size"]
+                    if "steps" in settings
+                    else settings["epochs"] * shard_size
+                )
             else:  # a forward pass is a third of a training pass
                 images = (
                     settings["num_images"] * settings["num_steps"] * len(settings["weights"]) / 3 / settings["parts"]

@@ -51,6 +51,7 @@ SETTINGS = {
     },
 }
 COUNTS_SKIPS = True
+MODELS = ["pixels", "text"]
 
 # The second pass is filled up with repeats, whose losses are dropped, to a multiple of this many samples: every new batch
 # size is compiled anew by oneDNN and cuDNN, and it would have another at nearly every step.
@@ -67,7 +68,7 @@ class Method(base.Method):
         """The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8): the mean over the kept,
         those of augmented samples taken anew."""
         taa, lam, bank = self.settings.get("taa"), self.settings["lambda"], step.carried["bank"]
-        loss = self._sample_losses(step, step.x)
+        loss = step.sample_losses()
         original = loss.detach()
         skipped = memory_bank.skip_mask(original, bank, step.t, lam)
         threshold, augmented = lam * bank[step.t], None
@@ -100,10 +101,4 @@ class Method(base.Method):
             num_ops=taa["num_ops"],
             max_level=taa["max_level"],
         )
-        return self._sample_losses(step, x_aug, rounded)[: len(subset)]
-
-    def _sample_losses(self, step, x, rows=slice(None)):
-        labels = None if step.labels is None else step.labels[rows]
-        return diffusion.sample_losses(
-            step.network, diffusion.normalise(x), step.t[rows], step.eps[rows], step.alpha_bar, step.settings["precision"], labels
-        )  # fmt: skip
+        return step.sample_losses(diffusion.normalise(x_aug), rounded)[: len(subset)]

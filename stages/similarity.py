@@ -1,0 +1,172 @@
+"""Copy-detection similarity (SSCD) of an arm's generated images to the training images, and of these to each other.
+
+    python -m stages.similarity --reference              the features of the training images
+    python -m stages.similarity --arm ddpm --seed 0      the similarities of one run, which read that
+
+params    compute, similarity
+reads     artifacts/data; the weights similarity.weights
+          for a run: artifacts/similarity/reference, artifacts/samples/<run>/part<p> of exactly the parts of the plan
+writes    artifacts/similarity/reference/
+              network.pt             the checked weights, which every run uses: one network for both sides
+              features.safetensors   [N,D] float32 unit features of the training images
+              nearest.parquet        one row a training image: the most similar other training image
+              scores.json            the file's name and checksum, preprocessing, and the summary of those similarities
+          artifacts/similarity/<run>/
+              nearest.parquet        one row a generated image and kind of weights: the most similar training image; where images
+                                     have prompts, also the prompt, and the similarity to the training image that it belongs to
+              scores.json            as above, the summary by kind of weights
+              pictures.safetensors   where similarity.show_images asks for pictures: near-copies and first images, see `_pictures`
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from stages import cli, device, files, params, weight_files
+from stages.progress import Progress
+
+LEFT_OUT = (
+    "the similarity phase (SSCD) is left out, as params.yaml names no weights of SSCD: add a section similarity with "
+    "weights: FILE, preprocess: dcr and batch_size: 64"
+)
+
+
+def wanted(experiment):
+    """Whether there is a similarity phase: its section names a file of weights."""
+    return "weights" in experiment.get("similarity", {})
+
+
+def check(experiment):
+    """Raises ValueError if the file of weights is not there, or another one."""
+    if wanted(experiment):
+        weight_files.check(
+            "similarity", experiment["similarity"], "put the SSCD weights there, or mend similarity.weights"
+        )
+
+
+def main(arguments):
+    if arguments == ["--reference"]:
+        with cli.stage("similarity", __doc__, []) as job:
+            job.key = files.REFERENCE
+            reference(job)
+    else:
+        with cli.stage("similarity", __doc__, arguments, "arm", "seed") as job:
+            measure(job)
+
+
+def reference(job):
+    _check_wanted(job)
+    check(job.params)
+    job.device = device.claim(job.params["compute"])
+    import pandas as pd
+
+    from stages.method import similarity
+
+    settings = job.params["similarity"]
+    path = Path(settings["weights"])
+    train = files.load_array(files.DATA / "train.npy", mmap=True)
+    keys = np.array(files.load_json(files.DATA / "keys.json")["train"])
+    features = _features(job, similarity.load(path), train, "training images")
+    found, nearest = similarity.nearest_other(features, job.params["compute"]["threads"])
+    rows = {"index": np.arange(len(keys)), "key": keys, "similarity": found, "nearest_train": nearest}
+    with files.publish(files.similarity_dir(files.REFERENCE)) as folder:
+        folder.mkdir()
+        shutil.copyfile(path, folder / "network.pt")
+        files.save_arrays(folder / "features.safetensors", {"features": features})
+        pd.DataFrame(rows | {"nearest_key": keys[nearest]}).to_parquet(folder / "nearest.parquet", index=False)
+        files.write_json(folder / "scores.json", _used(path, settings) | {"train": similarity.summary(found)})
+
+
+def measure(job):
+    _check_wanted(job)
+    job.device = device.claim(job.params["compute"])
+    import pandas as pd
+
+    from stages.method import randomness, similarity
+
+    folder = files.similarity_dir(files.REFERENCE)
+    scores = files.load_json(folder / "scores.json")
+    del scores["train"]
+    train = files.load_arrays(folder / "features.safetensors")["features"]
+    keys = files.load_table(folder / "nearest.parquet", ["key"])["key"].to_numpy()
+    network = similarity.load(folder / "network.pt").to(job.device)
+    sampled = params.section(job.params, "sample", job.arm)
+    asked = files.load_generations(job.run, sampled["parts"])
+    own = None if asked is None else _own(asked, keys)
+    rows, pictures = [], {}
+    for weights in sampled["weights"]:
+        images = files.load_samples(job.run, sampled["parts"], weights)
+        features = _features(job, network, images, weights)
+        found, nearest = similarity.nearest(features, train, job.params["compute"]["threads"])
+        scores[weights] = similarity.summary(found, randomness.numpy_generator("similarity", job.seed))
+        table = {"weights": weights, "image": np.arange(len(images)), "similarity": found, "nearest_train": nearest}
+        table["nearest_key"] = keys[nearest]
+        if asked is not None:
+            products = np.einsum("md,md->m", features, train[own])
+            table |= {
+                "own_train": own,
+                "own_similarity": products,
+                "prompt": [line["prompt_original"] for line in asked],
+            }
+        rows.append(pd.DataFrame(table))
+        shown = _pictures(job, images, found, nearest, nearest if own is None else own)
+        pictures |= {f"{weights}.{name}": array for name, array in shown.items()}
+    with files.publish(files.similarity_dir(job.run)) as folder:
+        folder.mkdir()
+        pd.concat(rows, ignore_index=True).to_parquet(folder / "nearest.parquet", index=False)
+        files.write_json(folder / "scores.json", scores)
+        if pictures:
+            files.save_arrays(folder / "pictures.safetensors", pictures)
+
+
+def _check_wanted(job):
+    if not wanted(job.params):
+        raise ValueError(LEFT_OUT)
+
+
+def _used(path, settings):
+    return {"weights": path.name, "sha256": weight_files.sha256(path), "preprocess": settings["preprocess"]}
+
+
+def _features(job, network, images, what):
+    from stages.method import similarity
+
+    settings = job.params["similarity"]
+    progress = Progress(f"similarity@{job.key} {what}", "images").update
+    network.to(job.device)
+    return similarity.features(network, images, settings["preprocess"], settings["batch_size"], progress)
+
+
+def _own(asked, keys):
+    """The training image that each prompt belongs to: [M] int64."""
+    index = {key: i for i, key in enumerate(keys)}
+    return np.array([index[line["train_key"]] for line in asked], np.int64)
+
+
+def _pictures(job, images, similarity, nearest, own):
+    """Pictures for the report, as many of each kind as similarity.show_images says; none by default, as they show training images.
+
+    Returns   dict: copies, originals [n,H,W,C] uint8, the most similar images and their training images, each training image once;
+              copy_image, copy_train [n] int64, copy_similarity [n] float32;
+              first, first_originals [m,H,W,C] uint8, the first images, and the training images of their prompts, or where there
+              are no prompts those that they are most similar to
+    """
+    if not (number := job.params["similarity"].get("show_images", 0)):
+        return {}
+    train = files.load_array(files.DATA / "train.npy", mmap=True)
+    order = np.argsort(-similarity, kind="stable")
+    chosen = order[np.sort(np.unique(nearest[order], return_index=True)[1])][:number]
+    return {
+        "copies": images[chosen],
+        "originals": train[nearest[chosen]],
+        "copy_image": chosen,
+        "copy_train": nearest[chosen],
+        "copy_similarity": similarity[chosen],
+        "first": images[:number],
+        "first_originals": train[own[:number]],
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,35 @@
+"""The text-conditioned half: fine-tuning a Stable Diffusion model. What differs from the unconditional half, and nothing else."""
+
+from stages import files, params, training
+
+
+def build(job, image_shape):
+    """The training method of a job's arm, and the UNet of its Stable Diffusion model, uninitialised on the CPU.
+
+    image_shape   (C, H, W)
+    Returns       base.Model
+    Raises        ValueError: the folder is no such model, or does not take images of that shape
+    """
+    from stages.text import latents, model
+    from stages.training import base
+
+    folder = job.params["model"]["pipeline"]
+    frozen = model.Frozen(folder, job.device)
+    shape = frozen.latent_shape(image_shape)
+
+    def objective():
+        captions = files.load_json(files.DATA / "captions.json")["train"]
+        settings = params.section(job.params, "train", job.arm)
+        any_caption = settings.get("caption") == "random_of_all"
+        return latents.build(frozen, captions, shape, settings["flip"], any_caption)
+
+    return base.Model(
+        method=training.method(job.recipe["method"]),
+        network=model.unet(folder),
+        num_classes=None,
+        alpha_bars=frozen.alpha_bars,
+        first_weights=lambda seed: model.unet_weights(folder),
+        objective=objective,
+        inputs=model.files_of(folder, *model.PARTS),
+        frozen=frozen,
+    )

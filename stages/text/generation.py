@@ -1,0 +1,122 @@
+"""Images of a text-conditioned model: captions of training images as prompts, DDIM with classifier-free guidance.
+
+B images at a time, L tokens, D width of the text encoder, c h w latent.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import torch
+
+from stages import files, text
+from stages.method import randomness, sampling
+from stages.text import latents, model
+
+
+def prompted(num_images, images_per_prompt, num_train, seed, with_replacement=False):
+    """The training images whose captions are prompts: the same for every arm, so that one image number means one prompt.
+
+    Returns   [num_images] int64: images_per_prompt of each, one after the other
+    """
+    count = -(-num_images // images_per_prompt)
+    generator = randomness.numpy_generator("prompts", seed)
+    chosen = generator.integers(num_train, size=count) if with_replacement else generator.permutation(num_train)[:count]
+    return chosen.repeat(images_per_prompt)[:num_images]
+
+
+def guided(network, cond, uncond, guidance, alpha_bars, prediction_type):
+    """The network as a predictor of noise under classifier-free guidance (Ho and Salimans 2022):
+    eps = eps_uncond + guidance * (eps_cond - eps_uncond); with guidance 1 the conditional half alone, at half the cost.
+
+    network        (x, t, encoder_hidden_states) -> object with .sample
+    cond, uncond   [B,L,D]: what the network is shown with and without the prompt
+    alpha_bars     [T] float64
+    Returns        function (x [B,c,h,w], t [B]) -> object with .sample, as `sampling.ddim` asks for
+    """
+
+    def predict(x, t):
+        if guidance == 1:
+            found = network(x, t, encoder_hidden_states=cond).sample
+        else:
+            both = network(torch.cat([x, x]), torch.cat([t, t]), encoder_hidden_states=torch.cat([uncond, cond])).sample
+            without, found = both.float().chunk(2)
+            found = without + guidance * (found - without)
+        return SimpleNamespace(sample=latents.as_noise(prediction_type, found.float(), x, float(alpha_bars[int(t[0])])))
+
+    return predict
+
+
+class Source:
+    """The final model of an arm as a source of images; the text-conditioned twin of the one in stages/sample.py."""
+
+    def __init__(self, job, settings, shape):
+        height, width, channels = shape
+        self.job, self.settings = job, settings
+        self.built = text.build(job, (channels, height, width))
+        self.frozen = self.built.frozen
+        self.latent_shape = self.frozen.latent_shape((channels, height, width))
+        num_timesteps = len(self.built.alpha_bars)
+        if 2 * settings["num_steps"] > num_timesteps:
+            raise ValueError(
+                f"sample.num_steps of {job.arm} is {settings['num_steps']}, expected at most half of the {num_timesteps} timesteps of "
+                f"{self.frozen.folder} (params.yaml)"
+            )
+        self.network = self.built.network.to(job.device).eval()
+        self.folder = files.model_dir(job.run, job.recipe["rounds"])
+        captions, keys = files.DATA / "captions.json", files.DATA / "keys.json"
+        weights = [self.folder / f"{name}.safetensors" for name in settings["weights"]]
+        self.inputs = [*weights, captions, keys, *self.built.inputs]
+        self.captions, self.keys = files.load_json(captions)["train"], files.load_json(keys)["train"]
+        self.prompted = prompted(
+            settings["num_images"],
+            settings.get("images_per_prompt", 1),
+            len(self.keys),
+            job.seed,
+            settings.get("with_replacement", False),
+        )
+        if model.has_safety_checker(self.frozen.folder):
+            print(
+                f"{self.frozen.folder} comes with a safety checker: it is not used, as what it blacks out could not be measured",
+                file=sys.stderr,
+            )
+        if cut := self.frozen.num_cut([self.captions[i][0] for i in self.prompted]):
+            longest = self.frozen.tokenizer.model_max_length
+            print(f"{cut} prompts have more than {longest} tokens: the rest of them is cut off", file=sys.stderr)
+
+    def load(self, weights):
+        from stages.method import unet
+
+        path = self.folder / f"{weights}.safetensors"
+        unet.load(self.network, files.load_arrays(path), path)
+
+    def labels(self, first, last):
+        return None
+
+    def prompt(self, image):
+        """The prompt of an image: the first caption of its training image."""
+        return self.captions[self.prompted[image]][0]
+
+    def records(self, first, last):
+        """What images first..last-1 were asked for: a list of dicts."""
+        return [
+            {
+                "index": image,
+                "prompt_used": self.prompt(image),
+                "prompt_original": self.prompt(image),
+                "train_key": self.keys[self.prompted[image]],
+                "seed": self.job.seed,
+            }
+            for image in range(first, last)
+        ]
+
+    def generate(self, start, stop):
+        """Images start..stop-1 with the weights loaded last: [stop - start,H,W,C] uint8."""
+        settings, alpha_bars = self.settings, self.built.alpha_bars
+        x_T = sampling.starting_noise(start, stop, self.latent_shape, self.job.seed).to(self.job.device)
+        cond = self.frozen.embeddings([record["prompt_used"] for record in self.records(start, stop)])
+        uncond = self.frozen.embeddings([""]).expand_as(cond)
+        predict = guided(self.network, cond, uncond, settings["guidance"], alpha_bars, self.frozen.prediction_type)
+        x = sampling.ddim(
+            predict, x_T, alpha_bars, settings["num_steps"], settings["protocol"], settings["precision"], clip=False
+        )
+        return sampling.stored(self.frozen.decoded(x))

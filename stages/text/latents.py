@@ -1,0 +1,201 @@
+"""What the network of a Stable Diffusion model learns of an image: the noise, or v, on a sample of its latent, given a caption.
+
+The frozen parts' outputs on what comes again and again, the images as they are and their first captions, are made once and kept
+in scratch/, for all arms and shards.
+
+B batch, b rows of it, N images of the training set, L tokens, D width of the text encoder, c h w latent.
+"""
+
+import hashlib
+import sys
+
+import numpy as np
+import torch
+
+from stages import files, processes
+from stages.method import diffusion, randomness
+from stages.progress import Progress
+
+AT_ONCE = 16  # images or captions that go through a frozen part together; changes results in the last digits
+
+
+def target(prediction_type, x_0, t, eps, alpha_bar):
+    """What the network is to predict: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022)."""
+    if prediction_type == "epsilon":
+        return eps
+    signal = alpha_bar[t].view(-1, 1, 1, 1)
+    return signal.sqrt() * eps - (1 - signal).sqrt() * x_0
+
+
+def as_noise(prediction_type, prediction, x, signal):
+    """The noise that a prediction stands for: itself, or sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x.
+
+    x        [B,c,h,w]: what the network saw
+    signal   alpha_bar of its timestep: number, or broadcastable to x
+    """
+    return prediction if prediction_type == "epsilon" else signal**0.5 * prediction + (1 - signal) ** 0.5 * x
+
+
+class Latents:
+    """The objective of a text-conditioned model, in the place of objective.Pixels.
+
+    frozen       text.model.Frozen
+    captions     list of N lists of texts
+    latent_shape (c, h, w)
+    moments      [N,F,2c,h,w] float32 array: the VAE's posterior of every training image, and of its mirror image where F is 2
+    table        (dict caption -> row, [rows,L,D] float32 array): embeddings that are there already
+    """
+
+    def __init__(self, frozen, captions, latent_shape, moments, table):
+        self.frozen, self.captions, self.latent_shape = frozen, captions, latent_shape
+        self.kept_moments, (self.rows, self.kept_embeddings) = moments, table
+
+    def noise_shape(self, x):
+        return (len(x), *self.latent_shape)
+
+    def prompts(self, ids, settings, key):
+        """A caption of each image: the first, or any of them; none at all (an empty text) with probability caption_dropout."""
+        generator = randomness.numpy_generator("caption", *key)
+        texts = []
+        for i in ids.tolist():
+            place, dropped = int(generator.integers(len(self.captions[i]))), generator.random()
+            text = self.captions[i][place if settings.get("caption") == "random_of_all" else 0]
+            texts.append("" if dropped < settings.get("caption_dropout", 0.0) else text)
+        return texts
+
+    def embedded(self, prompts):
+        """[B,L,D] float32 on the device."""
+        kept = [self.rows.get(prompt) for prompt in prompts]
+        new = sorted({prompt for prompt, row in zip(prompts, kept, strict=True) if row is None})
+        fresh = dict(zip(new, self.frozen.embeddings(new), strict=True)) if new else {}
+        return torch.stack(
+            [
+                fresh[prompt]
+                if row is None
+                else torch.from_numpy(self.kept_embeddings[row].copy()).to(self.frozen.device)
+                for prompt, row in zip(prompts, kept, strict=True)
+            ]
+        )
+
+    def sample_losses(self, step, images, rows):
+        """See base.Step.sample_losses."""
+        x_t, wanted = self.noised(step, images, rows)
+        return self.squared_error(self.predicted(step, x_t, self.condition(step), rows), wanted)
+
+    def noised(self, step, images=None, rows=slice(None)):
+        """What the network is shown, and what it is to say of it: x_t and target, both [b,c,h,w]."""
+        x_0, t, eps = self.latents_of(step, images, rows), step.t[rows], step.eps[rows]
+        x_t = diffusion.noised(x_0, t, eps, step.alpha_bar)
+        return x_t, target(self.frozen.prediction_type, x_0, t, eps, step.alpha_bar)
+
+    def predicted(self, step, x_t, condition, rows=slice(None)):
+        """condition   [B,L,D], of the whole batch"""
+        return diffusion.predicted(
+            step.network, x_t, step.t[rows], step.settings["precision"], condition=condition[rows]
+        )
+
+    def squared_error(self, found, wanted):
+        return (found - wanted).square().mean(dim=(1, 2, 3))
+
+    def noise_difference(self, one, other, step):
+        """Difference of the noise that two predictions of the same x_t stand for."""
+        signal = step.alpha_bar[step.t].view(-1, 1, 1, 1)
+        return one - other if self.frozen.prediction_type == "epsilon" else signal.sqrt() * (one - other)
+
+    def condition(self, step):
+        """Embeddings of the prompts of a step, [B,L,D]; made once, and then step.condition."""
+        if step.condition is None:
+            step.condition = self.embedded(step.prompts)
+        return step.condition
+
+    def latents_of(self, step, images, rows):
+        """Latents of samples of the batch, or of other images in their place: one draw of the posterior a step and sample."""
+        device = self.frozen.device
+        if images is None:
+            places = torch.arange(len(step.ids))[rows if isinstance(rows, slice) else rows.cpu()]
+            mirrored = step.flipped.cpu()[places].numpy().astype(np.int64)
+            moments = torch.from_numpy(self.kept_moments[step.ids[places].numpy(), mirrored]).to(device)
+        else:
+            moments = self.frozen.moments(images)
+        generator = randomness.torch_generator(device, "posterior", *step.key)
+        noise = torch.randn(self.noise_shape(step.ids), generator=generator, device=device)
+        return self.frozen.latents(moments, noise[rows])
+
+
+def build(frozen, captions, latent_shape, flip, any_caption):
+    """The objective for the training images of artifacts/data, with what can be kept made or read back.
+
+    captions   list of N lists of texts
+    flip       mirror images are trained on too
+    any_caption   training draws from all captions of an image
+    """
+    distinct = sorted({"", *(texts[0] for texts in captions)})
+    if any_caption and (poor := sum(len(texts) < 2 for texts in captions)):
+        raise ValueError(
+            f"train.caption is random_of_all, but {poor} of {len(captions)} training images have a single caption: give each at least "
+            "two, or set it to first (params.yaml)"
+        )
+    if cut := frozen.num_cut(sorted({text for texts in captions for text in texts})):
+        print(
+            f"{cut} captions have more than {frozen.tokenizer.model_max_length} tokens: the rest of them is cut off",
+            file=sys.stderr,
+        )
+
+    def moments():
+        pixels = files.load_array(files.DATA / "train.npy", mmap=True)
+        for start in range(0, len(pixels), AT_ONCE):
+            images = torch.from_numpy(pixels[start : start + AT_ONCE].copy()).permute(0, 3, 1, 2).to(frozen.device)
+            images = diffusion.normalise(images)
+            both = [frozen.moments(images), *([frozen.moments(images.flip(-1))] if flip else [])]
+            yield torch.stack(both, dim=1).cpu().numpy()
+
+    def embeddings():
+        for start in range(0, len(distinct), AT_ONCE):
+            yield frozen.embeddings(distinct[start : start + AT_ONCE]).cpu().numpy()
+
+    folder, device = frozen.folder, str(frozen.device)
+    from stages.text.model import files_of
+
+    return Latents(
+        frozen,
+        captions,
+        latent_shape,
+        _kept("latents", [device, flip], [*files_of(folder, "vae"), files.DATA / "train.npy"], len(captions), moments),
+        (
+            {text: row for row, text in enumerate(distinct)},
+            _kept("embeddings", [device, distinct], files_of(folder, "tokenizer", "text_encoder"), len(distinct), embeddings),
+        ),
+    )  # fmt: skip
+
+
+def _kept(name, settings, inputs, count, made):
+    """An array that is made once for all stages and kept in scratch/<name>/.
+
+    settings   what it depends on beside the content of the files `inputs`: a list that JSON can hold
+    count      its number of rows
+    made       function that yields its rows, some at a time
+    Returns    float32 array, memory-mapped
+    """
+    import json
+
+    digest = hashlib.sha256(json.dumps([torch.__version__, AT_ONCE, *settings]).encode())
+    for path in inputs:
+        with open(path, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    path = files.SCRATCH / name / f"{digest.hexdigest()[:32]}.npy"
+    lock = processes.FileLock(f"{path}.lock")
+    lock.acquire(f"the making of {path}")
+    try:
+        if not path.exists():
+            progress, done = Progress(name, "images" if name == "latents" else "captions"), 0
+            with files.publish(path) as temporary, open(temporary, "wb") as stream:
+                for rows in made():
+                    if not done:
+                        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *rows.shape[1:])}
+                        np.lib.format.write_array_header_1_0(stream, header)
+                    stream.write(rows.astype("<f4").tobytes())
+                    done += len(rows)
+                    progress.update(done, count)
+    finally:
+        lock.release()
+    return files.load_array(path, mmap=True)

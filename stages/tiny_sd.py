@@ -1,0 +1,191 @@
+"""Tiny Stable Diffusion folders from configurations alone, and toy images with captions: to try the text-conditioned half on a CPU.
+
+`python -m stages.tiny_sd data/tiny_text` writes data/tiny_text/model, a model in diffusers' layout with random weights, and
+data/tiny_text/images, coloured shapes with a metadata.jsonl. Nothing is downloaded, and the same files come out every time.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from stages import cli, files
+
+COLOURS = {
+    "red": (210, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 70, 210),
+    "yellow": (230, 210, 50),
+    "white": (240, 240, 240),
+    "purple": (140, 50, 160),
+}
+SHAPES = ("square", "circle", "triangle", "cross")
+WORDS = (*COLOURS, *SHAPES, "a", "the", "of", "on", "black")
+
+# C: factor 8 and the levels of Stable Diffusion itself, at 64 px. D: two levels and factor 4, at 32 px: learns by heart in half
+# a minute. Both have 8x8 latents.
+CONFIGS = {
+    "C": {
+        "size": 64,
+        "vae": (8, 8, 16, 16),
+        "unet": (8, 16, 16, 16),
+        "down": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    },
+    "D": {
+        "size": 32,
+        "vae": (8, 16, 16),
+        "unet": (16, 32),
+        "down": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    },
+}
+
+
+def build(folder, config="D", prediction_type="epsilon", seed=0):
+    """Writes a Stable Diffusion model with random weights, in diffusers' layout.
+
+    The text encoder is drawn five times wider than usual, as embeddings of different captions would be nearly equal otherwise;
+    the VAE's posterior is narrow, as that of a trained one is, and its scaling_factor brings latents of toy images to
+    standard deviation 1.
+
+    folder            where to; parents are made
+    config            C or D, see CONFIGS
+    prediction_type   epsilon or v_prediction
+    seed              of the weights
+    """
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    parts = CONFIGS[config]
+    words = tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(words),
+                hidden_size=32,
+                intermediate_size=64,
+                projection_dim=16,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=77,
+                bos_token_id=words.bos_token_id,
+                eos_token_id=words.eos_token_id,
+                pad_token_id=words.pad_token_id,
+                initializer_factor=5.0,
+            )
+        )
+        vae = AutoencoderKL(
+            sample_size=parts["size"],
+            block_out_channels=parts["vae"],
+            down_block_types=("DownEncoderBlock2D",) * len(parts["vae"]),
+            up_block_types=("UpDecoderBlock2D",) * len(parts["vae"]),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=parts["unet"],
+            down_block_types=parts["down"],
+            up_block_types=parts["up"],
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=32,
+            attention_head_dim=8,
+        )
+    with torch.no_grad():
+        vae.quant_conv.weight[4:] = 0.0  # the log variance: a random one would drown the mean
+        vae.quant_conv.bias[4:] = -8.0
+        x = torch.from_numpy(np.stack([image for image, _ in toy_images(24, parts["size"])])).permute(0, 3, 1, 2)
+        latents = vae.eval().encode(x.float() / 127.5 - 1).latent_dist.mode()
+        vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae.eval(), text_encoder.eval(), words, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(folder)
+
+
+def tokenizer():
+    """A CLIP tokenizer of some 560 ids: every byte, and the words of WORDS as one token each."""
+    from transformers import CLIPTokenizer
+
+    symbols = byte_symbols()
+    merges = []
+    for word in WORDS:
+        for i in range(1, len(word)):
+            pair = (word[:i], word[i] + ("</w>" if i == len(word) - 1 else ""))
+            if pair not in merges:
+                merges.append(pair)
+    tokens = [*symbols, *(f"{s}</w>" for s in symbols), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def byte_symbols():
+    """The 256 characters that stand for bytes in byte-level BPE: printable Latin-1 for itself, the rest from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = itertools.count(256)
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+def toy_images(count, size):
+    """Coloured shapes on grey: `count` pairs of an image [size,size,3] uint8 and its caption, such as "a red square".
+
+    The first 24 all have another caption; later ones differ in place and extent.
+    """
+    y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
+    kinds = list(itertools.product(SHAPES, COLOURS))
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        shape, colour = kinds[i % len(kinds)]
+        (u, v), r = generator.uniform(-0.3, 0.3, 2), generator.uniform(0.4, 0.65)
+        a, b = np.abs(x - u), np.abs(y - v)
+        inside = {
+            "square": np.maximum(a, b) < r,
+            "circle": np.hypot(a, b) < r,
+            "triangle": (b < r) & (a < (y - v + r) / 2),
+            "cross": (np.minimum(a, b) < r / 3) & (np.maximum(a, b) < r),
+        }[shape]
+        background = np.full((size, size, 3), generator.integers(20, 110), np.uint8)
+        yield np.where(inside[..., None], np.uint8(COLOURS[colour]), background), f"a {colour} {shape}"
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(prog="python -m stages.tiny_sd", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=int, default=48)
+    chosen = parser.parse_args(arguments)
+    from PIL import Image
+
+    build(chosen.folder / "model", "D")
+    folder = chosen.folder / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i, (image, caption) in enumerate(toy_images(chosen.images, CONFIGS["D"]["size"])):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+        lines.append(json.dumps({"file_name": f"{i:03}.png", "text": caption}))
+    files.write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
+    print(f"{chosen.folder} has a tiny model and {chosen.images} images with captions")
+
+
+if __name__ == "__main__":
+    cli.run(main)
