@@ -163,7 +163,7 @@ def output_folders(plan):
         outputs.append(files.shards_dir(item["run"], 1))
     for item in plan["train"].values():
         outputs.append(files.train_dir(item["run"], item["round"], item["shard"]))
-        outputs.append(files.counts_file(item["run"], item["round"], item["shard"]))
+        outputs.append(files.counts_dir(item["run"], item["round"], item["shard"]))
     outputs += [files.model_dir(item["run"], item["round"]) for item in plan["aggregate"].values()]
     outputs += [Path(item["next_shards"]) for item in plan["redistribute"].values()]
     outputs += [files.samples_dir(item["run"], item["part"]) for item in plan["sample"].values()]

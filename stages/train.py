@@ -4,7 +4,7 @@ params    model, diffusion, compute, train, arms.<arm>.train, arms.<arm>.method
 reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state of the round before
 writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model
               state.safetensors: Adam's moments, what the method carries (AGC: the memory bank) and the step, for the next round of this shard
-          artifacts/counts/<run>/round<r>/shard<k>.safetensors: skips, visits and losses of this round
+          artifacts/counts/<run>/round<r>/shard<k>/counts.safetensors: skips, visits and losses of this round
 A checkpoint in scratch/ lets a killed stage go on where it was, to the same result; SIGTERM, a scheduler's warning, writes one
 at once and ends the stage.
 """
