@@ -51,13 +51,12 @@ def main(arguments):
 
         def after_step(done, total, loss):
             progress.update(done, total, lambda: _note(loss, record))
-            saved.save_if_due(lambda: _unfinished(unet, names, state, record))
-            saved.stop_if_told(f"step {done} of {total}")
+            saved.save_if_due(lambda: _unfinished(unet, names, state, record), f"step {done} of {total}")
 
         try:
             loop.train_round(
                 unet, state, record, images, method, settings, alpha_bar, job.seed, job.shard, settings["epochs"], first_step,
-                after_step,
+                after_step, saved.look,
             )  # fmt: skip
         except FloatingPointError as error:
             raise FloatingPointError(
@@ -161,7 +160,8 @@ def _write(job, network, names, state, record, index, num_steps, spent):
         "forward_images": np.array([loop.forward_images(record)], np.int64),
         "optimizer_steps": np.array([num_steps], np.int64),
     }
-    files.save_arrays(files.counts_file(job.run, job.round, job.shard), counts)
+    with files.publish(files.counts_dir(job.run, job.round, job.shard)) as folder:
+        files.save_arrays(folder / "counts.safetensors", counts)
     with files.publish(files.train_dir(job.run, job.round, job.shard)) as folder:
         files.save_arrays(folder / "raw.safetensors", _raw(network))
         files.save_arrays(folder / "ema.safetensors", _ema(names, state))
