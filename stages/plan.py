@@ -275,12 +275,15 @@ def _rewrite_lock(names, parse, dump):
 
 
 def main(arguments):
+    from stages import room  # which reads plans
+
     with cli.stage("plan", __doc__, arguments) as job:
         check_source(job.params)
         if not inception_weights.wanted(job.params):
             print(inception_weights.LEFT_OUT, file=sys.stderr)
         plan = expand(job.params)
         changes = refresh(plan)
+        room.check(job.params)
         files.write_text(files.PLAN_OK, "params.yaml was found valid and plan.yaml up to date\n")
         if changes:
             print("; ".join(changes), file=sys.stderr)
