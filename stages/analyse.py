@@ -40,7 +40,7 @@ def main(arguments):
         with files.publish(files.analysis_dir(job.run)) as folder:
             folder.mkdir()
             for name, table in tables.items():
-                table.to_parquet(folder / f"{name}.parquet", index=False)
+                files.save_table(folder / f"{name}.parquet", table)
             files.write_json(folder / "summary.json", summary)
 
 

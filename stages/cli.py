@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -20,7 +21,7 @@ def run(main):
     The full traceback is printed as well where REDISTRIBUTE_DEBUG is set.
     """
     if "DVC_STAGE" in os.environ:  # started by DVC; by hand, a stage may outlive its shell (nohup)
-        processes.die_with_parent()
+        processes.die_with_parent(signal.SIGTERM)  # train and sample write a checkpoint and end
     try:
         main(sys.argv[1:])
     except (ValueError, FloatingPointError, OSError, TimeoutError) as error:
@@ -57,10 +58,14 @@ def stage(phase, description, arguments, *fields):
 
     lock = processes.FileLock(files.SCRATCH / "locks" / f"{phase}@{job.key}")
     lock.acquire(f"stage {phase}@{job.key}")
+    files.own_unfinished(f"{phase}@{job.key}")
     started = time.monotonic()
     try:
         yield job
-        _record_time(job, time.monotonic() - started)
+        try:
+            _record_time(job, time.monotonic() - started)
+        except OSError as error:  # a time costs a number on the page: no reason to lose days of training
+            print(f"warning: {error.strerror}", file=sys.stderr)
     finally:
         lock.release()
 

@@ -1,13 +1,17 @@
 """Where everything lies, and the only code that reads and writes it.
 
 Nothing is ever written under its final name: a file or folder is made in scratch/, flushed to the disk and renamed, so a
-reader finds the old one, the new one or none, never a half. Arrays are safetensors or .npy; no pickle is written or read.
+reader finds the old one, the new one or none, never a half. A folder of artifacts/ lists the checksums of its files, and no
+file of it is read that has another one. Arrays are safetensors or .npy; no pickle is written or read.
 """
 
 import contextlib
+import ctypes
 import errno
+import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tokenize
@@ -45,9 +49,13 @@ def train_dir(run, round_, shard):
     return ARTIFACTS / "train" / run / f"round{round_}" / f"shard{shard}"
 
 
+def counts_dir(run, round_, shard):
+    return ARTIFACTS / "counts" / run / f"round{round_}" / f"shard{shard}"
+
+
 def counts_file(run, round_, shard):
     """What happened to the images of one shard in a round."""
-    return ARTIFACTS / "counts" / run / f"round{round_}" / f"shard{shard}.safetensors"
+    return counts_dir(run, round_, shard) / "counts.safetensors"
 
 
 def model_dir(run, round_):
@@ -93,24 +101,30 @@ def current_shards_dir(recipe, run, round_):
 
 
 @contextlib.contextmanager
-def publish(path):
+def publish(path, num_bytes=0):
     """A path in scratch/ to make a file or a folder at, which becomes `path` when the block ends without an error.
 
-    Raises   OSError: with a sentence that names what was being written, when the disk is full or cannot be written to
+    A folder gets a list of the checksums of its files, CHECKSUMS, which every reader here looks at.
+
+    num_bytes   what it will take up at least, where that is known: too little room is then told before anything is made
+    Raises      OSError: with a sentence that says what was being written and how much room it needs, when the disk is full or
+                cannot be written to; the old file or folder is then as it was
     """
     path = Path(path)
-    temporary = SCRATCH / "unfinished" / f"{uuid.uuid4().hex}-{path.name}"
+    temporary = SCRATCH / "unfinished" / f"{_owner}~{uuid.uuid4().hex}-{path.name}"
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(temporary.parent).free < num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield temporary
+        if temporary.is_dir():
+            _list_checksums(temporary)
         _flush(temporary)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():  # a folder cannot be replaced in one step: DVC has removed it, unless a person runs the stage
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        _replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise _told(error, path, temporary) from error
+        raise _told(error, path, temporary, num_bytes) from error
     finally:
         with contextlib.suppress(OSError):  # a disk that refuses writing refuses this too: tell the first error
             if temporary.is_dir():
@@ -119,20 +133,170 @@ def publish(path):
                 temporary.unlink(missing_ok=True)
 
 
-def _told(error, path, temporary):
-    """The same error with a sentence that says what was being written, and how much room there is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+_owner = "other"
+
+
+def own_unfinished(owner):
+    """From now on this process makes its unfinished files in the name of `owner`. Removes what a killed process of that name
+    left of its own: call it when no other process of that name can be at work.
+
+    owner   such as a stage instance whose lock is held; without '~'
+    """
+    global _owner  # noqa: PLW0603 (a process is one stage)
+    _owner = owner
+    for left in (SCRATCH / "unfinished").glob(f"{owner}~*"):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+class NotWrittenError(OSError):
+    """What could not be written: the sentence, and num_bytes, the room that it needs as far as is known."""
+
+    num_bytes = 0
+
+    def __str__(self):
+        return self.strerror
+
+
+REFUSALS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not be so large here",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO), "it cannot be written to"),
+}
+
+
+def _told(error, path, temporary, num_bytes):
+    """The same error with a sentence that says what was being written, how much room it needs and how much there is."""
+    of_another_file = isinstance(error.filename, str) and not (
+        path.is_relative_to(error.filename)  # a folder on the way to it
+        or Path(error.filename).is_relative_to(path.parent)
+        or Path(error.filename).is_relative_to(SCRATCH)
+    )
+    if error.errno not in REFUSALS or of_another_file:
         return error
+    written = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()) if temporary.is_dir() else 0
+    needed = max(num_bytes, written + getattr(error, "num_bytes", 0))
     folder = temporary.parent if temporary.parent.exists() else Path()
-    free_mib = shutil.disk_usage(folder).free / 2**20
-    reason = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}.get(
-        error.errno, f"it cannot be written to ({error.strerror})"
-    )
-    return OSError(
+    free = shutil.disk_usage(folder).free
+    reason = REFUSALS[error.errno]
+    if not reason.startswith(("the disk", "a file")):
+        reason += f" ({os.strerror(error.errno)})"
+    told = NotWrittenError(
         error.errno,
-        f"{path} was not written: {reason}, {free_mib:.0f} MiB are free in {folder.resolve()}; nothing was lost, make room "
-        "or mend the folder and run the same command again",
+        f"{path} was not written: {reason}, it needs {text_of_size(needed)} and {text_of_size(free, math.floor)} are free in "
+        f"{folder.resolve()}; nothing was lost, make room or mend the folder and run the same command again",
     )
+    told.num_bytes = needed
+    return told
+
+
+def text_of_size(num_bytes, rounded=math.ceil):
+    """0.1 MiB, 12 MiB, 3.4 GiB. What is needed is rounded up, what is free should be rounded down (math.floor)."""
+    unit, name = (2**30, "GiB") if num_bytes >= 2**30 else (2**20, "MiB")
+    size = num_bytes / unit
+    return f"{rounded(size)} {name}" if size >= 10 else f"{rounded(size * 10) / 10:.1f} {name}"
+
+
+def _replace(new, path):
+    """`new` takes the place of `path`. A folder is exchanged for the old one in one step; that then lies at `new`.
+
+    Where the system cannot exchange, a kill between two renames leaves no folder at all, but never a half.
+    """
+    if not path.is_dir():
+        os.replace(new, path)
+    elif not _exchanged(new, path):
+        aside = new.with_name(f"{new.name}-old")
+        os.replace(path, aside)
+        try:
+            os.replace(new, path)
+        except OSError:
+            os.replace(aside, path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchanged(one, other):
+    """Exchanges two paths by Linux's renameat2, which Python has no name for. Returns False where there is no such thing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    if libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+# A file's MD5 is also its name in DVC's cache, so a damaged copy there can be named.
+CHECKSUMS = "checksums.json"
+
+
+def _md5(path):
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _list_checksums(folder):
+    found = {p.relative_to(folder).as_posix(): _md5(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    (folder / CHECKSUMS).write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def checksum(path):
+    """MD5 of a file, in hexadecimal digits: of an artifact the listed one, which its readers compare it with.
+
+    Raises   ValueError: the list is damaged
+    """
+    path = Path(path)
+    return (_listed_checksum(path) if path.is_relative_to(ARTIFACTS) else None) or _md5(path)
+
+
+def _listed_checksum(path):
+    """What the list beside a file says, None where there is none: files of their own, and folders made before there were lists."""
+    list_file = path.parent / CHECKSUMS
+    try:
+        return json.loads(list_file.read_text(encoding="utf-8"))[path.name]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{list_file}, the checksums of that folder, is damaged or does not name {path.name}: {_made_again(path.parent)}"
+        ) from None
+
+
+def _made_again(path):
+    return f"remove {path} and run the same command again"
+
+
+@contextlib.contextmanager
+def _reading(path, *broken):
+    """Looks at a file before it is read, and tells in one sentence what is wrong with it.
+
+    broken   errors that say that it is cut short or of another kind
+    Raises   ValueError: missing, damaged, broken, or not to be read by this user
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise ValueError(
+                f"{path} is missing: run `snakemake` or `dvc repro`, which make what comes before this stage"
+            )
+        listed = _listed_checksum(path)
+        if listed is not None and _md5(path) != listed:
+            raise ValueError(
+                f"{path} is damaged: its content has another checksum than when it was written. DVC's cache may hold the same "
+                f"damaged file: remove {path.parent}, and files/md5/{listed[:2]}/{listed[2:]} in the cache (.dvc/cache), and run "
+                "`snakemake`, which makes it again"
+            )
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): mend the disk or its permissions") from None
+    try:
+        yield path
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): mend its permissions") from None
+    except broken as error:
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}): {_made_again('it')}") from None
 
 
 def _flush(path):
@@ -151,7 +315,7 @@ def _flush_folder(folder):
 
 
 def write_bytes(path, data):
-    with publish(path) as temporary:
+    with publish(path, len(data)) as temporary:
         temporary.write_bytes(data)
 
 
@@ -173,16 +337,13 @@ def save_arrays(path, arrays):
 def load_arrays(path):
     """Named numpy arrays from safetensors.
 
-    Raises   ValueError: missing, cut short or no safetensors file
+    Raises   ValueError: missing, damaged, cut short or no safetensors file
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    _exists(path)
-    try:
+    with _reading(path, SafetensorError):
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from None
 
 
 def save_array(path, array):
@@ -194,36 +355,35 @@ def save_array(path, array):
 def load_array(path, mmap=False):
     """One numpy array from .npy, memory-mapped if asked for.
 
-    Raises   ValueError: missing, cut short or no array
+    Raises   ValueError: missing, damaged, cut short or no array
     """
-    _exists(path)
-    try:
+    with _reading(path, ValueError, EOFError, SyntaxError, tokenize.TokenError):
         if mmap:
             return np.lib.format.open_memmap(path, mode="r")
         with open(path, "rb") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from None
 
 
 def load_json(path):
-    """Raises   ValueError: missing or no JSON"""
-    _exists(path)
-    try:
+    """Raises   ValueError: missing, damaged or no JSON"""
+    with _reading(path, ValueError):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from None
+
+
+def save_table(path, table):
+    """A pandas frame as Parquet, without its index."""
+    write_bytes(path, table.to_parquet(index=False))
 
 
 def load_table(path, columns=None):
     """A pandas frame from Parquet, or some columns of it.
 
-    Raises   ValueError: missing
+    Raises   ValueError: missing, damaged or no Parquet
     """
     import pandas as pd
 
-    _exists(path)
-    return pd.read_parquet(path, columns=columns)
+    with _reading(path, ValueError, OSError):
+        return pd.read_parquet(path, columns=columns)
 
 
 def load_samples(run, num_parts, weights):
@@ -239,11 +399,8 @@ def load_generations(run, num_parts):
         path = samples_dir(run, part) / "generations.jsonl"
         if part == 0 and not path.exists():
             return None
-        _exists(path)
-        try:
+        with _reading(path, ValueError):
             lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from None
     return lines
 
 
@@ -259,8 +416,3 @@ def load_shards(recipe, run, round_):
     """The K index lists that hold in a round: list of [n] int64."""
     folder = current_shards_dir(recipe, run, round_)
     return [load_array(folder / f"shard{k}.npy") for k in range(recipe["shard"]["num_shards"])]
-
-
-def _exists(path):
-    if not Path(path).exists():
-        raise ValueError(f"{path} is missing: run `snakemake` or `dvc repro`, which make what comes before this stage")

@@ -211,7 +211,7 @@ def output_folders(plan):
         outputs.append(files.shards_dir(item["run"], 1))
     for item in plan["train"].values():
         outputs.append(files.train_dir(item["run"], item["round"], item["shard"]))
-        outputs.append(files.counts_file(item["run"], item["round"], item["shard"]))
+        outputs.append(files.counts_dir(item["run"], item["round"], item["shard"]))
     outputs += [files.model_dir(item["run"], item["round"]) for item in plan["aggregate"].values()]
     outputs += [Path(item["next_shards"]) for item in plan["redistribute"].values()]
     outputs += [files.samples_dir(item["run"], item["part"]) for item in plan["sample"].values()]
@@ -324,12 +324,15 @@ def _rewrite_lock(names, parse, dump):
 
 
 def main(arguments):
+    from stages import room  # which reads plans
+
     with cli.stage("plan", __doc__, arguments) as job:
         check_source(job.params)
         for sentence in left_out(job.params):
             print(sentence, file=sys.stderr)
         plan = expand(job.params)
         changes = refresh(plan)
+        room.check(job.params)
         files.write_text(files.PLAN_OK, "params.yaml was found valid and plan.yaml up to date\n")
         if changes:
             print("; ".join(changes), file=sys.stderr)

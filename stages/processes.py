@@ -1,5 +1,6 @@
-"""What ties a process to others: dying with its parent, locks that die with their holder."""
+"""What ties a process to others: ending with its parent, hearing of SIGTERM at once, locks that die with their holder."""
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -12,8 +13,10 @@ from pathlib import Path
 PARENT_PID = "REDISTRIBUTE_PARENT_PID"
 
 
-def die_with_parent():
-    """From now on this process is killed when its parent dies, so no stage outlives the DVC that started it.
+def die_with_parent(number=signal.SIGKILL):
+    """From now on this process gets a signal when its parent dies, so no stage outlives the DVC that started it.
+
+    number   the signal: SIGTERM for a process that saves its work and ends
 
     The kernel's signal is only sent for a death after the call. A parent that died before it is found by its pid, which it
     passed on in an environment variable; failing that, by having become a child of process 1, unless that is the DVC which
@@ -23,12 +26,12 @@ def die_with_parent():
     os.environ[PARENT_PID] = str(os.getpid())  # for the children of this process
     if sys.platform.startswith("linux"):
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, number)
     parent = os.getppid()
     if parent == expected or (expected is None and (parent != 1 or _is_dvc(parent))):
         return
     if expected and _is_ancestor(expected):  # a shell stands between, which the kernel's signal does not pass
-        threading.Thread(target=_watch, args=(expected,), daemon=True).start()
+        threading.Thread(target=_watch, args=(expected, number), daemon=True).start()
         return
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -45,10 +48,37 @@ def _is_ancestor(pid):
     return pid in [parent.pid for parent in psutil.Process().parents()]
 
 
-def _watch(pid):
+def _watch(pid, number):
     while _is_ancestor(pid):
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), number)
+
+
+def on_sigterm(action):
+    """Calls `action()` in a thread of its own as soon as SIGTERM comes, even while the main thread is inside torch.
+
+    Only where a handler for SIGTERM is set, and that handler, which Python runs when torch is left, is called as well. For the
+    main thread; one action a process.
+    """
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # the system's own handler writes the signal's number
+
+    def listen():
+        while number := os.read(heard, 1):
+            if number[0] == signal.SIGTERM:
+                action()
+
+    threading.Thread(target=listen, daemon=True).start()
+
+
+def terminate_children():
+    """Sends SIGTERM to every process that this one started, directly or not."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
 
 
 class FileLock:

@@ -86,18 +86,8 @@ def build(settings):
         analyses = report_analyses.blocks(settings)
     metrics = summarise(settings, results, training)
     results = results.assign(excess_share=results.excess / results.num_images)
-
-    files.write_json(files.METRICS, metrics)
     curve = results[["arm", "seed", "weights", "protocol", "threshold", "share", "excess_share"]]
-    for name, frame in [("mq_curve", curve), ("training", epochs.drop(columns="round")), ("skip_histogram", histogram)]:
-        files.write_text(
-            files.PLOTS / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        )
-    files.write_bytes(files.REPORT / "leaks.parquet", leaks.to_parquet(index=False))
-    files.write_text(files.REPORT / "leaks.csv", report_leaks.csv_text(leaks))
     results = results.merge(training, how="left", on=["arm", "seed"], validate="many_to_one")
-    files.write_bytes(files.REPORT / "results.parquet", results.to_parquet(index=False))
-
     beside = next(other for other in PROTOCOLS if other != protocol)
     other_weights = "raw" if weights == "ema" else "ema"
     marks = settings["score"]["thresholds"]
@@ -137,7 +127,17 @@ def build(settings):
         report_quality.section(settings, metrics, against_fid),
         report_similarity.section(settings, metrics),
     )
-    files.write_text(BODY, body)
+    with files.publish(files.REPORT) as folder:
+        folder.mkdir()
+        files.save_table(folder / "leaks.parquet", leaks)
+        files.write_text(folder / "leaks.csv", report_leaks.csv_text(leaks))
+        files.save_table(folder / "results.parquet", results)
+        files.write_text(folder / BODY.name, body)
+    for name, frame in [("mq_curve", curve), ("training", epochs.drop(columns="round")), ("skip_histogram", histogram)]:
+        files.write_text(
+            files.PLOTS / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        )
+    files.write_json(files.METRICS, metrics)
 
 
 def read(settings):

@@ -47,9 +47,8 @@ def main(arguments):
             return images | {"done": np.array([done])}
 
         def before_a_pass(*_):  # a batch may take longer than a scheduler waits
-            if saved.told_to_stop:
-                saved.save_if_due(so_far)
-                saved.stop_if_told(f"image {done} of {total}")
+            if saved.look() and saved.told_to_stop:
+                saved.save_if_due(so_far, f"image {done} of {total}")
 
         source.network.register_forward_pre_hook(before_a_pass)
         in_pieces, progress = InPieces(source.generate), Progress(f"sample@{job.key}", "images")
@@ -62,7 +61,7 @@ def main(arguments):
                 images[weights][start - first : stop - first] = in_pieces(start, stop)
                 done = until
                 progress.update(done, total)
-                saved.save_if_due(so_far)
+                saved.save_if_due(so_far, f"image {done} of {total}")
         with files.publish(files.samples_dir(job.run, job.part)) as folder:
             for weights, array in images.items():
                 files.save_array(folder / f"{weights}.npy", array)

@@ -41,8 +41,8 @@ def main(arguments):
                 gallery = _gallery(samples, found, references.train, settings["headline"]["protocol"])
         with files.publish(files.score_dir(job.run)) as folder:
             folder.mkdir()
-            pd.concat(rows, ignore_index=True).to_parquet(folder / "images.parquet", index=False)
-            pd.concat(curves, ignore_index=True).to_parquet(folder / "curves.parquet", index=False)
+            files.save_table(folder / "images.parquet", pd.concat(rows, ignore_index=True))
+            files.save_table(folder / "curves.parquet", pd.concat(curves, ignore_index=True))
             files.write_json(folder / "scores.json", scores)
             files.save_arrays(folder / "gallery.safetensors", gallery)
 

@@ -4,7 +4,7 @@ params    model, diffusion, compute, train, arms.<arm>.train, arms.<arm>.method;
 reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state of the round before
 writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model (no EMA with ema_decay 0)
               state.safetensors: Adam's moments, what the method carries (AGC: the memory bank) and the step, for the next round of this shard
-          artifacts/counts/<run>/round<r>/shard<k>.safetensors: skips, visits and losses of this round
+          artifacts/counts/<run>/round<r>/shard<k>/counts.safetensors: skips, visits and losses of this round
 A checkpoint in scratch/ lets a killed stage go on where it was, to the same result; SIGTERM, a scheduler's warning, writes one
 at once and ends the stage.
 """
@@ -53,13 +53,12 @@ def main(arguments):
 
         def after_step(done, total, loss):
             progress.update(done, total, lambda: _note(loss, record))
-            saved.save_if_due(lambda: _unfinished(unet, names, state, record))
-            saved.stop_if_told(f"step {done} of {total}")
+            saved.save_if_due(lambda: _unfinished(unet, names, state, record), f"step {done} of {total}")
 
         try:
             loop.train_round(
                 unet, state, record, images, method, settings, alpha_bar, job.seed, job.shard, num_epochs, first_step,
-                after_step,
+                after_step, saved.look,
             )  # fmt: skip
         except FloatingPointError as error:
             raise FloatingPointError(
@@ -167,7 +166,8 @@ def _write(job, method, network, names, state, record, index, num_steps, spent):
         "forward_images": np.array([loop.forward_images(record, method.passes)], np.int64),
         "optimizer_steps": np.array([num_steps], np.int64),
     }
-    files.save_arrays(files.counts_file(job.run, job.round, job.shard), counts)
+    with files.publish(files.counts_dir(job.run, job.round, job.shard)) as folder:
+        files.save_arrays(folder / "counts.safetensors", counts)
     with files.publish(files.train_dir(job.run, job.round, job.shard)) as folder:
         files.save_arrays(folder / "raw.safetensors", _raw(network))
         if state.ema:

@@ -12,7 +12,7 @@ import filelock
 import pytest
 import yaml
 
-from stages import plan  # sets one thread, before torch is imported: float sums depend on it
+from stages import files, plan  # sets one thread, before torch is imported: float sums depend on it
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,6 +138,16 @@ class Project:
     def stages_run(self, text):
         """Names of the stages in the output of `dvc repro`."""
         return set(re.findall(r"^Running stage '(.*)':", text, re.MULTILINE))
+
+
+def written_anew(path, content):
+    """Gives one file of an artifact other content, as the stage that writes that folder would: with its checksum."""
+    contents = {file.name: file.read_bytes() for file in Path(path).parent.iterdir()} | {Path(path).name: content}
+    with files.publish(Path(path).parent) as folder:
+        folder.mkdir()
+        for name, data in contents.items():
+            (folder / name).write_bytes(data)
+        (folder / files.CHECKSUMS).unlink()
 
 
 @pytest.fixture(scope="session")

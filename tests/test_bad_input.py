@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY, Project
+from conftest import TINY, Project, written_anew
 
 from stages import cli, data, files, shard, train
 
@@ -205,7 +205,7 @@ def test_cuda_without_a_gpu_is_refused_by_a_stage(refusal, monkeypatch):
 
 def test_a_class_conditional_model_on_images_without_classes_is_refused(refusal):
     Path("params.yaml").write_text(TINY.replace("norm_groups: 4}", "norm_groups: 4, class_conditional: true}"))
-    files.write_text(files.DATA / "classes.json", "[]\n")
+    written_anew(files.DATA / "classes.json", b"[]\n")
     told = refusal(train.main, TRAIN.format(1))
     assert told == (
         "error: model.class_conditional is true, but the images of data.name digits have no classes: put them into one "

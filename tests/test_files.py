@@ -2,13 +2,19 @@
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import random
 import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from stages import files
 
@@ -50,23 +56,84 @@ def test_an_error_leaves_the_old_file_and_no_leftovers(error):
     assert unfinished() == []
 
 
+def contents(folder):
+    return {path.name: path.read_text() for path in Path(folder).iterdir() if path.name != files.CHECKSUMS}
+
+
+def write_folder(*names, error=None):
+    with files.publish("artifacts/folder") as folder:
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(name)
+        if error:
+            raise error
+
+
 def test_an_error_leaves_the_old_folder_and_no_leftovers():
-    for content in ("old", None):
-        with contextlib.suppress(ValueError), files.publish("artifacts/folder") as folder:
-            folder.mkdir()
-            (folder / "a.txt").write_text(content or "half")
-            if content is None:
-                raise ValueError
-    assert [p.read_text() for p in Path("artifacts/folder").iterdir()] == ["old"]
+    write_folder("old")
+    with pytest.raises(ValueError):
+        write_folder("half", error=ValueError())
+    assert contents("artifacts/folder") == {"old": "old"}
     assert unfinished() == []
 
 
-def test_a_folder_replaces_a_folder_as_a_whole():
-    for name in ("one", "two"):
-        with files.publish("artifacts/folder") as folder:
-            folder.mkdir()
-            (folder / name).write_text(name)
-    assert [p.name for p in Path("artifacts/folder").iterdir()] == ["two"]
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_replaces_a_folder_as_a_whole(monkeypatch, can_exchange):
+    """On a system without renameat2 too."""
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+    write_folder("one", "both")
+    write_folder("two", "both")
+    assert contents("artifacts/folder") == {"two": "two", "both": "both"}
+    assert unfinished() == []
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_an_old_folder_stays_whole_where_the_new_one_cannot_take_its_place(monkeypatch, can_exchange):
+    write_folder("one", "both")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    rename = os.replace
+    renamed = []
+
+    def refused(source, target):
+        renamed.append(source)
+        if str(target) == "artifacts/folder" and len(renamed) == 2:
+            raise full
+        return rename(source, target)
+
+    monkeypatch.setattr(files, "_exchanged", raising(full) if can_exchange else lambda *_: False)
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(files.NotWrittenError, match=r"^artifacts/folder was not written: the disk is full"):
+        write_folder("two")
+    assert contents("artifacts/folder") == {"one": "one", "both": "both"}
+    assert unfinished() == []
+
+
+def test_a_killed_process_leaves_the_old_folder_or_the_new_one():
+    """Killed 12 times, each at a random moment of a random one of its first writes, while it replaces one folder by another, of several files of one content."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages import files\nfiles.own_unfinished('me')\n"
+        "for i in range(10**6):\n"
+        "    with files.publish('artifacts/folder') as folder:\n"
+        "        folder.mkdir()\n"
+        "        for name in 'abcdefgh': (folder / name).write_text(str(i))\n"
+        "    print(i, flush=True)\n"
+    )
+    rng, seen = random.Random(1), set()
+    for _ in range(12):
+        writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        for i in range(rng.randint(1, 9)):
+            assert writer.stdout.readline() == b"%d\n" % i
+        time.sleep(rng.uniform(0, 0.02))
+        writer.kill()
+        writer.communicate()
+        (content,) = set(contents("artifacts/folder").values())
+        assert len(contents("artifacts/folder")) == 8 and len(unfinished()) <= 2
+        seen.add(content)
+    assert len(seen) > 3
+    files.own_unfinished("me")  # the next process of that name clears what they left
+    assert unfinished() == []
+    files.own_unfinished("other")
 
 
 def test_a_read_only_hard_link_of_the_cache_keeps_its_content():
@@ -119,7 +186,7 @@ def test_a_really_full_disk():
             ):
                 with pytest.raises(OSError) as caught:
                     save()
-                told = "artifacts/a.npy was not written: the disk is full, 0 MiB are free in"
+                told = "artifacts/a.npy was not written: the disk is full, it needs 0.2 MiB and 0.0 MiB are free in"
                 assert caught.value.strerror.startswith(told)
                 assert files.load_array("artifacts/a.npy").tolist() == list(range(100))
                 assert unfinished() == []
@@ -251,3 +318,125 @@ def test_index_lists_of_round_1_hold_throughout_where_nothing_is_redistributed()
     kept, moved = ({"redistribute": r, "shard": {"num_shards": 2}} for r in ({}, {"share": 0.5, "select": "random"}))
     assert [s.tolist() for s in files.load_shards(kept, "a-seed0", 2)] == [[10], [11]]
     assert [s.tolist() for s in files.load_shards(moved, "a-seed0", 2)] == [[20], [21]]
+
+
+def test_too_little_room_is_told_before_anything_is_made(monkeypatch):
+    free = 5 * 2**20
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(files.NotWrittenError) as caught, files.publish("artifacts/data", 3 * 2**30 + 1):
+        pytest.fail("the block began")
+    told = "artifacts/data was not written: the disk is full, it needs 3.1 GiB and 5.0 MiB are free in"
+    assert str(caught.value).startswith(told)
+
+
+def test_the_room_of_a_folder_is_what_it_holds_and_what_did_not_fit(monkeypatch):
+    whole = Path.write_bytes
+
+    def limited(path, data):
+        if len(data) > 2 * 2**20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", limited)
+    with pytest.raises(files.NotWrittenError) as caught, files.publish("artifacts/train/run") as folder:
+        files.write_bytes(folder / "small", bytes(2**20))
+        files.write_bytes(folder / "large", bytes(3 * 2**20))
+    assert "artifacts/train/run was not written: the disk is full, it needs 4.0 MiB and" in str(caught.value)
+
+
+def test_a_limit_on_the_size_of_a_file_is_told(project):
+    """RLIMIT_FSIZE: a real refusal by the system in the middle of a file, which needs no mount."""
+    code = (
+        f"import sys, resource; sys.path.insert(0, {str(ROOT)!r})\nimport numpy as np\nfrom stages import files\n"
+        "files.save_array('artifacts/a.npy', np.arange(3))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: files.save_array('artifacts/a.npy', np.zeros(20_000))\n"
+        "except OSError as error: print(error, files.load_array('artifacts/a.npy').tolist())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(
+        "artifacts/a.npy was not written: a file may not be so large here, it needs 0.2 MiB and"
+    )
+    assert done.stdout.endswith("[0, 1, 2]\n") and unfinished() == []
+
+
+def test_an_input_that_may_not_be_read_is_not_told_as_an_output():
+    with pytest.raises(PermissionError) as caught, files.publish("artifacts/out"):
+        raise PermissionError(errno.EACCES, "Permission denied", "data/secret.png")
+    assert caught.value.filename == "data/secret.png"
+
+
+def flipped(path, at):
+    """One bit of a file another, its time of change as before, as a failing disk leaves it."""
+    before = Path(path).stat()
+    content = bytearray(Path(path).read_bytes())
+    content[at] ^= 4
+    Path(path).chmod(0o644)
+    Path(path).write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def write_all_kinds():
+    import pandas as pd
+
+    with files.publish("artifacts/data") as folder:
+        folder.mkdir()
+        files.save_array(folder / "train.npy", np.arange(4000, dtype=np.uint8).reshape(100, 40))
+        files.save_arrays(folder / "a.safetensors", {"x": np.arange(40.0)})
+        files.write_json(folder / "keys.json", {"train": ["one", "two"]})
+        files.save_table(folder / "images.parquet", pd.DataFrame({"d": np.arange(30)}))
+
+
+READERS = {
+    "train.npy": lambda path: files.load_array(path, mmap=True),
+    "a.safetensors": files.load_arrays,
+    "keys.json": files.load_json,
+    "images.parquet": files.load_table,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_flipped_bit_anywhere_is_noticed_and_named(name):
+    write_all_kinds()
+    path = Path("artifacts/data") / name
+    whole = path.read_bytes()
+    md5 = hashlib.md5(whole).hexdigest()
+    assert json.loads(Path("artifacts/data/checksums.json").read_text())[name] == md5 == files.checksum(path)
+    assert READERS[name](path) is not None
+    for at in [0, len(whole) - 1, *random.Random(2).sample(range(len(whole)), 20)]:
+        flipped(path, at)
+        with pytest.raises(ValueError) as caught:
+            READERS[name](path)
+        told = str(caught.value)
+        assert told.startswith(f"{path} is damaged: ") and "\n" not in told
+        assert f"remove artifacts/data, and files/md5/{md5[:2]}/{md5[2:]} in the cache" in told
+        flipped(path, at)
+    assert READERS[name](path) is not None
+
+
+def test_a_flipped_bit_in_the_list_of_checksums_is_noticed_too():
+    """In a name, in a sum, in the marks of JSON: never does a file pass unlooked at, nor is there another error."""
+    write_all_kinds()
+    list_file = Path("artifacts/data/checksums.json")
+    named = 0
+    for at in range(list_file.stat().st_size):
+        flipped(list_file, at)
+        refused = []
+        for name, read in READERS.items():
+            try:
+                read(Path("artifacts/data") / name)
+            except ValueError as error:
+                assert str(error).startswith("artifacts/data/")
+                refused.append(name)
+        named += len(refused)
+        harmless = b" \n"  # a blank that became another blank or a letter that JSON forgives
+        flipped(list_file, at)
+        assert refused or list_file.read_bytes()[at : at + 1] in harmless, at
+    assert named > 4 * 32
+
+
+def test_a_file_that_may_not_be_read_is_told(monkeypatch):
+    write_all_kinds()
+    monkeypatch.setattr(files, "_md5", raising(PermissionError(errno.EACCES, "Permission denied", "x")))
+    with pytest.raises(ValueError, match=r"^artifacts/data/train.npy cannot be read \(Permission denied\): mend"):
+        files.load_array("artifacts/data/train.npy")

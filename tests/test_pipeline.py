@@ -20,7 +20,7 @@ IET = "iet_agc_plus-seed3"
 
 
 def counts(project, round_, shard):
-    return load_file(project.root / f"artifacts/counts/{IET}/round{round_}/shard{shard}.safetensors")
+    return load_file(project.root / f"artifacts/counts/{IET}/round{round_}/shard{shard}/counts.safetensors")
 
 
 def shard_lists(project, round_):
@@ -351,7 +351,7 @@ def test_a_train_stage_that_was_ended_goes_on_from_its_checkpoint(finished, tmp_
     project = finished.copy(tmp_path / "project")
     project.edit(checkpoint_minutes=0)
     outputs = [f"artifacts/train/{IET}/round2/shard1/{name}.safetensors" for name in ("raw", "ema", "state")]
-    outputs.append(f"artifacts/counts/{IET}/round2/shard1.safetensors")
+    outputs.append(f"artifacts/counts/{IET}/round2/shard1/counts.safetensors")
     for path in outputs:
         (project.root / path).unlink()
     options = ["--arm", "iet_agc_plus", "--seed", "3", "--round", "2", "--shard", "1"]

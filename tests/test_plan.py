@@ -326,7 +326,7 @@ def test_refresh_removes_what_left_the_plan_and_only_that(folder):
     removed = before.keys() - tree().keys()
     assert removed == {
         *(f"artifacts/train/iet_agc_plus-seed3/round{r}/shard1/content" for r in (1, 2)),
-        *(f"artifacts/counts/iet_agc_plus-seed3/round{r}/shard1.safetensors" for r in (1, 2)),
+        *(f"artifacts/counts/iet_agc_plus-seed3/round{r}/shard1/content" for r in (1, 2)),
         "artifacts/train/iet_agc_plus-seed3/round1/shard7/raw.safetensors",
         "artifacts/notes/mine.txt",
     }

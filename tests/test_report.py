@@ -56,7 +56,7 @@ PLAIN_ROUNDS = [
 def write_counts(root, run, rounds):
     for r, shards in enumerate(rounds, start=1):
         for k, shard in enumerate(shards):
-            path = root / f"artifacts/counts/{run}/round{r}/shard{k}.safetensors"
+            path = root / f"artifacts/counts/{run}/round{r}/shard{k}/counts.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
             size, epochs = len(shard["index"]), len(shard["loss"])
             arrays = {
@@ -383,7 +383,7 @@ def test_without_held_out_images(tmp_path):
 @pytest.mark.parametrize(
     "missing",
     [
-        "artifacts/counts/iet-seed0/round2/shard1.safetensors",
+        "artifacts/counts/iet-seed0/round2/shard1/counts.safetensors",
         "artifacts/score/plain-seed0/curves.parquet",
         "artifacts/score/iet-seed0/scores.json",
         "artifacts/score/iet-seed0/images.parquet",

@@ -23,6 +23,7 @@ class Entry:
                watch data.root
     download   data.download: true fetches it
     captions   its images have captions, which a text-conditioned model is trained with
+    stored     function: section data -> (number of images, (H, W, C)), without reading them; for an estimate
     """
 
     load: Callable
@@ -32,15 +33,29 @@ class Entry:
     pinned: bool = False
     download: bool = False
     captions: bool = False
+    stored: Callable = None
+
+
+def _of_size(num_images, side, channels):
+    """For a set that is known: data.size may change the side, and makes no other channels."""
+    return lambda data: (num_images, (data.get("size", side), data.get("size", side), channels))
 
 
 SETS = {
-    "digits": Entry(packaged.digits, "its images come with scikit-learn", needs=("num_train",), takes=(), pinned=True),
+    "digits": Entry(
+        packaged.digits,
+        "its images come with scikit-learn",
+        needs=("num_train",),
+        takes=(),
+        pinned=True,
+        stored=_of_size(1797, 8, 1),
+    ),
     "fashion_mnist": Entry(
         official.fashion_mnist,
         "put the four official files (train-images-idx3-ubyte.gz and so on, packed) into FashionMNIST/raw under data.root",
         pinned=True,
         download=True,
+        stored=_of_size(70_000, 28, 1),
     ),
     "cifar10": Entry(
         official.cifar10,
@@ -48,6 +63,7 @@ SETS = {
         takes=("num_train", "size"),
         pinned=True,
         download=True,
+        stored=_of_size(60_000, 32, 3),
     ),
     "cifar100": Entry(
         official.cifar100,
@@ -55,15 +71,20 @@ SETS = {
         takes=("num_train", "size"),
         pinned=True,
         download=True,
+        stored=_of_size(60_000, 32, 3),
     ),
     "afhq_dog": Entry(
         folders.afhq_dog,
         "put the folders train/dog and val/dog of AFHQ v1 (from the project stargan-v2 of clovaai: download.sh afhq-dataset) "
         "under data.root",
         takes=("num_train", "heldout_share"),
+        stored=_of_size(sum(folders.AFHQ_DOG.values()), folders.AFHQ_TO_PX, 3),
     ),
     "image_folder": Entry(
-        folders.image_folder, "put your images under data.root", takes=("size", "num_train", "heldout_share")
+        folders.image_folder,
+        "put your images under data.root",
+        takes=("size", "num_train", "heldout_share"),
+        stored=folders.stored,
     ),
     "captioned_folder": Entry(
         captions.captioned_folder,
@@ -84,6 +105,14 @@ def load(data) -> ImageSet:
         return SETS[data["name"]].load(data)
     except NotThereError as error:
         raise ValueError(f"{error}: {_advice(data)}") from None
+
+
+def stored(data):
+    """Number and shape (H, W, C) of the images that the data stage will store, for an estimate; None where that cannot be seen."""
+    try:
+        return SETS[data["name"]].stored(data)
+    except (ValueError, OSError):  # told by the data stage
+        return None
 
 
 def check_root(data):

@@ -58,6 +58,18 @@ def image_folder(data, mode=None):
     return ImageSet((height, width, 1 if mode == "L" else 3), classes, _part(keys, labels, paths, mode, size))
 
 
+def stored(data):
+    """Number and shape of the images, as if all were like the first and in colour."""
+    paths = _images_under(data["root"])
+    if not paths:
+        raise NotThereError(f"{data['root']} holds no image")
+    if size := data.get("size"):
+        return len(paths), (size, size, 3)
+    with _opened(paths[0]) as image:
+        width, height = _upright_size(paths[0], image)
+    return len(paths), (height, width, 3)
+
+
 def afhq_dog(data):
     """The 4,739 dogs of AFHQ version 1, in colour, resized from 512x512 to 64x64 (bilinear, with Pillow's antialiasing).
 

@@ -94,6 +94,44 @@ def build(model, image_shape, network_channels=None, num_classes=None):
     )
 
 
+def num_parameters(model, channels, num_classes=0):
+    """Parameters of the network that `build` makes, without making it: a sum over its layers, which needs no torch.
+
+    channels      of an image
+    num_classes   0 for an unconditional network
+    """
+    widths, layers = model["block_channels"], model["layers_per_block"]
+    embedding = 4 * widths[0]
+
+    def conv(c_in, c_out, side=3):
+        return c_out * (c_in * side**2 + 1)
+
+    def residual(
+        c_in, c_out
+    ):  # two norms, two convolutions, the projection of the timestep; 1x1 where the width changes
+        shortcut = conv(c_in, c_out, 1) if c_in != c_out else 0
+        return 2 * (c_in + c_out) + conv(c_in, c_out) + conv(c_out, c_out) + conv(embedding, c_out, 1) + shortcut
+
+    def attention(c):  # norm; queries, keys, values, output
+        return 2 * c + 4 * conv(c, c, 1)
+
+    def level(i, inputs):
+        has_attention = i in model["attention_levels"]
+        return sum(residual(c_in, widths[i]) + has_attention * attention(widths[i]) for c_in in inputs)
+
+    total = conv(channels, widths[0]) + 2 * widths[0] + conv(widths[0], channels)
+    total += conv(widths[0], embedding, 1) + conv(embedding, embedding, 1) + num_classes * embedding
+    total += 2 * residual(widths[-1], widths[-1]) + attention(widths[-1])
+    for i, width in enumerate(widths):
+        before = widths[max(i - 1, 0)]
+        total += level(i, [before] + [width] * (layers - 1))
+        # The way up takes in the level below and, at each layer, what the way down had at that place.
+        below = widths[min(i + 1, len(widths) - 1)]
+        total += level(i, [below + width] + [2 * width] * (layers - 1) + [width + before])
+        total += conv(width, width) * ((i < len(widths) - 1) + (i > 0))  # halving and doubling the side
+    return total
+
+
 def load(network, weights, source):
     """Puts named weights into a network.
 

@@ -166,12 +166,14 @@ def _sent(tensor, device):
 
 
 def train_round(
-    network, state, record, images, method, settings, alpha_bar, seed, shard, num_epochs, first_step, after_step
-):
+    network, state, record, images, method, settings, alpha_bar, seed, shard, num_epochs, first_step, after_step,
+    hurry=lambda: False,
+):  # fmt: skip
     """All steps of one round on one shard, from wherever `state` stands in it: num_epochs epochs, or settings["steps"].
 
     first_step   step at which the round began; state.step may be beyond it when an interrupted stage goes on
     after_step   called as after_step(steps done in this round, steps of this round, loss tensor) at each look at the loss
+    hurry        called after every step: True asks for a look now
     Raises       ValueError: the shard is smaller than a batch
                  FloatingPointError: a loss, or a weight after the last step, is not finite; names the step
     """
@@ -194,7 +196,7 @@ def train_round(
         fine = told_loss.isfinite()
         told_step, told_loss = torch.where(fine, step, told_step), torch.where(fine, loss, told_loss)
         done = state.step - first_step
-        if done % every and done < total:
+        if not hurry() and done % every and done < total:
             continue
         if not told_loss.isfinite():
             raise FloatingPointError(

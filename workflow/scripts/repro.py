@@ -7,14 +7,19 @@ writing it anew, and it does not wait for a lock for ever. The receipt is writte
 
 import contextlib
 import os
+import signal
 import sys
 import threading
+import time
 from pathlib import Path
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from stages import files, processes
 
 LOCK_WAIT_S = 3600  # of DVC's repository lock, which is held for seconds at a time
+STAGE_ENDS_S, DVC_ENDS_S = 10, 2  # after SIGTERM
 
 
 @contextlib.contextmanager
@@ -56,9 +61,20 @@ def limit_lock_wait():
     dvc.lock.DEFAULT_TIMEOUT = 0.6  # sixth of it = time between two tries
 
 
+def end_with_the_stage():
+    """After SIGTERM: the stage is told, has time to write its checkpoint, and DVC time to say that it failed."""
+    children = psutil.Process().children(recursive=True)
+    processes.terminate_children()
+    psutil.wait_procs(children, timeout=STAGE_ENDS_S)
+    time.sleep(DVC_ENDS_S)
+    os._exit(128 + signal.SIGTERM)
+
+
 def main():
     stage, receipt = sys.argv[1:]
     processes.die_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    processes.on_sigterm(end_with_the_stage)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     import dvc.dvcfile
     from dvc.cli import main as dvc_main
@@ -68,7 +84,10 @@ def main():
     limit_lock_wait()
     status = dvc_main(["--wait-for-lock", "repro", "--single-item", stage])
     if status == 0:
-        files.write_text(receipt, f"{stage}\n")
+        try:
+            files.write_text(receipt, f"{stage}\n")
+        except OSError as error:
+            sys.exit(f"error: {error.strerror}")
     sys.exit(min(status, 1))
 
 

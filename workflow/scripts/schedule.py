@@ -21,7 +21,7 @@ from pathlib import Path
 import how_far
 import psutil
 
-from stages import device, params, plan, processes
+from stages import device, files, params, plan, processes, room
 
 END_PHASES = ("sample", "score", "quality", "similarity", "analyse", "report")
 START_UP = 6000  # of a stage that runs the network, in images: about 4 s on a CPU with the digits' UNet
@@ -55,6 +55,7 @@ def prepare(workflow):
                 f"another snakemake (process {lock.holder()}) is at work in this folder: wait for it or end it"
             )
         workflow.redistribute_lock = lock  # held until this process ends, however it ends
+        processes.on_sigterm(processes.terminate_children)  # Snakemake alone would wait for the end of what runs
         plan.check_source(experiment)
         for sentence in plan.left_out(experiment):
             print(sentence, file=sys.stderr)
@@ -63,12 +64,12 @@ def prepare(workflow):
         _count_gpus(workflow, experiment["compute"]["device"])
         mend_rwlock()
         to_run = stages_to_run()
+        room.check(experiment, to_run, _slots(workflow, experiment["compute"]), workflow.dryrun)
     except (ValueError, OSError, DvcException) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # sys.exit would become a traceback of Snakemake's
     shutil.rmtree(RECEIPTS, ignore_errors=True)
-    TO_RUN.parent.mkdir(exist_ok=True)
-    TO_RUN.write_text(json.dumps(to_run))
+    files.write_json(TO_RUN, to_run)
     if not workflow.dryrun:
         how_far.tell(work_of(to_run, experiment), lambda name: receipt(name).exists())
     return experiment, to_run
@@ -94,6 +95,13 @@ def _count_gpus(workflow, wanted):
     if not gpus:
         print("compute.device is auto and there is no GPU: all stages run on the CPU", file=sys.stderr)
         os.environ[device.TOLD] = "1"
+
+
+def _slots(workflow, compute):
+    """Stages that may train at a time."""
+    on_cpu = (workflow.cores or 1) // compute["threads"]
+    limits = workflow.global_resources
+    return max(1, min(on_cpu, int(limits["gpu"])) if "gpu" in limits else on_cpu)
 
 
 def show_results(workflow):

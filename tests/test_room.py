@@ -1,0 +1,123 @@
+"""The room that an experiment needs: against the real network, a real run, and numbers worked out by hand."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import TINY
+
+from stages import files, params, room
+from stages.method import unet
+
+EXPERIMENT = yaml.safe_load(TINY)
+IET = "iet_agc_plus-seed3"
+GIB = 2**30
+
+
+@pytest.mark.parametrize("num_classes", [None, 10])
+@pytest.mark.parametrize(("widths", "levels"), [([8], []), ([8, 24], [1]), ([16, 8, 24], [0, 2]), ([8, 8, 16, 16], [])])
+@pytest.mark.parametrize(("layers", "channels"), [(1, 3), (2, 1), (3, 3)])
+def test_parameters_are_those_of_the_network(widths, levels, layers, channels, num_classes):
+    model = {
+        "block_channels": widths,
+        "attention_levels": levels,
+        "layers_per_block": layers,
+        "dropout": 0.0,
+        "norm_groups": 8,
+    }
+    network = unet.build(model, (channels, 16, 16), num_classes=num_classes)
+    assert unet.num_parameters(model, channels, num_classes or 0) == sum(p.numel() for p in network.parameters())
+
+
+def test_the_network_of_the_paper_has_its_published_size():
+    """35.7 million parameters (CIFAR-10), and 0.57 GB a shard and round."""
+    experiment = params.load("experiments/cifar10.yaml")
+    assert round(unet.num_parameters(experiment["model"], 3) / 1e6, 1) == 35.7
+    made = room.outputs(experiment)
+    (size,) = {size for name, (_, size) in made.items() if name.startswith("train@")}
+    assert round(size / 1e9, 2) == 0.57
+
+
+def test_what_a_real_run_left_is_what_was_estimated(finished, monkeypatch):
+    """Each stage that settings can make large, and the sum, within 15 %: names of images and headers are guessed."""
+    made, sizes = room.outputs(EXPERIMENT), {}
+    for name, (path, estimate) in made.items():
+        sizes[name] = sum(file.stat().st_size for file in (finished.root / path).rglob("*") if file.is_file())
+        assert sizes[name] > 0, name
+        if name.startswith(("train@", "aggregate@", "data")):
+            assert 0.85 * sizes[name] < estimate < 1.15 * sizes[name], (name, sizes[name], estimate)
+    assert made.keys() == finished.lock().keys() - {"plan"}
+    pixels = 25 * 2 * 64  # images of a part, raw and ema, 8x8: some whole batches more in one part than in the other
+    assert made["sample@ddpm-seed3-part0"][1] == pixels
+    assert (
+        sum(s for _, s in made.values()) > 0.85 * sum(sizes.values()) - 20 * 4096
+    )  # tables of a few rows are mostly headers
+
+
+def test_rounds_and_checkpoints_by_hand():
+    made = {
+        f"train@a-seed0-round{r}-shard{k}": (files.train_dir("a-seed0", r, k), 10 * r)
+        for r in (1, 2, 3)
+        for k in (0, 1)
+    }
+    made["aggregate@a-seed0-round1"] = (files.model_dir("a-seed0", 1), 7)
+    stages = list(made)
+    assert room.needed(made, stages, slots=1) == {"train": 120, "aggregate": 7, "checkpoints": 2 * 30}
+    assert room.needed(made, stages, slots=3) == {"train": 120, "aggregate": 7, "checkpoints": 2 * (30 + 30 + 20)}
+    assert room.needed(made, stages, slots=1, rounds_kept=2)["train"] == 2 * 30 + 2 * 20
+    assert room.needed(made, stages[:2], slots=5) == {"train": 20, "checkpoints": 40}
+
+
+def disk_of(free, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+
+
+def test_too_little_room_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
+    cifar10 = params.load("experiments/cifar10.yaml")
+    monkeypatch.chdir(tmp_path)
+    made = room.outputs(cifar10)
+    total = sum(room.needed(made, made, 1).values())
+    disk_of(int(0.8 * total), monkeypatch)
+    with pytest.raises(ValueError) as caught:
+        room.check(cifar10)
+    told = str(caught.value)
+    assert told.startswith(
+        f"this run writes about {files.text_of_size(total)} (train 1251 GiB, aggregate 69 GiB, sample "
+    )
+    assert f"are free on the disk of {tmp_path}: make room, or ask for fewer rounds" in told and "\n" not in told
+    room.check(cifar10, dry_run=True)
+    assert "this run writes about" in capsys.readouterr().err
+    monkeypatch.setenv(room.ANYWAY, "1")
+    room.check(cifar10)
+    assert "this run writes about" in capsys.readouterr().err
+
+
+def test_enough_room_is_not_spoken_of_and_what_is_there_does_not_count(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = room.outputs(EXPERIMENT)
+    needed = sum(room.needed(made, made, 1).values())
+    disk_of(3 * needed, monkeypatch)
+    room.check(EXPERIMENT)
+    assert capsys.readouterr().err == ""
+    disk_of(needed // 2, monkeypatch)
+    with pytest.raises(ValueError, match="this run writes about"):
+        room.check(EXPERIMENT)
+    for path, _ in made.values():
+        path.mkdir(parents=True)
+    room.check(EXPERIMENT)
+    room.check(EXPERIMENT, ["report"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_of_images_is_looked_at(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    for i in range(5):
+        Image.fromarray(np.zeros((6, 10, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    data = {"name": "image_folder", "root": str(tmp_path), "split_seed": 0}
+    made = room.outputs(EXPERIMENT | {"data": data})
+    assert made["data"][1] == 5 * (6 * 10 * 3 + 38)
+    assert room.outputs(EXPERIMENT | {"data": data | {"size": 4}})["data"][1] == 5 * (4 * 4 * 3 + 38)
+    assert room.outputs(EXPERIMENT | {"data": data | {"root": str(Path(tmp_path, "none"))}}) is None
