@@ -58,7 +58,7 @@ def prepare(workflow):
         plan.check_source(experiment)
         if not inception_weights.wanted(experiment):
             print(inception_weights.LEFT_OUT, file=sys.stderr)
-        for change in plan.refresh(plan.expand(experiment), dry_run=workflow.dryrun):
+        for change in plan.refresh(plan.expand(experiment), dry_run=is_dry_run(workflow)):
             print(change, file=sys.stderr)
         _count_gpus(workflow, experiment["compute"]["device"])
         mend_rwlock()
@@ -69,9 +69,14 @@ def prepare(workflow):
     shutil.rmtree(RECEIPTS, ignore_errors=True)
     TO_RUN.parent.mkdir(exist_ok=True)
     TO_RUN.write_text(json.dumps(to_run))
-    if not workflow.dryrun:
+    if not is_dry_run(workflow):
         how_far.tell(work_of(to_run, experiment), lambda name: receipt(name).exists())
     return experiment, to_run
+
+
+def is_dry_run(workflow):
+    """Whether `snakemake -n` was asked for. (Its own workflow.dryrun is False until the DAG is built, whatever was asked for.)"""
+    return workflow.output_settings.dryrun
 
 
 def receipt(stage):
@@ -98,7 +103,7 @@ def _count_gpus(workflow, wanted):
 
 def show_results(workflow):
     """The table, and where the page is; nothing after a dry run."""
-    if not workflow.dryrun and Path("metrics.json").exists():
+    if not is_dry_run(workflow) and Path("metrics.json").exists():
         for view in ("--page", "--table"):
             subprocess.run([sys.executable, "-m", "stages.report", view], check=False)
 
