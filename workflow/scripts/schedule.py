@@ -20,6 +20,7 @@ from pathlib import Path
 
 import how_far
 import psutil
+import retention
 
 from stages import device, inception_weights, params, plan, processes
 
@@ -61,7 +62,9 @@ def prepare(workflow):
         for change in plan.refresh(plan.expand(experiment), dry_run=is_dry_run(workflow)):
             print(change, file=sys.stderr)
         _count_gpus(workflow, experiment["compute"]["device"])
+        keeps_all = retention.keeps_all()
         mend_rwlock()
+        retention.remove_empty_rounds()
         to_run = stages_to_run()
     except (ValueError, OSError, DvcException) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -70,7 +73,11 @@ def prepare(workflow):
     TO_RUN.parent.mkdir(exist_ok=True)
     TO_RUN.write_text(json.dumps(to_run))
     if not is_dry_run(workflow):
-        how_far.tell(work_of(to_run, experiment), lambda name: receipt(name).exists())
+        how_far.tell(work_of(to_run, experiment), has_run)
+    if not is_dry_run(workflow) and not keeps_all:
+        workflow.redistribute_retention = retention.Retention(plan.expand(experiment), to_run, has_run)
+        workflow.redistribute_retention.prune()  # what an earlier run left
+        workflow.redistribute_retention.watch()
     return experiment, to_run
 
 
@@ -82,6 +89,10 @@ def is_dry_run(workflow):
 def receipt(stage):
     """The file that stands for a stage that has run."""
     return RECEIPTS / stage.replace("@", "/")
+
+
+def has_run(stage):
+    return receipt(stage).exists()
 
 
 def _count_gpus(workflow, wanted):
@@ -103,6 +114,8 @@ def _count_gpus(workflow, wanted):
 
 def show_results(workflow):
     """The table, and where the page is; nothing after a dry run."""
+    if hasattr(workflow, "redistribute_retention"):
+        workflow.redistribute_retention.prune()
     if not is_dry_run(workflow) and Path("metrics.json").exists():
         for view in ("--page", "--table"):
             subprocess.run([sys.executable, "-m", "stages.report", view], check=False)
