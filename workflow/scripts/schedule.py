@@ -112,6 +112,11 @@ def _count_gpus(workflow, wanted):
         os.environ[device.TOLD] = "1"
 
 
+def slots(workflow):
+    """Stages that can run at a time: cores here, jobs on a cluster. (workflow.cores is an error where there are only jobs.)"""
+    return workflow.resource_settings.nodes or workflow.resource_settings.cores or 1
+
+
 def show_results(workflow):
     """The table, and where the page is; nothing after a dry run."""
     if hasattr(workflow, "redistribute_retention"):
