@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow seeds experiment setup lint lock clean help
+.PHONY: run test slow seeds experiment setup lint lock audit-pins clean help
 
 run: setup
 	@snakemake
@@ -42,8 +42,11 @@ lint: setup ## style: ruff, snakefmt, snakemake --lint
 lock: setup ## renews requirements.txt from requirements.in
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet requirements.in -o requirements.txt
 
+audit-pins: setup ## asks a database of known vulnerabilities about the pins of requirements.txt
+	@python workflow/scripts/audit_pins.py
+
 clean: ## removes artifacts, logs and scratch; DVC's cache keeps its copies
 	@rm -rf artifacts scratch logs report.html
 
 help:
-	@grep -hE '^[a-z]+:.*' Makefile | sed -E 's/:[^#]*(## )?/\t/' | sort
+	@grep -hE '^[a-z-]+:.*' Makefile | sed -E 's/:[^#]*(## )?/\t/' | sort

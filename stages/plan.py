@@ -194,7 +194,7 @@ def check_source(experiment):
 
 def _is_decoded(data):
     """Whether artifacts/data holds the images of this section data, by DVC's record."""
-    recorded = _recorded_stages().get("data", {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
+    recorded = recorded_stages().get("data", {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
     return files.DATA.exists() and recorded == data
 
 
@@ -287,10 +287,10 @@ def _stray_artifacts(plan):
 
 
 def _stray_lock_entries(plan):
-    return sorted(_recorded_stages().keys() - stage_names(plan))
+    return sorted(recorded_stages().keys() - stage_names(plan))
 
 
-def _recorded_stages():
+def recorded_stages():
     """What dvc.lock records: dict name of a stage -> its entry."""
     lock_file = Path("dvc.lock")
     if not lock_file.exists():

@@ -172,7 +172,8 @@ def finished(tmp_path_factory, worker_id):
 def run_tiny(root):
     root.mkdir(parents=True)
     project = Project.create(root, TINY)
-    project.output = project.run("snakemake", "--cores", "all", "--resources", "gpu=4").text
+    guard = {"PYTHONPATH": str(ROOT / "tests/no_network"), "NETWORK_LOG": str(root / "logs/network")}
+    project.output = project.run("snakemake", "--cores", "all", "--resources", "gpu=4", env=guard).text
     project.stray = project.run("git", "status", "--porcelain").text
     project.commit("run")
     return project

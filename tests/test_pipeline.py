@@ -152,6 +152,16 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp
     assert planned(project) == end | {"sample@ddpm-seed3-part0", "sample@ddpm-seed3-part1", "score@ddpm-seed3"}
 
 
+def test_a_dry_run_removes_nothing(finished, tmp_path):
+    """Of shards that left the plan; only a run does."""
+    project = finished.copy(tmp_path / "project")
+    project.edit(arms__iet_agc_plus__shard__num_shards=1)
+    lost = [project.root / f"artifacts/train/{IET}/round{r}/shard1/raw.safetensors" for r in (1, 2)]
+    lock = project.lock()
+    assert "would be removed" in project.run("snakemake", "-n").text
+    assert all(path.exists() for path in lost) and project.lock() == lock
+
+
 ANALYSE = {
     "group_size": 10, "noise_draws": 1, "timestep_stride": 5, "batch_size": 30, "select": "l2", "extreme_share": 0.1,
     "rare_skip_rate": 0.3,

@@ -11,7 +11,7 @@ rule sample:
         "../../environment.yml"
     threads: EXPERIMENT["compute"]["threads"]
     resources:
-        gpu=1,
+        gpu=GPUS,
     message:
         "sample {wildcards.key}"
     shell:
@@ -30,7 +30,7 @@ rule score:
         "../../environment.yml"
     threads: EXPERIMENT["compute"]["threads"]
     resources:
-        gpu=1,
+        gpu=GPUS,
     message:
         "score {wildcards.key}"
     shell:
@@ -49,7 +49,7 @@ rule quality:
         "../../environment.yml"
     threads: EXPERIMENT["compute"]["threads"]
     resources:
-        gpu=1,
+        gpu=GPUS,
     message:
         "quality {wildcards.key}"
     shell:
@@ -87,7 +87,7 @@ rule analyse:
         "../../environment.yml"
     threads: EXPERIMENT["compute"]["threads"]
     resources:
-        gpu=1,
+        gpu=GPUS,
     message:
         "analyse {wildcards.key}"
     shell:

@@ -57,7 +57,7 @@ rule train:
         "../../environment.yml"
     threads: EXPERIMENT["compute"]["threads"]
     resources:
-        gpu=1,
+        gpu=GPUS,
     message:
         "train {wildcards.key}"
     shell:

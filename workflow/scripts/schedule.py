@@ -20,6 +20,7 @@ from pathlib import Path
 
 import how_far
 import psutil
+import retention
 
 from stages import device, files, params, plan, processes, room
 
@@ -59,25 +60,40 @@ def prepare(workflow):
         plan.check_source(experiment)
         for sentence in plan.left_out(experiment):
             print(sentence, file=sys.stderr)
-        for change in plan.refresh(plan.expand(experiment), dry_run=workflow.dryrun):
+        for change in plan.refresh(plan.expand(experiment), dry_run=is_dry_run(workflow)):
             print(change, file=sys.stderr)
         _count_gpus(workflow, experiment["compute"]["device"])
+        keeps_all = retention.keeps_all()
         mend_rwlock()
+        retention.remove_empty_rounds()
         to_run = stages_to_run()
-        room.check(experiment, to_run, _slots(workflow, experiment["compute"]), workflow.dryrun)
+        room.check(experiment, to_run, slots(workflow), is_dry_run(workflow))
     except (ValueError, OSError, DvcException) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # sys.exit would become a traceback of Snakemake's
     shutil.rmtree(RECEIPTS, ignore_errors=True)
     files.write_json(TO_RUN, to_run)
-    if not workflow.dryrun:
-        how_far.tell(work_of(to_run, experiment), lambda name: receipt(name).exists())
+    if not is_dry_run(workflow):
+        how_far.tell(work_of(to_run, experiment), has_run)
+    if not is_dry_run(workflow) and not keeps_all:
+        workflow.redistribute_retention = retention.Retention(plan.expand(experiment), to_run, has_run)
+        workflow.redistribute_retention.prune()  # what an earlier run left
+        workflow.redistribute_retention.watch()
     return experiment, to_run
+
+
+def is_dry_run(workflow):
+    """Whether `snakemake -n` was asked for. (Its own workflow.dryrun is False until the DAG is built, whatever was asked for.)"""
+    return workflow.output_settings.dryrun
 
 
 def receipt(stage):
     """The file that stands for a stage that has run."""
     return RECEIPTS / stage.replace("@", "/")
+
+
+def has_run(stage):
+    return receipt(stage).exists()
 
 
 def _count_gpus(workflow, wanted):
@@ -97,16 +113,16 @@ def _count_gpus(workflow, wanted):
         os.environ[device.TOLD] = "1"
 
 
-def _slots(workflow, compute):
-    """Stages that may train at a time."""
-    on_cpu = (workflow.cores or 1) // compute["threads"]
-    limits = workflow.global_resources
-    return max(1, min(on_cpu, int(limits["gpu"])) if "gpu" in limits else on_cpu)
+def slots(workflow):
+    """Stages that can run at a time: cores here, jobs on a cluster. (workflow.cores is an error where there are only jobs.)"""
+    return workflow.resource_settings.nodes or workflow.resource_settings.cores or 1
 
 
 def show_results(workflow):
     """The table, and where the page is; nothing after a dry run."""
-    if not workflow.dryrun and Path("metrics.json").exists():
+    if hasattr(workflow, "redistribute_retention"):
+        workflow.redistribute_retention.prune()
+    if not is_dry_run(workflow) and Path("metrics.json").exists():
         for view in ("--page", "--table"):
             subprocess.run([sys.executable, "-m", "stages.report", view], check=False)
 
