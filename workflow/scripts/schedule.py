@@ -100,8 +100,10 @@ def _count_gpus(workflow, wanted):
 def _slots(workflow, compute):
     """Stages that may train at a time."""
     on_cpu = (workflow.cores or 1) // compute["threads"]
-    limits = workflow.global_resources
-    return max(1, min(on_cpu, int(limits["gpu"])) if "gpu" in limits else on_cpu)
+    if "gpu" not in workflow.global_resources:
+        return max(1, on_cpu)
+    gpus = workflow.global_resources["gpu"]
+    return max(1, min(on_cpu, getattr(gpus, "value", gpus)))
 
 
 def show_results(workflow):
