@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow seeds experiment setup lint lock audit-pins clean help
+.PHONY: run test slow kills seeds experiment setup lint lock audit-pins clean help
 
 run: setup
 	@snakemake
@@ -19,6 +19,9 @@ test: setup
 
 slow: setup ## the tests that take minutes
 	@python -m pytest -m slow
+
+kills: setup ## kills a small experiment 20 times, and compares it with an undisturbed run
+	@python tests/kill_harness.py
 
 seeds: setup ## the experiment of params.yaml over seeds 0, 1, 2, in a copy under scratch/seeds
 	@python workflow/scripts/seeds.py 0 1 2

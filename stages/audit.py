@@ -5,14 +5,25 @@ data is read: no pickle is loaded, and no code that lies beside a pipeline is ru
 """
 
 import json
+import lzma
+import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from stages.image_sets import folders
 
 KINDS = ("folder", "file", "pipeline")
+# What numpy and zipfile raise for a file that is none of theirs, or a damaged one. RuntimeError: a password is asked for.
+BROKEN = (
+    OSError, ValueError, EOFError, LookupError, SyntaxError, TypeError, RuntimeError, MemoryError, AttributeError, OverflowError,
+    struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError,
+)  # fmt: skip
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")  # of diffusers: unconditional, in pixels
 
 
@@ -68,35 +79,62 @@ def _of_file(path, shape, num_images):
     if not path.is_file():
         raise ValueError(f"the file generator.file = {path} does not exist: mend the path (params.yaml)")
     try:
-        array = _npz_images(path) if path.suffix == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as a numpy array ({error}): expected .npy or .npz") from None
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.dtype != np.uint8 or array.ndim != 4 or not len(array):
+        name, found, dtype = _described(path)
+    except BROKEN as error:
+        raise _unreadable(path, error) from None
+    if dtype != np.uint8 or len(found) not in (3, 4) or not found[0]:
         raise ValueError(
-            f"{path} holds {array.dtype} {array.shape}, expected uint8 [images, height, width, channels] in 0..255: convert it, "
+            f"{path} holds {dtype} {found}, expected uint8 [images, height, width, channels] in 0..255: convert it, "
             "for values x in [0, 1] with (255 * x).round().astype('uint8')"
         )
-    _check_size(path, array.shape[1:], shape, "")
-    return _with_channels(path, np.ascontiguousarray(array[:num_images]), shape[2])
+    _check_size(path, found[1:], shape, "")
+    num_bytes, free = math.prod(found), psutil.virtual_memory().available
+    if path.suffix == ".npz" and num_bytes > free:  # unpacked as a whole
+        raise ValueError(
+            f"{path} says that it holds {num_bytes / 2**30:,.1f} GiB of images, but {free / 2**30:.1f} GiB of memory are free: "
+            "give them as .npy, which is read in parts, or fewer of them"
+        )
+    try:
+        array = _unpacked(path, name) if name else np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.ascontiguousarray((array[..., None] if array.ndim == 3 else array)[:num_images])
+    except BROKEN as error:
+        raise _unreadable(path, error) from None
+    return _with_channels(path, array, shape[2])
 
 
-def _npz_images(path):
-    """The one array of three or four axes in an .npz, known from the headers before anything is unpacked."""
+def _unreadable(path, error):
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{path} cannot be read as a numpy array ({reason[:200]}): expected .npy or .npz")
+
+
+def _described(path):
+    """What the headers say, before anything is unpacked: (name in the archive or None, shape, dtype)."""
+    if path.suffix != ".npz":
+        with open(path, "rb") as stream:
+            return None, *_header(stream)
     with zipfile.ZipFile(path) as archive:
-        large = [name for name in archive.namelist() if len(_npy_shape(archive, name)) in (3, 4)]
-    if len(large) != 1:
-        raise ValueError(f"it has {len(large)} arrays of images, expected one")
+        found = []
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                found.append((name, *_header(member)))
+    images = [entry for entry in found if len(entry[1]) in (3, 4)]
+    if len(images) != 1:
+        raise ValueError(f"it has {len(images)} arrays of images, expected one")
+    return images[0]
+
+
+def _header(stream):
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never read")
+    return shape, dtype
+
+
+def _unpacked(path, name):
     with np.load(path, allow_pickle=False) as arrays:
-        return arrays[large[0].removesuffix(".npy")]
-
-
-def _npy_shape(archive, name):
-    with archive.open(name) as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(member)[0]
+        return arrays[name.removesuffix(".npy")]
 
 
 def _check_size(path, found, expected, remedy):

@@ -27,9 +27,9 @@ def run(main):
     except (ValueError, FloatingPointError, OSError, TimeoutError) as error:
         if "REDISTRIBUTE_DEBUG" in os.environ:
             traceback.print_exc()
-        sentence = (
-            error.strerror if isinstance(error, OSError) and not error.filename and error.strerror else str(error)
-        )
+        sentence = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            sentence = f"{error.filename} cannot be used ({error.strerror})" if error.filename else error.strerror
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -8,6 +8,8 @@ writes    artifacts/data/train.npy, heldout.npy: [N,H,W,C] uint8; *_labels.npy: 
           An image's index, its identity in all other files, is its position in train.npy.
 """
 
+import math
+
 import numpy as np
 
 from stages import cli, files, image_sets, params
@@ -43,7 +45,8 @@ def main(arguments):
         if images.test is not None:
             heldout, heldout_part = np.arange(len(images.test.keys)), images.test
         keys, captions = {}, {}
-        with files.publish(files.DATA) as folder:
+        num_bytes = (len(train) + len(heldout)) * math.prod(images.shape)
+        with files.publish(files.DATA, num_bytes) as folder:
             folder.mkdir()
             for name, part, indices in (("train", images.pool, train), ("heldout", heldout_part, heldout)):
                 progress = Progress(f"decoding {name} images", "images")

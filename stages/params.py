@@ -16,13 +16,22 @@ TEXT_KEYS = {
     "sample": ("guidance", "images_per_prompt", "with_replacement"),
 }
 SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
+# A few lines of aliases of aliases stand for billions of values, which a check would visit one by one.
+MOST_VALUES = 100_000
 # A number for YAML 1.2 (DVC) but a text for YAML 1.1 (PyYAML, Snakemake): no dot, or no sign in the exponent.
 EXPONENT = re.compile(r"([-+]?)(?=\.?\d)(\d*)\.?(\d*)[eE]([-+]?)(\d+)")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Refuses what PyYAML lets pass: a key that stands twice in one mapping, and a key that is no text (on, 1, ~). What
-    PyYAML ends without a line for, such as the 30th of February, gets one."""
+    """Refuses what PyYAML lets pass: a key that stands twice in one mapping, a key that is no text (on, 1, ~), and aliases (*)
+    that stand for more than MOST_VALUES. What PyYAML ends without a line for, such as the 30th of February, gets one."""
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None and _num_values(node, {}) > MOST_VALUES:
+            problem = f"its aliases (*) stand for more than {MOST_VALUES:,} values: write out what they stand for"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
 
     def construct_object(self, node, deep=False):
         try:
@@ -30,6 +39,16 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             problem = f"{_short(node.value)} cannot be read as {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+
+def _num_values(node, known):
+    """Values that a node and all below it stand for, an alias counted as often as it is used; infinite if it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while it is counted
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        below = [part for pair in below for part in pair] if isinstance(node, yaml.MappingNode) else below
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in below)
+    return known[id(node)]
 
 
 def _mapping(loader, node):

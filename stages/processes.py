@@ -98,9 +98,9 @@ class FileLock:
             stream.close()
             return False
         os.set_inheritable(stream.fileno(), False)
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, and its holder is not known
+            os.ftruncate(stream.fileno(), 0)
+            os.write(stream.fileno(), str(os.getpid()).encode())
         self._stream = stream
         return True
 

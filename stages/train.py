@@ -168,7 +168,8 @@ def _write(job, method, network, names, state, record, index, num_steps, spent):
     }
     with files.publish(files.counts_dir(job.run, job.round, job.shard)) as folder:
         files.save_arrays(folder / "counts.safetensors", counts)
-    with files.publish(files.train_dir(job.run, job.round, job.shard)) as folder:
+    num_bytes = 4 * 4 * sum(p.numel() for p in network.parameters())  # weights, EMA and two moments in float32
+    with files.publish(files.train_dir(job.run, job.round, job.shard), num_bytes) as folder:
         files.save_arrays(folder / "raw.safetensors", _raw(network))
         if state.ema:
             files.save_arrays(folder / "ema.safetensors", _ema(names, state))

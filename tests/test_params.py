@@ -159,12 +159,20 @@ def test_the_advice_keeps_the_sign_and_gives_whole_numbers_where_they_are_wanted
     assert told.endswith("sample.num_images is 1e5, which YAML 1.1 reads as text: write 100000")
 
 
+# A hundred million ones in nine lines: the check of the schema never came to an end.
+ALIASES = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
+)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("", ": the file is None, expected a section of keys"),
         ("- seeds\n- data\n", ": the file is ['seeds', 'data'], expected a section of keys"),
         ("digits\n", ": the file is 'digits', expected a section of keys"),
+        (ALIASES + TINY.replace("[3]", "*i"), ", line 1: its aliases (*) stand for more than 100,000 values"),
+        (TINY.replace("[3]", "&a [*a]"), ", line 2: its aliases (*) stand for more than 100,000 values"),
         (TINY + "seeds: [4]\n", ", line 29: the key seeds stands twice"),
         (TINY.replace("rounds: 2", "rounds: 2\n    rounds: 3"), ", line 20: the key rounds stands twice"),
         (b"# caf\xe9\n" + TINY.encode(), " is not UTF-8 text: byte 5 cannot be read"),

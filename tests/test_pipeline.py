@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
 from conftest import TINY, Project
@@ -320,39 +319,6 @@ def test_lost_samples_are_made_again_and_nothing_else(finished, tmp_path):
     listed = project.run("snakemake", "-n").text
     assert re.search(r"^sample +1$", listed, re.MULTILINE), listed
     assert not re.search(r"^train ", listed, re.MULTILINE), listed
-
-
-def processes_in(folder):
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and Path(process.cwd()) == folder and process.status() != "zombie":
-                found.append((process.pid, process.cmdline()))
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
-def test_a_killed_snakemake_leaves_nothing_behind_and_goes_on(finished, tmp_path):
-    project = Project.create(tmp_path / "project", TINY)
-    project.keep_arm("ddpm")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    snakemake = subprocess.Popen(
-        ["snakemake"], cwd=project.root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if any("stages.train" in " ".join(command) for _, command in processes_in(project.root)):
-            break
-        time.sleep(0.2)
-    time.sleep(1)
-    assert snakemake.poll() is None, "it ended before it was killed"
-    os.kill(snakemake.pid, signal.SIGKILL)
-    snakemake.wait()
-    time.sleep(2)
-    assert processes_in(project.root) == []
-    project.run("snakemake")
-    assert same_results(project, finished, "ddpm-seed3")
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
