@@ -151,6 +151,14 @@ def test_another_word_is_refused_before_anything_runs(project):
     assert "error: REDISTRIBUTE_KEEP is 'some' in the environment, expected all or needed" in said.text
 
 
+def test_folders_are_stored_once(project):
+    """In artifacts/ and in DVC's cache under one inode. (With reflink as the first link type DVC copies folders where there are no
+    reflinks, as on ext4.)"""
+    project.run("snakemake", "--until", "data")
+    of_stage = [path for path in (project.root / "artifacts/data").iterdir() if path.stat().st_size]
+    assert len(of_stage) >= 4 and {path.stat().st_nlink for path in of_stage} == {2}
+
+
 def rounds_left(project):
     return sorted(path.name for path in project.root.glob(f"artifacts/train/{IET}/round*"))
 
