@@ -316,6 +316,11 @@ def _check_together(params):
             _check_sample(arm, params)
     for arm, recipe in trained(params).items():
         kind = "text" if is_text(params) else "pixels"
+        if recipe["redistribute"].get("schedule") == "alternating" and recipe["rounds"] % 2:
+            raise ValueError(
+                f"arms.{arm}.rounds is {recipe['rounds']}, expected an even number with redistribute.schedule: alternating, as every "
+                "second round ends with averaging"
+            )
         counting = [
             n for n, method in training.declared().items() if method["COUNTS_SKIPS"] and kind in method["MODELS"]
         ]
