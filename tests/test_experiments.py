@@ -33,7 +33,7 @@ def with_optional_arms():
 
 def test_every_file_is_an_experiment_known_here():
     found = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*")} - {"tiny"}
-    assert found == {*NAMES, "cifar10_8px", *(f"tiny/{name}" for name in NAMES), "tiny/digits"}
+    assert found == {*NAMES, "cifar10_8px", "laion10k", *(f"tiny/{name}" for name in NAMES), "tiny/digits", "tiny/text"}
 
 
 def test_the_optional_arms_of_cifar10_are_valid(tmp_path):
