@@ -25,6 +25,7 @@ from stages import (
     params,
     report_leaks,
     report_page,
+    report_prompts,
     report_quality,
     report_similarity,
     report_tables,
@@ -136,6 +137,7 @@ def build(settings):
         report_tables.views(settings, metrics, int(results.num_train.iloc[0]), report_tables.read()),
         report_quality.section(settings, metrics, against_fid),
         report_similarity.section(settings, metrics),
+        report_prompts.section(settings, metrics),
     )
     files.write_text(BODY, body)
 
@@ -284,6 +286,7 @@ def summarise(settings, results, training):
             entry[weights] = _mean_and_sd(rows.drop_duplicates("seed"), ["fd_pixels", "fd_pixels_heldout"])
             entry[weights] |= report_quality.summary(settings, rows.drop_duplicates("seed"), _mean_and_sd)
             entry[weights] |= report_similarity.summary(settings, rows.drop_duplicates("seed"), _mean_and_sd, _rounded)
+            entry[weights] |= report_prompts.summary(settings, arm, weights, _mean_and_sd)
             for protocol in PROTOCOLS:
                 of_protocol = rows[rows.protocol == protocol]
                 entry[weights][protocol] = {

@@ -21,6 +21,8 @@ PHASES = [
     "score",
     "quality",
     "similarity",
+    "clip",
+    "detect",
     "analyse",
     "report",
 ]
@@ -96,6 +98,7 @@ def body(
     published,
     quality,
     similarity,
+    prompts,
 ):
     """The part of the page that follows from the artifacts alone.
 
@@ -108,15 +111,16 @@ def body(
     trade_off  View of report_trade_off
     published  list of Views of report_tables
     quality    HTML of the section that report_quality makes
-    similarity HTML of the section that report_similarity makes, "" where the phase is left out
+    similarity, prompts   HTML of the sections of report_similarity and report_prompts, "" where the phases are left out
     """
     params_block = f"<details><summary>params.yaml</summary>\n<pre>{escape(params_text)}</pre>\n</details>"
     return "\n".join(
         [
-            _top(settings, metrics, per_seed[0], published, analyses, similarity),
+            _top(settings, metrics, per_seed[0], published, analyses, similarity, prompts),
             _arms(settings, metrics),
             quality,
             similarity,
+            prompts,
             _seeds(settings, per_seed),
             _published(published),
             _curves(settings, figures),
@@ -293,13 +297,14 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _top(settings, metrics, row, published, analyses, similarity):
+def _top(settings, metrics, row, published, analyses, similarity, prompts):
     weights, protocol, threshold = _headline(settings)
     sentences = "".join(f"<p>{escape(s)}</p>" for s in headline(settings, metrics))
     seeds = len(settings["seeds"])
     held_out = f"{row['num_heldout']:,}" if row["num_heldout"] else "none"
     sizes = f"{row['num_train']:,} training images, {held_out} held out"
     links = [("arms", "Arms"), ("quality", "Quality"), *([("similarity", "Similarity")] if similarity else [])]
+    links += [("prompts", "Prompts")] if prompts else []
     links += [("published", "Published")] if published else []
     links += [("curves", "Memorisation"), ("trade_off", "Trade-off"), ("gallery", "Leaks"), ("training", "Training")]
     links += [("analyses", "Analyses")] if analyses else []

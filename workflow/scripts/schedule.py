@@ -23,7 +23,7 @@ import psutil
 
 from stages import device, params, plan, processes
 
-END_PHASES = ("sample", "score", "quality", "similarity", "analyse", "report")
+END_PHASES = ("sample", "score", "quality", "similarity", "clip", "detect", "analyse", "report")
 START_UP = 6000  # of a stage that runs the network, in images: about 4 s on a CPU with the digits' UNet
 RECEIPTS = Path(".snakemake/receipts")
 TO_RUN = Path(".snakemake/stages-to-run.json")
