@@ -299,7 +299,10 @@ def _check_together(params):
         _check_generator(arm, params["arms"][arm])
     for arm, recipe in trained(params).items():
         sample = section(params, "sample", arm)
-        counting = [name for name, method in training.declared().items() if method["COUNTS_SKIPS"]]
+        kind = "text" if is_text(params) else "pixels"
+        counting = [
+            n for n, method in training.declared().items() if method["COUNTS_SKIPS"] and kind in method["MODELS"]
+        ]
         if recipe["redistribute"].get("select") == "memory" and recipe["method"]["name"] not in counting:
             raise ValueError(
                 f"arms.{arm}.redistribute.select is memory, which needs the skip counts of a method that skips "

@@ -9,6 +9,8 @@ A checkpoint in scratch/ lets a killed stage go on where it was, to the same res
 at once and ends the stage.
 """
 
+import sys
+
 import numpy as np
 
 from stages import checkpoint, cli, device, files, network, params, text
@@ -73,7 +75,9 @@ def main(arguments):
                 "nothing was written"
             ) from None
         spent = method.spent(len(index), settings["batch_size"], state.step)
-        _write(job, unet, names, state, record, index, state.step - first_step, spent)
+        if remark := method.remark(float(record.epoch_skipped.sum() / record.epoch_visited.sum().clamp(min=1))):
+            print(f"arm {job.arm}, round {job.round}, shard {job.shard}: {remark}", file=sys.stderr)
+        _write(job, method, unet, names, state, record, index, state.step - first_step, spent)
         saved.remove()
 
 
@@ -154,13 +158,13 @@ def _ema(names, state):
     return {n: value.cpu().numpy() for n, value in zip(names, state.ema, strict=True)} if state.ema else {}
 
 
-def _write(job, network, names, state, record, index, num_steps, spent):
+def _write(job, method, network, names, state, record, index, num_steps, spent):
     from stages.training import loop
 
     counts = loop.as_arrays(record, index) | {
         **{f"carried.{name}": value.cpu().numpy() for name, value in state.carried.items()},
         **{f"spent.{name}": np.array([value], np.float64) for name, value in spent.items()},
-        "forward_images": np.array([loop.forward_images(record)], np.int64),
+        "forward_images": np.array([loop.forward_images(record, method.passes)], np.int64),
         "optimizer_steps": np.array([num_steps], np.int64),
     }
     files.save_arrays(files.counts_file(job.run, job.round, job.shard), counts)

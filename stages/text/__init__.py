@@ -1,6 +1,6 @@
 """The text-conditioned half: fine-tuning a Stable Diffusion model. What differs from the unconditional half, and nothing else."""
 
-from stages import files, training
+from stages import files, params, training
 
 
 def build(job, image_shape):
@@ -19,8 +19,9 @@ def build(job, image_shape):
 
     def objective():
         captions = files.load_json(files.DATA / "captions.json")["train"]
-        flip = {**job.params["train"], **job.recipe["train"]}["flip"]
-        return latents.build(frozen, captions, shape, flip)
+        settings = params.section(job.params, "train", job.arm)
+        any_caption = settings.get("caption") == "random_of_all"
+        return latents.build(frozen, captions, shape, settings["flip"], any_caption)
 
     return base.Model(
         method=training.method(job.recipe["method"]),

@@ -79,15 +79,31 @@ class Latents:
 
     def sample_losses(self, step, images, rows):
         """See base.Step.sample_losses."""
+        x_t, wanted = self.noised(step, images, rows)
+        return self.squared_error(self.predicted(step, x_t, self.condition(step), rows), wanted)
+
+    def noised(self, step, images=None, rows=slice(None)):
+        """What the network is shown, and what it is to say of it: x_t and target, both [b,c,h,w]."""
         x_0, t, eps = self.latents_of(step, images, rows), step.t[rows], step.eps[rows]
         x_t = diffusion.noised(x_0, t, eps, step.alpha_bar)
-        found = diffusion.predicted(
-            step.network, x_t, t, step.settings["precision"], condition=self.condition(step)[rows]
+        return x_t, target(self.frozen.prediction_type, x_0, t, eps, step.alpha_bar)
+
+    def predicted(self, step, x_t, condition, rows=slice(None)):
+        """condition   [B,L,D], of the whole batch"""
+        return diffusion.predicted(
+            step.network, x_t, step.t[rows], step.settings["precision"], condition=condition[rows]
         )
-        wanted = target(self.frozen.prediction_type, x_0, t, eps, step.alpha_bar)
+
+    def squared_error(self, found, wanted):
         return (found - wanted).square().mean(dim=(1, 2, 3))
 
+    def noise_difference(self, one, other, step):
+        """Difference of the noise that two predictions of the same x_t stand for."""
+        signal = step.alpha_bar[step.t].view(-1, 1, 1, 1)
+        return one - other if self.frozen.prediction_type == "epsilon" else signal.sqrt() * (one - other)
+
     def condition(self, step):
+        """Embeddings of the prompts of a step, [B,L,D]; made once, and then step.condition."""
         if step.condition is None:
             step.condition = self.embedded(step.prompts)
         return step.condition
@@ -106,13 +122,19 @@ class Latents:
         return self.frozen.latents(moments, noise[rows])
 
 
-def build(frozen, captions, latent_shape, flip):
+def build(frozen, captions, latent_shape, flip, any_caption):
     """The objective for the training images of artifacts/data, with what can be kept made or read back.
 
     captions   list of N lists of texts
     flip       mirror images are trained on too
+    any_caption   training draws from all captions of an image
     """
     distinct = sorted({"", *(texts[0] for texts in captions)})
+    if any_caption and (poor := sum(len(texts) < 2 for texts in captions)):
+        raise ValueError(
+            f"train.caption is random_of_all, but {poor} of {len(captions)} training images have a single caption: give each at least "
+            "two, or set it to first (params.yaml)"
+        )
     if cut := frozen.num_cut(sorted({text for texts in captions for text in texts})):
         print(
             f"{cut} captions have more than {frozen.tokenizer.model_max_length} tokens: the rest of them is cut off",
@@ -122,7 +144,7 @@ def build(frozen, captions, latent_shape, flip):
     def moments():
         pixels = files.load_array(files.DATA / "train.npy", mmap=True)
         for start in range(0, len(pixels), AT_ONCE):
-            images = torch.from_numpy(pixels[start : start + AT_ONCE]).permute(0, 3, 1, 2).to(frozen.device)
+            images = torch.from_numpy(pixels[start : start + AT_ONCE].copy()).permute(0, 3, 1, 2).to(frozen.device)
             images = diffusion.normalise(images)
             both = [frozen.moments(images), *([frozen.moments(images.flip(-1))] if flip else [])]
             yield torch.stack(both, dim=1).cpu().numpy()

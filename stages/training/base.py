@@ -103,6 +103,8 @@ class Method:
         True  # of the images themselves, given the timestep: what the loss against the timestep is asked of
     )
 
+    passes = 1  # forward passes through the network at each visit of an image
+
     def __init__(self, settings):
         """settings   section arms.<arm>.method"""
         self.settings = settings
@@ -147,6 +149,10 @@ class Method:
         num_steps    optimiser steps of the shard over all rounds so far
         """
         return {}
+
+    def remark(self, skipped_share):
+        """A sentence on a round in which this share of the visits was skipped, or None."""
+        return None
 
     def sample(self, network, x, images, seed, labels, alpha_bars, settings):
         """Images from noise.

@@ -205,9 +205,9 @@ def train_round(
         raise FloatingPointError(f"the weights after step {state.step - 1} are not all finite")
 
 
-def forward_images(record):
-    """Images passed through the network in this round: every visit, and once more for each augmented sample."""
-    return int(record.epoch_visited.sum() + record.epoch_augmented.sum())
+def forward_images(record, passes=1):
+    """Images passed through the network in this round: `passes` times at every visit, and once more for each augmented sample."""
+    return int(passes * record.epoch_visited.sum() + record.epoch_augmented.sum())
 
 
 def as_arrays(record, index):

@@ -1,0 +1,510 @@
+"""The text-conditioned model: what is loaded, what the network is shown and learns, and what is generated, against diffusers."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_sd
+import torch
+
+from stages import files, training
+from stages.method import randomness, sampling, shard_state, unet
+from stages.text import generation, latents, model, prompts
+from stages.training import base, loop, wen
+
+SEED, SHARD = 5, 3
+CAPTIONS = [["a red square", "a square of red"], ["a blue circle", "the circle"], ["a green cross", "x"], ["the white triangle", "y"],
+            ["a yellow cross", "z"], ["a purple square", "w"]]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / request.param
+    tiny_sd.build(path, "D", request.param, seed=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def epsilon(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "epsilon"
+    tiny_sd.build(path, "D", seed=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.from_numpy(np.stack([image for image, _ in tiny_sd.toy_images(6, 32)])).permute(0, 3, 1, 2)
+
+
+@pytest.fixture
+def learnt(folder, pixels, tmp_path, monkeypatch):
+    return objective(folder, pixels, tmp_path, monkeypatch)
+
+
+def objective(folder, pixels, tmp_path, monkeypatch, captions=CAPTIONS, any_caption=False):
+    """The objective of a training set of its own, with mirror images."""
+    monkeypatch.chdir(tmp_path)
+    files.save_array(files.DATA / "train.npy", pixels.permute(0, 2, 3, 1).numpy())
+    frozen = model.Frozen(folder, torch.device("cpu"))
+    return latents.build(frozen, captions, frozen.latent_shape((3, 32, 32)), flip=True, any_caption=any_caption)
+
+
+def network_of(folder):
+    network = model.unet(folder)
+    unet.load(network, model.unet_weights(folder), "the model")
+    return network
+
+
+def step_of(learnt, network, pixels, ids, number=0, settings=None, carried=None):
+    """A step on some of the images, the second of them mirrored."""
+    random = torch.Generator().manual_seed(number)
+    ids = torch.tensor(ids)
+    flipped = torch.arange(len(ids)) == 1
+    x = torch.where(flipped.view(-1, 1, 1, 1), pixels[ids].flip(-1), pixels[ids])
+    key = (SEED, SHARD, number)
+    settings = {"precision": "fp32", "grad_clip_norm": 1.0} | (settings or {})
+    return base.Step(
+        network, x, flipped, ids, None, torch.randint(1000, (len(ids),), generator=random),
+        torch.randn(learnt.noise_shape(x), generator=random), learnt.frozen.alpha_bars.float(), carried or {}, settings, key, learnt,
+        learnt.prompts(ids, settings, key),
+    )  # fmt: skip
+
+
+# The folder.
+
+
+def test_a_folder_that_is_no_pipeline_is_told_what_is_missing(epsilon, tmp_path):
+    with pytest.raises(ValueError, match="nowhere does not exist: put a Stable Diffusion"):
+        model.check(tmp_path / "nowhere")
+    broken = tmp_path / "broken"
+    shutil.copytree(epsilon, broken)
+    model.check(broken)
+    (broken / "vae/diffusion_pytorch_model.safetensors").unlink()
+    shutil.rmtree(broken / "tokenizer")
+    with pytest.raises(ValueError, match=r"it lacks tokenizer/tokenizer_config.json, vae/\*.safetensors"):
+        model.check(broken)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("unet/config.json", {"_class_name": "UNet2DModel"}, "unet is UNet2DModel, expected the UNet2DConditionModel"),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "sample"},
+            "prediction_type sample, expected epsilon or v_pred",
+        ),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(epsilon, tmp_path, file, change, told):
+    other = tmp_path / "other"
+    shutil.copytree(epsilon, other)
+    (other / file).write_text(json.dumps(json.loads((other / file).read_text()) | change))
+    with pytest.raises(ValueError, match=told):
+        model.check(other)
+    (other / file).write_text("{")
+    with pytest.raises(ValueError, match=f"{file} cannot be read"):
+        model.check(other)
+
+
+def test_a_safety_checker_is_noticed(epsilon, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(epsilon, other)
+    assert not model.has_safety_checker(other)
+    index = json.loads((other / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (other / "model_index.json").write_text(json.dumps(index))
+    assert model.has_safety_checker(other)
+
+
+def test_images_that_the_vae_cannot_take_are_refused(epsilon):
+    frozen = model.Frozen(epsilon, torch.device("cpu"))
+    assert frozen.latent_shape((3, 32, 16)) == (4, 8, 4)
+    for shape in ((1, 32, 32), (3, 32, 30)):
+        with pytest.raises(ValueError, match=r"expected 3 channels and multiples of 4 pixels .* set data.size"):
+            frozen.latent_shape(shape)
+
+
+def test_frozen_parts_do_what_the_pipeline_does(folder, pixels):
+    """Prompts of several lengths, one of them too long; the sampled latent and the decoded image."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    frozen = model.Frozen(folder, torch.device("cpu"))
+    texts = ["a red square", "", " ".join(["cross"] * 90)]
+    assert frozen.num_cut([*texts, " ".join(["cross"] * 75), " ".join(["cross"] * 76)]) == 2  # 75 and two marks fit
+    for text in texts[:2]:
+        with torch.no_grad():
+            expected, _ = pipeline.encode_prompt(text, "cpu", 1, False)
+        assert torch.equal(frozen.embeddings([text]), expected)
+    assert torch.equal(
+        frozen.tokens(texts)[2], pipeline.tokenizer(texts[2], truncation=True, return_tensors="pt").input_ids[0]
+    )
+    x = pixels[:2].float() / 127.5 - 1
+    with torch.no_grad():
+        posterior = pipeline.vae.encode(x).latent_dist
+        expected = posterior.sample(torch.Generator().manual_seed(3)) * pipeline.vae.config.scaling_factor
+        noise = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
+        found = frozen.latents(frozen.moments(x), noise)
+        assert torch.allclose(found, expected, atol=1e-6)
+        decoded = pipeline.vae.decode(expected / pipeline.vae.config.scaling_factor).sample
+    assert torch.allclose(frozen.decoded(expected), decoded, atol=1e-6)
+    assert torch.equal(frozen.alpha_bars.float(), pipeline.scheduler.alphas_cumprod)
+    assert not any(p.requires_grad for module in (frozen.vae, frozen.text_encoder) for p in module.parameters())
+
+
+# The objective.
+
+
+def test_velocity_and_back():
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    x_0, eps = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([1, 501, 981])
+    alpha_bar = scheduler.alphas_cumprod
+    v = latents.target("v_prediction", x_0, t, eps, alpha_bar)
+    assert torch.allclose(v, scheduler.get_velocity(x_0, eps, t), atol=1e-6)
+    assert latents.target("epsilon", x_0, t, eps, alpha_bar) is eps
+    x_t = scheduler.add_noise(x_0, eps, t)
+    assert torch.allclose(latents.as_noise("v_prediction", v, x_t, alpha_bar[t].view(-1, 1, 1, 1)), eps, atol=1e-5)
+    # Published: sqrt(alpha_bar) is 0.076 at t = 981 and 0.52 at 501, by which differences in v and in noise differ.
+    assert [round(float(alpha_bar[i].sqrt()), 3) for i in (981, 501)] == [0.076, 0.524]
+    one, other = (latents.as_noise("v_prediction", value, x_t[2:], alpha_bar[981]) for value in (v[2:], v[2:] + 2.0))
+    assert torch.allclose(other - one, torch.full_like(one, 2 * 0.0764), atol=1e-3)
+
+
+def test_the_loss_of_a_sample_is_that_of_diffusers_own_parts(folder, learnt, pixels):
+    """Own t, noise, caption and posterior draw of each sample; the second is mirrored; some rows alone with other images."""
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    network, ids = network_of(folder), [4, 0, 3]
+    step = step_of(learnt, network, pixels, ids)
+    assert step.prompts == ["a yellow cross", "a red square", "the white triangle"]
+    losses = step.sample_losses()
+    assert losses.shape == (3,) and losses.requires_grad
+    draw = torch.randn(3, 4, 8, 8, generator=randomness.torch_generator("cpu", "posterior", *step.key))
+
+    def expected(x, row):
+        with torch.no_grad():
+            dist = pipeline.vae.encode(x[None].float() / 127.5 - 1).latent_dist
+            z = (dist.mean + dist.std * draw[row]) * pipeline.vae.config.scaling_factor
+            noisy = scheduler.add_noise(z, step.eps[row : row + 1], step.t[row : row + 1])
+            text, _ = pipeline.encode_prompt(step.prompts[row], "cpu", 1, False)
+            said = pipeline.unet(noisy, step.t[row], encoder_hidden_states=text).sample
+            wanted = (
+                step.eps[row]
+                if folder.name == "epsilon"
+                else scheduler.get_velocity(z, step.eps[row : row + 1], step.t[row])
+            )
+            return float((said - wanted).square().mean())
+
+    assert losses.tolist() == pytest.approx([expected(step.x[row], row) for row in range(3)], rel=1e-4)
+    other = 255 - step.x[[2, 1]]
+    rows = torch.tensor([2, 1])
+    found = step.sample_losses(other.float() / 127.5 - 1, rows)
+    assert found.tolist() == pytest.approx([expected(other[0], 2), expected(other[1], 1)], rel=1e-4)
+    assert step.sample_losses(rows=slice(1, 3)).tolist() == pytest.approx(losses[1:].tolist(), rel=1e-4)
+
+
+def test_what_is_kept_in_scratch_is_used_again_and_made_anew_for_other_images(
+    learnt, folder, pixels, tmp_path, monkeypatch
+):
+    kept = sorted(path.name for path in tmp_path.glob("scratch/*/*.npy"))
+    assert len(kept) == 2
+    monkeypatch.setattr(model.Frozen, "moments", None)  # no image goes through the VAE
+    again = objective(folder, pixels, tmp_path, monkeypatch)
+    assert np.array_equal(again.kept_moments, learnt.kept_moments)
+    monkeypatch.undo()
+    objective(folder, pixels.flip(0), tmp_path, monkeypatch)
+    assert len(list(tmp_path.glob("scratch/latents/*.npy"))) == 2
+    assert len(list(tmp_path.glob("scratch/embeddings/*.npy"))) == 1
+
+
+def test_captions_first_any_and_none(learnt, pixels):
+    ids = torch.arange(6).repeat(100)
+    first = learnt.prompts(ids, {}, (1, 2, 3))
+    assert first == [texts[0] for texts in CAPTIONS] * 100
+    drawn = learnt.prompts(ids, {"caption": "random_of_all"}, (1, 2, 3))
+    assert (
+        drawn
+        == learnt.prompts(ids, {"caption": "random_of_all"}, (1, 2, 3))
+        != learnt.prompts(ids, {"caption": "random_of_all"}, (1, 2, 4))
+    )
+    assert all(text in CAPTIONS[i] for text, i in zip(drawn, ids.tolist(), strict=True))
+    assert 240 < sum(text == CAPTIONS[i][1] for text, i in zip(drawn, ids.tolist(), strict=True)) < 360
+    dropped = learnt.prompts(ids, {"caption_dropout": 0.1}, (1, 2, 3))
+    assert 35 < sum(text == "" for text in dropped) < 90
+    assert {text for text in dropped if text} == set(first)
+
+
+def test_any_caption_asks_for_two(epsilon, pixels, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"2 of 6 training images have a single caption"):
+        objective(epsilon, pixels, tmp_path, monkeypatch, [["a"], ["b"], *CAPTIONS[2:]], any_caption=True)
+
+
+def test_captions_that_are_cut_are_counted_once(epsilon, pixels, tmp_path, monkeypatch, capsys):
+    long = "cross " * 80
+    objective(epsilon, pixels, tmp_path, monkeypatch, [[long], [long, "a " * 99], *CAPTIONS[2:]])
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "tokens" in line] == [
+        "2 captions have more than 77 tokens: the rest of them is cut off"
+    ]
+
+
+# Methods.
+
+
+def test_agc_judges_the_clean_loss_and_takes_that_of_augmented_images_with_the_same_noise(learnt, folder, pixels):
+    """One skipped, one augmented, one on its threshold or above: by hand from the losses of the same step."""
+    network = network_of(folder)
+    ids = [4, 0, 3]
+    plain = step_of(learnt, network, pixels, ids).sample_losses().detach()
+    bank = torch.zeros(1000)
+    t = step_of(learnt, network, pixels, ids).t
+    bank[t] = plain / torch.tensor([0.5, 0.9, 2.0])
+    taa = {"R": 1.5, "A": 5.0, "magnitude": 30, "num_ops": 2, "max_level": 30}
+    method = training.method({"name": "agc", "lambda": 0.8, "eta": 0.8, "taa": taa})
+    step = step_of(learnt, network, pixels, ids, carried={"bank": bank.clone()})
+    calls = []
+    monkey = learnt.sample_losses
+    learnt.sample_losses = lambda step, images, rows: calls.append((images, rows)) or monkey(step, images, rows)
+    losses = method.losses(step)
+    learnt.sample_losses = monkey
+    assert losses.skipped.tolist() == [True, False, False] and losses.augmented.tolist() == [False, True, False]
+    assert losses.original.tolist() == pytest.approx(plain.tolist(), rel=1e-5)
+    assert step.carried["bank"][t].tolist() == pytest.approx((0.8 * bank[t] + 0.2 * plain).tolist(), rel=1e-5)
+    assert len(calls) == 2 and calls[0][0] is None and set(calls[1][1].tolist()) == {1}
+    augmented = step.sample_losses(calls[1][0][:1], torch.tensor([1])).detach()
+    assert float(augmented) != pytest.approx(float(plain[1]), rel=1e-3)
+    assert float(losses.minimised.detach()) == pytest.approx(float((augmented + plain[2]) / 2), rel=1e-4)
+
+
+def shown(method, learnt, pixels, number=0):
+    """Prompts, and the embeddings that the network was shown."""
+    seen = []
+
+    def network(x, t, encoder_hidden_states):
+        seen.append(encoder_hidden_states)
+        return SimpleNamespace(sample=torch.zeros_like(x))
+
+    step = step_of(learnt, network, pixels, [4, 0, 3, 1, 5, 2], number)
+    training.method(method).losses(step)
+    return step.prompts, seen[0]
+
+
+def test_caption_noise_changes_what_the_network_sees(learnt, pixels):
+    clean, embedded = shown({"name": "ddpm"}, learnt, pixels)
+    for kind, count in (("repeated_words", 2), ("random_words", 2), ("random_caption", 4)):
+        method = {"name": "caption_noise", "kind": kind, "p": 1.0, "count": count}
+        texts, seen = shown(method, learnt, pixels)
+        assert texts == shown(method, learnt, pixels)[0] != shown(method, learnt, pixels, number=1)[0]
+        assert all(a != b for a, b in zip(texts, clean, strict=True))
+        assert torch.equal(
+            seen, learnt.frozen.embeddings(sorted(set(texts)))[[sorted(set(texts)).index(t) for t in texts]]
+        )
+        assert all((a != b).any() for a, b in zip(seen, embedded, strict=True))
+        if kind == "repeated_words":
+            for text, before in zip(texts, clean, strict=True):
+                assert len(text.split()) == len(before.split()) + 2 and set(text.split()) == set(before.split())
+        if kind == "random_words":
+            assert all(len(text.split()) >= len(before.split()) + 2 for text, before in zip(texts, clean, strict=True))
+    sometimes = [
+        shown({"name": "caption_noise", "kind": "random_caption", "p": 0.4, "count": 4}, learnt, pixels, n)[0]
+        for n in range(20)
+    ]
+    changed = sum(text not in {texts[0] for texts in CAPTIONS} for drawn in sometimes for text in drawn)
+    assert 30 < changed < 66  # of 120
+    assert shown({"name": "caption_noise", "kind": "random_words", "p": 0.0, "count": 2}, learnt, pixels)[0] == clean
+
+
+def test_noise_on_the_embeddings(learnt, pixels):
+    _, clean = shown({"name": "ddpm"}, learnt, pixels)
+    _, noisy = shown({"name": "text_noise", "std": 0.25}, learnt, pixels)
+    difference = noisy - clean
+    assert float(difference.std()) == pytest.approx(0.25, rel=0.03)
+    assert abs(float(difference.mean())) < 0.01
+    assert not torch.equal(shown({"name": "text_noise", "std": 0.25}, learnt, pixels, 1)[1] - clean, difference)
+
+
+def test_words_of_prompts():
+    tokenizer = tiny_sd.tokenizer()
+    random = np.random.default_rng(0)
+    places = {prompts.with_words("b c", ["X"], random) for _ in range(50)}
+    assert places == {"X b c", "b X c", "b c X"}
+    assert prompts.repeated_words("", 3, random) == [] and set(prompts.repeated_words("p q", 40, random)) == {"p", "q"}
+    words = prompts.random_words(tokenizer, 400, random)
+    assert len(words) == 400 and all(word.strip() for word in words) and len(set(words)) > 100
+    assert not any("<|" in word for word in words) and not any(
+        "<|" in prompts.random_prompt(tokenizer, 4, random) for _ in range(100)
+    )
+
+
+class Reacting:
+    """A network whose prediction with a caption differs from that without by a given amount, in all values, for each sample."""
+
+    def __init__(self, learnt, by):
+        self.empty, self.by = learnt.embedded([""])[0], by
+
+    def __call__(self, x, t, encoder_hidden_states):
+        reacts = (encoder_hidden_states != self.empty).flatten(1).any(1).float()
+        return SimpleNamespace(sample=(self.by[: len(x)] * reacts).view(-1, 1, 1, 1).expand_as(x))
+
+
+def test_wen_leaves_out_what_reacts_to_its_caption(learnt, folder, pixels):
+    """Thresholds on the noise: a difference of v counts sqrt(alpha_bar) times as much."""
+    by = torch.tensor([0.5, 0.01, 2.0])
+    probe = step_of(learnt, None, pixels, [4, 0, 3])
+    factor = probe.alpha_bar[probe.t].sqrt() if folder.name == "v_prediction" else torch.ones(3)
+    rms = by * factor
+    for kind, scale in (("rms", 1.0), ("raw", 16.0)):  # 4 x 8 x 8 values: the norm is 16 times the root mean square
+        limit = float(rms.sort().values[1:].mean()) * scale
+        method = training.method({"name": "wen", "threshold": {"kind": kind, "value": limit}})
+        losses = method.losses(step_of(learnt, Reacting(learnt, by), pixels, [4, 0, 3]))
+        expected = rms * scale >= limit
+        assert losses.skipped.tolist() == expected.tolist() and expected.sum() == 1
+        assert float(losses.minimised) == pytest.approx(float(losses.original[~expected].mean()), rel=1e-6)
+    none = training.method({"name": "wen", "threshold": {"kind": "rms", "value": 1e-6}})
+    losses = none.losses(step_of(learnt, Reacting(learnt, by), pixels, [4, 0, 3]))
+    assert losses.skipped.all() and float(losses.minimised) == 0
+    assert none.remark(0.31).startswith("31% of the samples were left out, more than 30%") and none.remark(0.3) is None
+
+
+def test_wen_quantile_of_what_a_bin_remembers():
+    history, seen = torch.full((10, 8), torch.nan), torch.zeros(10)
+    bins = torch.tensor([3, 3, 3, 7])
+    value = torch.tensor([1.0, 2.0, 3.0, 9.0])
+    assert not wen.left_out(value, bins, history, 0.25).any()  # nothing is known yet
+    wen.remember(value, bins, history, seen)
+    assert not wen.left_out(value, bins, history, 0.25).any()  # three are fewer than 1 / 0.25
+    wen.remember(torch.tensor([4.0]), torch.tensor([3]), history, seen)
+    # The 0.75-quantile of 1, 2, 3, 4 is 3.25; bin 7 knows one value only.
+    assert wen.left_out(torch.tensor([3.2, 3.3, 100.0]), torch.tensor([3, 3, 7]), history, 0.25).tolist() == [
+        False,
+        True,
+        False,
+    ]
+    wen.remember(torch.arange(10.0, 16.0), torch.full((6,), 3), history, seen)
+    assert sorted(history[3].tolist()) == [3, 4, 10, 11, 12, 13, 14, 15]  # the two oldest of ten are forgotten
+    assert seen.tolist() == [0, 0, 0, 10, 0, 0, 0, 1, 0, 0]
+
+
+# The loop.
+
+
+def settings_of(**more):
+    return {"batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 2, "grad_clip_norm": 1.0, "ema_decay": 0.0, "flip": True,
+            "precision": "fp32", "weight_decay": 0.1, "steps": 5} | more  # fmt: skip
+
+
+def trained(folder, learnt, pixels, method, settings, stop=None):
+    """Weights after a round of 5 steps; with `stop` the state is written and read back by then, as after a kill."""
+    method = training.method(method)
+    network, images = network_of(folder), loop.Images(pixels, torch.arange(len(pixels)), objective=learnt)
+    state = shard_state.fresh_state(list(network.parameters()), method.initial_state(1000, "cpu"), keeps_ema=False)
+    record = loop.Record.empty(len(pixels), loop.num_epochs(len(pixels), settings), "cpu")
+    alpha_bar = learnt.frozen.alpha_bars.float()
+
+    def after_step(done, total, loss):
+        if done == stop:
+            raise KeyboardInterrupt
+
+    def go_on():
+        loop.train_round(network, state, record, images, method, settings, alpha_bar, SEED, SHARD, 2, 0, after_step)
+
+    if stop:
+        with pytest.raises(KeyboardInterrupt):
+            go_on()
+        stop = None
+        other = network_of(folder)
+        other.load_state_dict({name: value.clone() for name, value in network.state_dict().items()})
+        network, images = other, loop.Images(pixels, torch.arange(len(pixels)), objective=learnt)
+    go_on()
+    return network, state, record
+
+
+def test_adamw_is_that_of_torch(epsilon, pixels, tmp_path, monkeypatch):
+    learnt = objective(epsilon, pixels, tmp_path, monkeypatch)
+    settings = settings_of()
+    found, state, record = trained(epsilon, learnt, pixels, {"name": "ddpm"}, settings)
+    assert (
+        state.step == 5 and state.ema == [] and record.epoch_visited.tolist() == [6, 4]
+    )  # 3 steps an epoch of 6 images
+    network, method = network_of(epsilon).train(), training.method({"name": "ddpm"})
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.1)
+    for step in range(5):
+        places = method.batch(6, 2, SEED, SHARD, step)
+        key, ids = (SEED, SHARD, step), torch.from_numpy(places)
+        flipped = torch.rand(2, generator=randomness.torch_generator("cpu", "flip", *key)) < 0.5
+        noise = randomness.torch_generator("cpu", "noise", *key)
+        t = torch.randint(1000, (2,), generator=noise)
+        eps = torch.randn(2, 4, 8, 8, generator=noise)
+        x = torch.where(flipped.view(-1, 1, 1, 1), pixels[ids].flip(-1), pixels[ids])
+        texts = learnt.prompts(ids, settings, key)
+        whole = base.Step(
+            network, x, flipped, ids, None, t, eps, learnt.frozen.alpha_bars.float(), {}, settings, key, learnt, texts
+        )
+        whole.sample_losses().mean().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 2)
+        optimizer.step()
+        optimizer.zero_grad()
+    for (name, one), other in zip(found.named_parameters(), network.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=2e-6), name
+
+
+@pytest.mark.parametrize("method", [{"name": "agc", "lambda": 0.8, "eta": 0.8, "taa": {"R": float("inf"), "A": 5.0, "magnitude": 5, "num_ops": 2, "max_level": 30}},
+                                    {"name": "wen", "threshold": {"kind": "quantile", "value": 0.4}},
+                                    {"name": "caption_noise", "kind": "random_caption", "p": 0.5, "count": 4}])  # fmt: skip
+def test_a_round_that_was_interrupted_ends_with_the_same_weights(epsilon, pixels, tmp_path, monkeypatch, method):
+    learnt = objective(epsilon, pixels, tmp_path, monkeypatch)
+    whole, *_ = trained(epsilon, learnt, pixels, method, settings_of())
+    parts, *_ = trained(epsilon, learnt, pixels, method, settings_of(), stop=3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    before = network_of(epsilon)
+    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), before.parameters(), strict=True))
+
+
+# Images.
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_sampling_is_that_of_the_stock_pipeline(folder, guidance):
+    """The same noise and prompts through StableDiffusionPipeline with the folder's own DDIM scheduler."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    frozen, network = model.Frozen(folder, torch.device("cpu")), network_of(folder).eval()
+    texts = ["a red square", "the blue circle", "x"]
+    x_T = sampling.starting_noise(4, 7, (4, 8, 8), SEED)
+    expected = pipeline(
+        texts, latents=x_T, num_inference_steps=10, guidance_scale=guidance, output_type="latent"
+    ).images
+    batches = []
+    network.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    cond = frozen.embeddings(texts)
+    predict = generation.guided(
+        network, cond, frozen.embeddings([""]).expand_as(cond), guidance, frozen.alpha_bars, frozen.prediction_type
+    )
+    with torch.no_grad():
+        found = sampling.ddim(predict, x_T, frozen.alpha_bars, 10, "paper", clip=False)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
+    assert batches == [3 if guidance == 1 else 6] * 10
+
+
+def test_prompts_are_the_same_for_all_and_none_is_drawn_twice():
+    found = generation.prompted(7, 3, 10, seed=2)
+    assert len(found) == 7 and found[0] == found[1] == found[2] != found[3] == found[5] != found[6]
+    assert len(set(generation.prompted(10, 1, 10, seed=2))) == 10
+    assert list(generation.prompted(4, 1, 10, seed=2)) == list(
+        generation.prompted(9, 1, 10, seed=2)[:4]
+    )  # more images, same first ones
+    assert list(generation.prompted(10, 1, 10, 2)) != list(generation.prompted(10, 1, 10, 3))
+    drawn = generation.prompted(4000, 1, 10_000, 42, with_replacement=True)
+    assert 3200 < len(set(drawn)) < 3400  # 10,000 (1 - (1 - 1/10,000)^4000) = 3,297
