@@ -138,6 +138,8 @@ def test_rows_of_the_tables_are_bound_to_arms_with_their_settings():
     bound = set()
     for table in report_tables.read()["tables"]:
         name = table["data"]
+        if name == "captioned_folder":  # no data set with an experiment file of its own
+            continue
         known = arms if name == "cifar10" else load(name)["arms"]
         for row in table["rows"]:
             assert row["arm"] in known, row
