@@ -105,7 +105,7 @@ def body(
     metrics    as in metrics.json
     per_seed   dicts, one an arm, seed and weights, at the headline protocol and threshold
     figures    SVG by name, None where there is nothing to draw
-    galleries  per arm its dicts: generated and train (data addresses), image, ratio, key, copies (0: does not count)
+    galleries  per arm its dicts: generated and train (data addresses, or None where no pictures are shown), image, ratio, key, copies (0: does not count)
     leaks      per arm of the gallery's run: training images given out, and generated images that are their copies
     analyses   list of report_analyses.Block, [] where nothing was analysed
     trade_off  View of report_trade_off
@@ -461,9 +461,7 @@ def _gallery(settings, metrics, galleries, leaks, num_train):
     for arm, pairs in galleries.items():
         images, copies = leaks[arm]
         figures = "".join(
-            f'<figure><div class=pair><img src="{p["generated"]}" alt="generated image {p["image"]}">'
-            f'<img src="{p["train"]}" alt="training image {escape(str(p["key"]))}"></div>'
-            f"<figcaption>{p['ratio']:.3f} · {_copies(p['copies'])} · {escape(str(p['key']))}</figcaption></figure>"
+            f"<figure>{_pair(p)}<figcaption>{p['ratio']:.3f} · {_copies(p['copies'])} · {escape(str(p['key']))}</figcaption></figure>"
             for p in pairs
         )
         num_images = f"{metrics[arm]['num_images']:,}"
@@ -482,6 +480,16 @@ def _gallery(settings, metrics, galleries, leaks, num_train):
         "training image once. Merely simple images count as well: excess, above, says how many hits are more than that. The list, for all arms, seeds and weights: artifacts/report/leaks.csv and leaks.parquet. In "
         f"the CSV an apostrophe stands before a key that a spreadsheet would take for a formula.</p>\n{chr(10).join(parts)}\n"
         "</section>"
+    )
+
+
+def _pair(pair):
+    """A generated image and its training image side by side; nothing where pictures are not shown."""
+    if pair["generated"] is None:
+        return ""
+    return (
+        f'<div class=pair><img src="{pair["generated"]}" alt="generated image {pair["image"]}">'
+        f'<img src="{pair["train"]}" alt="training image {escape(str(pair["key"]))}"></div>'
     )
 
 
@@ -507,7 +515,7 @@ def _training(settings, metrics, figures):
                 "arm": arm,
                 "rounds": str(recipe["rounds"]),
                 "shards": str(recipe["shard"]["num_shards"]),
-                "a round": _round_length({**settings["train"], **recipe["train"]}),
+                "a round": _round_length(settings.get("train", {}) | recipe["train"]),
                 "optimiser steps": tally(t["optimizer_steps"]),
                 "forward images": tally(t["forward_images"]),
                 "against baseline": f"{t['forward_images'] / base:.2f} ×",

@@ -246,7 +246,6 @@ def test_report_with_clip_and_detector(tmp_path, monkeypatch):
             files.write_json(files.detect_dir(f"{arm}-seed0") / "scores.json", {"raw": found, "ema": found})
 
     settings = copy.deepcopy(test_report.SETTINGS) | {"clip": CLIP, "detect": DETECT}
-    settings.setdefault("train", {})
     monkeypatch.setattr(test_report, "SETTINGS", settings)
     monkeypatch.setattr(test_report, "make_tree", make_tree)
     with test_report.built(tmp_path, test_report.ONE_SEED) as (root, metrics):
