@@ -11,9 +11,10 @@ import test_quality
 import test_report
 import tiny_clip
 import tiny_sd
+import tiny_sscd
 import torch
 import yaml
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, Project
 
 from stages import clip, detect, files, params, plan
 from stages.method import clip_score
@@ -262,3 +263,41 @@ def test_report_with_clip_and_detector(tmp_path, monkeypatch):
             in section
         )
         assert "<td>15.5</td><td>15.2</td><td>0.5</td><td>–</td><td>–</td>" in section and "cdcdcdcd" in section
+
+
+# Through the doors.
+
+
+@pytest.mark.slow
+def test_all_measures_of_an_experiment_with_captions_through_snakemake(tmp_path):
+    tiny_sscd.save(tmp_path / "sscd.pt")
+    experiment = text_experiment(clip=CLIP, detect=DETECT)
+    experiment["similarity"] = {"weights": "../sscd.pt", "preprocess": "dcr", "batch_size": 8, "show_images": 2}
+    experiment["model"], experiment["clip"] = {"pipeline": "data/tiny/model"}, CLIP | {"model": "data/clip"}
+    experiment["data"]["root"] = "data/tiny/images"
+    experiment["sample"]["parts"] = 1
+    experiment["arms"]["default"]["train"] = {"steps": 3}
+    (tmp_path / "project").mkdir()
+    project = Project.create(tmp_path / "project", yaml.safe_dump(experiment, sort_keys=False))
+    project.run("python", "-m", "stages.tiny_sd", "data/tiny")
+    tiny_clip.build(project.root / "data/clip")
+    project.run("snakemake")
+    metrics = json.loads((project.root / "metrics.json").read_text())["default"]["raw"]
+    assert 0 < metrics["similarity"]["percentile_95"] <= 1.0001 and -100 < metrics["clip"]["original"] < 100
+    assert metrics["clip"]["original"] == metrics["clip"]["used"] and 0 <= metrics["detect"]["auc"] <= 1
+    page = (project.root / "report.html").read_text()
+    assert 'id="similarity"' in page and 'id="prompts"' in page
+    # Each image beside that of its own prompt: keys, prompts and similarities agree with each other.
+    table = pd.read_parquet(project.root / "artifacts/similarity/default-seed0/nearest.parquet")
+    keys = json.loads((project.root / "artifacts/data/keys.json").read_text())["train"]
+    captions = json.loads((project.root / "artifacts/data/captions.json").read_text())["train"]
+    assert list(table.prompt) == [captions[own][0] for own in table.own_train]
+    assert list(table.nearest_key) == [keys[i] for i in table.nearest_train]
+    assert (table.own_similarity <= table.similarity + 1e-6).all()
+    assert "Nothing to be done" in project.run("snakemake", "-n").text
+
+    project.edit(detect=DETECT | {"num_steps": 5})  # one measure alone is stale
+    named = project.run("snakemake", "-n").text
+    assert "detect@default-seed0" in named or "detect default-seed0" in named
+    for other in ("clip", "similarity", "sample", "train"):
+        assert f"{other} default-seed0" not in named and f"{other}@default-seed0" not in named
