@@ -8,12 +8,13 @@ from pathlib import Path
 import yaml
 
 from stages import audit, image_sets, training
+from stages.method import prompt_mitigations
 
 PARAMS_FILE = "params.yaml"
 # Keys that only a text-conditioned model knows.
 TEXT_KEYS = {
     "train": ("caption", "caption_dropout"),
-    "sample": ("guidance", "images_per_prompt", "with_replacement"),
+    "sample": ("guidance", "images_per_prompt", "with_replacement", "mitigation"),
 }
 SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
 # A number for YAML 1.2 (DVC) but a text for YAML 1.1 (PyYAML, Snakemake): no dot, or no sign in the exponent.
@@ -80,6 +81,12 @@ def trained(params):
     return {arm: recipe for arm, recipe in params["arms"].items() if "generator" not in recipe}
 
 
+def maker(params, arm):
+    """The arm whose training makes the model that an arm's images come from; None where that is a generator from elsewhere."""
+    recipe = params["arms"][arm]
+    return recipe["generator"].get("arm") if "generator" in recipe else arm
+
+
 def seeds_of(params, arm):
     """The seeds that an arm is run with: all, or the first where its images are the same for each (a folder, a file)."""
     fixed = {"folder", "file"} & params["arms"][arm].get("generator", {}).keys()
@@ -90,11 +97,12 @@ def section(params, phase, arm):
     """The settings of one phase of one arm: the shared section of that name with the arm's own over it.
 
     A generator from elsewhere has one kind of weights, called raw, and one part; of a folder or a file all images are taken
-    (num_images None) unless the arm itself says how many.
+    (num_images None) unless the arm itself says how many. An arm that samples from another arm's model takes nothing of that
+    arm's settings.
     """
     recipe = params["arms"][arm]
     settings = {**params.get(phase, {}), **recipe[phase]}
-    if phase == "sample" and "generator" in recipe:
+    if phase == "sample" and maker(params, arm) is None:
         settings |= {"weights": ["raw"], "parts": 1}
         if "pipeline" not in recipe["generator"]:
             settings["num_images"] = recipe["sample"].get("num_images")
@@ -107,6 +115,10 @@ def check(params, path=PARAMS_FILE):
 
     schema = yaml.load(SCHEMA_FILE.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a subclass of the safe loader)
     schema["$defs"]["method"] |= _methods()
+    schema["$defs"]["mitigation"] |= _by_name(
+        {name: {"SETTINGS": settings} for name, settings in prompt_mitigations.SETTINGS.items()},
+        "what is done to prompts",
+    )
     draft = jsonschema.Draft202012Validator
     # 600.0 is an integer for JSON Schema, but no number of epochs.
     types = draft.TYPE_CHECKER.redefine(
@@ -164,8 +176,11 @@ def check_num_train(params, num_train, path=PARAMS_FILE):
 
 def _methods():
     """Schema of arms.<arm>.method: a name, and the settings which that method's own module declares."""
-    methods = training.declared()
-    name = {"description": "training method: a module of stages/training/", "enum": sorted(methods)}
+    return _by_name(training.declared(), "training method: a module of stages/training/")
+
+
+def _by_name(methods, description):
+    name = {"description": description, "enum": sorted(methods)}
     cases = [
         {
             "if": {"required": ["name"], "properties": {"name": {"const": method}}},
@@ -287,7 +302,7 @@ def _check_together(params):
         )
     for arm in params["arms"]:
         weights = section(params, "sample", arm)["weights"]
-        if headline["weights"] not in weights and "generator" in params["arms"][arm]:
+        if headline["weights"] not in weights and maker(params, arm) is None:
             raise ValueError(
                 f"score.headline.weights is {headline['weights']}, but {arm} is a generator from elsewhere, which has raw weights "
                 "only: set it to raw"
@@ -296,9 +311,10 @@ def _check_together(params):
             raise ValueError(
                 f"score.headline.weights is {headline['weights']}, but sample.weights of {arm} is {weights}"
             )
-        _check_generator(arm, params["arms"][arm])
+        _check_generator(arm, params)
+        if maker(params, arm):
+            _check_sample(arm, params)
     for arm, recipe in trained(params).items():
-        sample = section(params, "sample", arm)
         kind = "text" if is_text(params) else "pixels"
         counting = [
             n for n, method in training.declared().items() if method["COUNTS_SKIPS"] and kind in method["MODELS"]
@@ -310,17 +326,6 @@ def _check_together(params):
                 "select: random"
             )
         _check_length(arm, params)
-        if diffusion and 2 * sample["num_steps"] > diffusion["num_timesteps"]:
-            raise ValueError(
-                f"sample.num_steps of {arm} is {sample['num_steps']}, expected at most half of diffusion.num_timesteps = "
-                f"{diffusion['num_timesteps']}: DDIM visits every n-th timestep, n at least 2"
-            )
-        num_batches = -(-sample["num_images"] // sample["batch_size"])
-        if sample["parts"] > num_batches:
-            raise ValueError(
-                f"sample.parts of {arm} is {sample['parts']}, but its {sample['num_images']} images in batches of "
-                f"{sample['batch_size']} are {num_batches} batches: use at most {num_batches} parts"
-            )
     if (analyse := params.get("analyse")) and diffusion and analyse["timestep_stride"] > diffusion["num_timesteps"]:
         raise ValueError(
             f"analyse.timestep_stride is {analyse['timestep_stride']}, expected at most diffusion.num_timesteps = "
@@ -365,12 +370,28 @@ def _check_kind(params):
             raise ValueError(
                 f"arms.{arm}.method.name is {recipe['method']['name']}, which trains {trains}: use one of {', '.join(fitting)}"
             )
-        if text and "guidance" not in section(params, "sample", arm):
-            raise ValueError("the key sample.guidance is missing (scale of classifier-free guidance; 1: none)")
-        if not section(params, "train", arm)["ema_decay"] and "ema" in section(params, "sample", arm)["weights"]:
-            raise ValueError(
-                f"train.ema_decay of {arm} is 0, so no averaged weights are kept, but its sample.weights names ema: set it to [raw]"
-            )
+
+
+def _check_sample(arm, params):
+    """How images of an arm are made, by the model of this or of another arm that is trained here."""
+    sample, diffusion, made_by = section(params, "sample", arm), params["diffusion"], maker(params, arm)
+    if is_text(params) and "guidance" not in sample:
+        raise ValueError("the key sample.guidance is missing (scale of classifier-free guidance; 1: none)")
+    if not section(params, "train", made_by)["ema_decay"] and "ema" in sample["weights"]:
+        raise ValueError(
+            f"train.ema_decay of {made_by} is 0, so no averaged weights are kept, but sample.weights of {arm} names ema: set it to [raw]"
+        )
+    if diffusion and 2 * sample["num_steps"] > diffusion["num_timesteps"]:
+        raise ValueError(
+            f"sample.num_steps of {arm} is {sample['num_steps']}, expected at most half of diffusion.num_timesteps = "
+            f"{diffusion['num_timesteps']}: DDIM visits every n-th timestep, n at least 2"
+        )
+    num_batches = -(-sample["num_images"] // sample["batch_size"])
+    if sample["parts"] > num_batches:
+        raise ValueError(
+            f"sample.parts of {arm} is {sample['parts']}, but its {sample['num_images']} images in batches of "
+            f"{sample['batch_size']} are {num_batches} batches: use at most {num_batches} parts"
+        )
 
 
 def _check_length(arm, params):
@@ -384,19 +405,27 @@ def _check_length(arm, params):
         )
 
 
-def _check_generator(arm, recipe):
+def _check_generator(arm, params):
+    recipe = params["arms"][arm]
     generator = recipe.get("generator")
     if generator is None:
         return
-    kinds = [kind for kind in audit.KINDS if kind in generator]
+    kinds = [kind for kind in (*audit.KINDS, "arm") if kind in generator]
     if len(kinds) != 1:
         raise ValueError(
-            f"arms.{arm}.generator has {' and '.join(kinds) or 'no source of images'}, expected one of folder, file and pipeline"
+            f"arms.{arm}.generator has {' and '.join(kinds) or 'no source of images'}, expected one of folder, file, pipeline and arm"
+        )
+    if kinds == ["arm"] and generator["arm"] not in trained(params):
+        raise ValueError(
+            f"arms.{arm}.generator.arm is {generator['arm']}, expected one of the arms that are trained here: "
+            f"{', '.join(trained(params)) or 'there is none'}"
         )
     if "resize" in generator and kinds != ["folder"]:
         raise ValueError(f"arms.{arm}.generator.resize has no effect on a {kinds[0]}: remove it")
-    for key in ("batch_size", "num_steps"):
-        if key in recipe["sample"] and kinds != ["pipeline"]:
+    if kinds == ["arm"]:
+        return
+    for key in recipe["sample"]:
+        if key not in (("num_images", "batch_size", "num_steps") if kinds == ["pipeline"] else ("num_images",)):
             raise ValueError(f"arms.{arm}.sample.{key} has no effect on the images of a {kinds[0]}: remove it")
 
 

@@ -77,17 +77,24 @@ def expand(experiment):
         for seed in params.seeds_of(experiment, arm):
             run = files.run_name(arm, seed)
             this = {"arm": arm, "seed": seed, "run": run}
-            if "generator" in recipe:
+            if (other := params.maker(experiment, arm)) is None:
                 made = {"section": "generator", **AUDIT, "model": audit.source(recipe["generator"])}
             else:
-                _expand_training(plan, recipe, this, network)
-                model = str(files.model_dir(run, recipe["rounds"]))
-                made = {"section": "method", "method": _method_of(recipe), **network, "model": model}
+                trains, recipe = "generator" not in recipe, experiment["arms"][other]
+                if trains:
+                    _expand_training(plan, recipe, this, network)
+                model = str(files.model_dir(files.run_name(other, seed), recipe["rounds"]))
+                made = {
+                    "section": "method" if trains else "generator",
+                    "method": _method_of(recipe),
+                    **network,
+                    "model": model,
+                }
                 if clip.wanted(experiment):
                     plan["clip"][run] = this | {"weights": experiment["clip"]["model"]}
-                if detect.wanted(experiment):
+                if detect.wanted(experiment) and trains:
                     plan["detect"][run] = this | {"method": made["method"], **network, "model": model}
-                if "analyse" in experiment:
+                if "analyse" in experiment and trains:
                     plan["analyse"][run] = this | {"method": made["method"], "model": model}
             for p in range(num_parts):
                 plan["sample"][f"{run}-part{p}"] = this | {"part": p} | made
@@ -218,7 +225,7 @@ def check_source(experiment):
             file=sys.stderr,
         )
     for arm, recipe in experiment["arms"].items():
-        path = audit.source(recipe["generator"]) if "generator" in recipe else None
+        path = audit.source(recipe["generator"]) if params.maker(experiment, arm) is None else None
         if path and Path(path).resolve().is_relative_to(files.ARTIFACTS.resolve()):
             raise ValueError(
                 f"{path} of arms.{arm}.generator lies in artifacts/, which is cleared of what no stage makes: move your images"

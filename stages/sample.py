@@ -13,6 +13,7 @@ killed stage go on where it was; SIGTERM, a scheduler's warning, writes one and 
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from stages.progress import Progress
 def main(arguments):
     with cli.stage("sample", __doc__, arguments, "arm", "seed", "part") as job:
         job.device = device.claim(job.params["compute"])
-        if "generator" in job.recipe and "pipeline" not in job.recipe["generator"]:
+        other = params.maker(job.params, job.arm)
+        if other is None and "pipeline" not in job.recipe["generator"]:
             _take_over(job)
             return
         from stages.method import sampling
@@ -32,7 +34,8 @@ def main(arguments):
         batch_size = settings["batch_size"]
         first, last = sampling.part_of(settings["num_images"], batch_size, job.part, settings["parts"])
         shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
-        source = _source_of(job)(job, settings, shape)
+        made_by = job if other is None else SimpleNamespace(**vars(job) | _training_of(job, other))
+        source = _source_of(made_by)(made_by, settings, shape)
 
         saved = checkpoint.Checkpoint(
             job, [settings, job.recipe, *(job.params[s] for s in ("model", "diffusion", "compute"))], source.inputs
@@ -72,6 +75,11 @@ def main(arguments):
                 lines = [json.dumps(record, ensure_ascii=False) for record in records]
                 files.write_text(folder / "generations.jsonl", "\n".join(lines) + "\n")
         saved.remove()
+
+
+def _training_of(job, arm):
+    """The arm that made the model, which need not be the one whose images these are."""
+    return {"arm": arm, "recipe": job.params["arms"][arm], "run": files.run_name(arm, job.seed)}
 
 
 def _source_of(job):

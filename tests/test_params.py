@@ -228,7 +228,7 @@ NAN, INF = math.nan, math.inf
         ({"arms__theirs": {"generator": {}, "sample": {}}}, "arms.theirs.generator is empty"),
         (
             {"arms__theirs": {"generator": {"folder": "a", "file": "b"}, "sample": {}}},
-            "arms.theirs.generator has folder and file, expected one of folder, file and pipeline",
+            "arms.theirs.generator has folder and file, expected one of folder, file, pipeline and arm",
         ),
         (
             {"arms__theirs": {"generator": {"file": "b", "resize": True}, "sample": {}}},

@@ -11,8 +11,8 @@ import torch
 
 from stages import files, training
 from stages.method import randomness, sampling, shard_state, unet
-from stages.text import generation, latents, model, prompts
-from stages.training import base, loop, wen
+from stages.text import generation, latents, model
+from stages.training import base, caption_noise, loop, wen
 
 SEED, SHARD = 5, 3
 CAPTIONS = [["a red square", "a square of red"], ["a blue circle", "the circle"], ["a green cross", "x"], ["the white triangle", "y"],
@@ -299,8 +299,8 @@ def shown(method, learnt, pixels, number=0):
 
 def test_caption_noise_changes_what_the_network_sees(learnt, pixels):
     clean, embedded = shown({"name": "ddpm"}, learnt, pixels)
-    for kind, count in (("repeated_words", 2), ("random_words", 2), ("random_caption", 4)):
-        method = {"name": "caption_noise", "kind": kind, "p": 1.0, "count": count}
+    for kind, count in (("cwr", 2), ("rt", 2), ("rc", 4)):
+        method = {"name": "caption_noise", "kind": kind, "p": 1.0, "num_words": count}
         texts, seen = shown(method, learnt, pixels)
         assert texts == shown(method, learnt, pixels)[0] != shown(method, learnt, pixels, number=1)[0]
         assert all(a != b for a, b in zip(texts, clean, strict=True))
@@ -308,18 +308,18 @@ def test_caption_noise_changes_what_the_network_sees(learnt, pixels):
             seen, learnt.frozen.embeddings(sorted(set(texts)))[[sorted(set(texts)).index(t) for t in texts]]
         )
         assert all((a != b).any() for a, b in zip(seen, embedded, strict=True))
-        if kind == "repeated_words":
+        if kind == "cwr":
             for text, before in zip(texts, clean, strict=True):
                 assert len(text.split()) == len(before.split()) + 2 and set(text.split()) == set(before.split())
-        if kind == "random_words":
+        if kind == "rt":
             assert all(len(text.split()) >= len(before.split()) + 2 for text, before in zip(texts, clean, strict=True))
     sometimes = [
-        shown({"name": "caption_noise", "kind": "random_caption", "p": 0.4, "count": 4}, learnt, pixels, n)[0]
+        shown({"name": "caption_noise", "kind": "rc", "p": 0.4, "num_words": 4}, learnt, pixels, n)[0]
         for n in range(20)
     ]
     changed = sum(text not in {texts[0] for texts in CAPTIONS} for drawn in sometimes for text in drawn)
     assert 30 < changed < 66  # of 120
-    assert shown({"name": "caption_noise", "kind": "random_words", "p": 0.0, "count": 2}, learnt, pixels)[0] == clean
+    assert shown({"name": "caption_noise", "kind": "rt", "p": 0.0, "num_words": 2}, learnt, pixels)[0] == clean
 
 
 def test_noise_on_the_embeddings(learnt, pixels):
@@ -331,17 +331,12 @@ def test_noise_on_the_embeddings(learnt, pixels):
     assert not torch.equal(shown({"name": "text_noise", "std": 0.25}, learnt, pixels, 1)[1] - clean, difference)
 
 
-def test_words_of_prompts():
-    tokenizer = tiny_sd.tokenizer()
-    random = np.random.default_rng(0)
-    places = {prompts.with_words("b c", ["X"], random) for _ in range(50)}
-    assert places == {"X b c", "b X c", "b c X"}
-    assert prompts.repeated_words("", 3, random) == [] and set(prompts.repeated_words("p q", 40, random)) == {"p", "q"}
-    words = prompts.random_words(tokenizer, 400, random)
-    assert len(words) == 400 and all(word.strip() for word in words) and len(set(words)) > 100
-    assert not any("<|" in word for word in words) and not any(
-        "<|" in prompts.random_prompt(tokenizer, 4, random) for _ in range(100)
-    )
+def test_random_captions_are_of_tokens_of_the_model_and_never_empty():
+    tokenizer, random = tiny_sd.tokenizer(), np.random.default_rng(0)
+    texts = [caption_noise.random_caption(tokenizer, 4, random) for _ in range(200)]
+    assert len(set(texts)) > 190 and all(text.strip() for text in texts) and not any("<|" in text for text in texts)
+    ids = [len(tokenizer(text).input_ids) - 2 for text in texts if text.isascii()]
+    assert max(ids) <= 12  # four tokens, or their parts
 
 
 class Reacting:
@@ -459,7 +454,7 @@ def test_adamw_is_that_of_torch(epsilon, pixels, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", [{"name": "agc", "lambda": 0.8, "eta": 0.8, "taa": {"R": float("inf"), "A": 5.0, "magnitude": 5, "num_ops": 2, "max_level": 30}},
                                     {"name": "wen", "threshold": {"kind": "quantile", "value": 0.4}},
-                                    {"name": "caption_noise", "kind": "random_caption", "p": 0.5, "count": 4}])  # fmt: skip
+                                    {"name": "caption_noise", "kind": "rc", "p": 0.5, "num_words": 4}])  # fmt: skip
 def test_a_round_that_was_interrupted_ends_with_the_same_weights(epsilon, pixels, tmp_path, monkeypatch, method):
     learnt = objective(epsilon, pixels, tmp_path, monkeypatch)
     whole, *_ = trained(epsilon, learnt, pixels, method, settings_of())

@@ -75,16 +75,25 @@ def reworded(settings, prompt, tokenizer, seed, image):
     name = settings["name"]
     if name not in ("rt", "cwr", "rna"):
         return prompt
-    generator = randomness.numpy_generator("prompt_words", seed, image)
-    words = prompt.split()
-    if name == "cwr" and not words:
+    if name == "cwr" and not prompt.split():
         raise ValueError("a prompt is empty: cwr has no word of it to repeat (params.yaml, sample.mitigation)")
+    return with_words(
+        name, prompt, settings["num_words"], tokenizer, randomness.numpy_generator("prompt_words", seed, image)
+    )
+
+
+def with_words(name, prompt, num_words, tokenizer, generator):
+    """A prompt with words put in at random places, one after the other: random tokens (rt), words of its own (cwr), numbers (rna).
+
+    Returns   str; its words are parted by single blanks
+    """
+    words = prompt.split()
     draw = {
         "rt": lambda: _random_word(tokenizer, generator),
         "cwr": lambda original=tuple(words): original[generator.integers(len(original))],
         "rna": lambda: str(generator.integers(LARGEST_NUMBER)),
     }[name]
-    for _ in range(settings["num_words"]):
+    for _ in range(num_words):
         words.insert(generator.integers(len(words) + 1), draw())
     return " ".join(words)
 

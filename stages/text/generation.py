@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from stages import files, text
-from stages.method import randomness, sampling
+from stages.method import diffusion, prompt_mitigations, randomness, sampling
 from stages.text import latents, model
 
 
@@ -61,7 +61,8 @@ class Source:
                 f"sample.num_steps of {job.arm} is {settings['num_steps']}, expected at most half of the {num_timesteps} timesteps of "
                 f"{self.frozen.folder} (params.yaml)"
             )
-        self.network = self.built.network.to(job.device).eval()
+        self.network = self.built.network.to(job.device).eval().requires_grad_(False)
+        self.mitigation = settings.get("mitigation")
         self.folder = files.model_dir(job.run, job.recipe["rounds"])
         captions, keys = files.DATA / "captions.json", files.DATA / "keys.json"
         weights = [self.folder / f"{name}.safetensors" for name in settings["weights"]]
@@ -101,7 +102,7 @@ class Source:
         return [
             {
                 "index": image,
-                "prompt_used": self.prompt(image),
+                "prompt_used": self.prompt_used(image),
                 "prompt_original": self.prompt(image),
                 "train_key": self.keys[self.prompted[image]],
                 "seed": self.job.seed,
@@ -109,12 +110,41 @@ class Source:
             for image in range(first, last)
         ]
 
+    def prompt_used(self, image):
+        """The prompt as the text encoder gets it."""
+        if not self.mitigation:
+            return self.prompt(image)
+        return prompt_mitigations.reworded(
+            self.mitigation, self.prompt(image), self.frozen.tokenizer, self.job.seed, image
+        )
+
+    def embeddings(self, start, stop, x_T):
+        """What the network is shown with and without the prompts of images start..stop-1: two [B,L,D] float32."""
+        cond = self.frozen.embeddings([self.prompt_used(image) for image in range(start, stop)])
+        uncond = self.frozen.embeddings([""]).expand_as(cond)
+        if not self.mitigation:
+            return cond, uncond
+        difference = self.first_difference(x_T, uncond) if self.mitigation["name"] == "wen" else None
+        return prompt_mitigations.embeddings(
+            self.mitigation, cond, uncond, self.job.seed, range(start, stop), difference
+        )
+
+    def first_difference(self, x_T, uncond):
+        """How the noise at the first timestep depends on the embeddings of the prompts: see prompt_mitigations."""
+        alpha_bars = self.built.alpha_bars
+        t = sampling.timesteps(len(alpha_bars), self.settings["num_steps"])[0]
+        at = torch.full((len(x_T),), t, device=x_T.device)
+
+        def predict(embedding):
+            return diffusion.predicted(self.network, x_T, at, self.settings["precision"], condition=embedding)
+
+        return prompt_mitigations.first_difference(predict, uncond, self.frozen.prediction_type, float(alpha_bars[t]))
+
     def generate(self, start, stop):
         """Images start..stop-1 with the weights loaded last: [stop - start,H,W,C] uint8."""
         settings, alpha_bars = self.settings, self.built.alpha_bars
         x_T = sampling.starting_noise(start, stop, self.latent_shape, self.job.seed).to(self.job.device)
-        cond = self.frozen.embeddings([record["prompt_used"] for record in self.records(start, stop)])
-        uncond = self.frozen.embeddings([""]).expand_as(cond)
+        cond, uncond = self.embeddings(start, stop, x_T)
         predict = guided(self.network, cond, uncond, settings["guidance"], alpha_bars, self.frozen.prediction_type)
         x = sampling.ddim(
             predict, x_T, alpha_bars, settings["num_steps"], settings["protocol"], settings["precision"], clip=False

@@ -8,6 +8,7 @@ B batch, T timesteps, S = BINS bins of timesteps.
 
 import torch
 
+from stages.method import magnitude_detector
 from stages.training import base
 
 SETTINGS = {
@@ -34,13 +35,6 @@ MODELS = ["text"]
 
 BINS, KEPT = 10, 128  # bins of timesteps, and magnitudes that each remembers
 TOO_MANY = 0.3  # share left out above which the model is rather under-trained than spared
-
-
-def magnitudes(difference):
-    """Root mean square, and norm, of a difference of predictions [B,c,h,w]: two [B] float32."""
-    flat = difference.flatten(1)
-    norm = flat.norm(dim=1)
-    return norm / flat.shape[1] ** 0.5, norm
 
 
 def left_out(magnitude, bins, history, share):
@@ -85,13 +79,13 @@ class Method(base.Method):
         found = learnt.predicted(step, x_t, learnt.condition(step))
         with torch.no_grad():
             empty = learnt.predicted(step, x_t, learnt.embedded([""] * len(x_t)))
-            rms, norm = magnitudes(learnt.noise_difference(found, empty, step))
+            magnitude = magnitude_detector.magnitudes(learnt.noise_difference(found, empty, step))
             if kind == "quantile":
                 bins = step.t * BINS // len(step.alpha_bar)
-                skipped = left_out(rms, bins, step.carried["history"], value)
-                remember(rms, bins, step.carried["history"], step.carried["seen"])
+                skipped = left_out(magnitude["rms"], bins, step.carried["history"], value)
+                remember(magnitude["rms"], bins, step.carried["history"], step.carried["seen"])
             else:
-                skipped = {"rms": rms, "raw": norm}[kind] >= value
+                skipped = magnitude[kind] >= value
         loss = learnt.squared_error(found, wanted)
         kept = torch.where(skipped, 0.0, loss).sum() / (~skipped).sum().clamp(min=1)
         return base.Losses(kept, loss.detach(), skipped)

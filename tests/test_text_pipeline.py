@@ -1,0 +1,189 @@
+"""The text-conditioned half through snakemake, on a CPU and without a network. Minutes, most of it the imports of each stage."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, Project
+
+pytestmark = pytest.mark.slow
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def tiny(**changes):
+    params = yaml.safe_load((ROOT / "experiments/tiny/text.yaml").read_text())
+    return params | changes
+
+
+def made(root, params):
+    project = Project.create(root, yaml.safe_dump(params, sort_keys=False))
+    project.run("python", "-m", "stages.tiny_sd", "data/tiny_text", env=OFFLINE)
+    return project
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    params = tiny()
+    arms = {arm: params["arms"][arm] for arm in ("default", "iet_agc_plus", "default_rt", "plus_wen")}
+    project = made(tmp_path_factory.mktemp("text"), params | {"arms": arms})
+    project.output = project.run("snakemake", "--cores", "2", env=OFFLINE).text
+    return project
+
+
+def generations(project, arm):
+    path = project.root / f"artifacts/samples/{arm}-seed0/part0/generations.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_phase_runs_and_nothing_runs_twice(finished):
+    assert "19 of 19" not in finished.output  # as many jobs as the plan has, which trains two arms
+    trained = {name for name in finished.lock() if name.startswith("train@")}
+    assert trained == {"train@default-seed0-round1-shard0"} | {
+        f"train@iet_agc_plus-seed0-round{r}-shard{k}" for r in (1, 2) for k in (0, 1)
+    }
+    for arm in ("default", "iet_agc_plus", "default_rt", "plus_wen"):
+        images = np.load(finished.root / f"artifacts/samples/{arm}-seed0/part0/raw.npy")
+        assert images.shape == (16, 16, 16, 3) and images.dtype == np.uint8 and images.std() > 0
+        assert arm in finished.output.splitlines()[-12:].__str__()
+    assert not list(finished.root.glob("artifacts/**/ema.safetensors"))
+    again = finished.run("snakemake", "--cores", "2", env=OFFLINE).text
+    assert "Nothing to be done" in again or "0 of" not in again
+    assert finished.run("dvc", "status").text.count("changed") == 0
+
+
+def test_the_same_prompts_and_noise_for_every_arm_and_a_mitigation_that_changes_the_images(finished):
+    keys = json.loads((finished.root / "artifacts/data/keys.json").read_text())["train"]
+    captions = json.loads((finished.root / "artifacts/data/captions.json").read_text())["train"]
+    plain, reworded = generations(finished, "default"), generations(finished, "default_rt")
+    assert [line["index"] for line in plain] == list(range(16)) and len({line["train_key"] for line in plain}) == 16
+    for line, other in zip(plain, reworded, strict=True):
+        assert captions[keys.index(line["train_key"])] == [line["prompt_original"]]
+        assert line["prompt_used"] == line["prompt_original"] == other["prompt_original"] != other["prompt_used"]
+        assert line["train_key"] == other["train_key"] and line["seed"] == other["seed"] == 0
+    assert [line["train_key"] for line in generations(finished, "plus_wen")] == [line["train_key"] for line in plain]
+    for arm, other in (("default", "default_rt"), ("iet_agc_plus", "plus_wen")):
+        one, two = (np.load(finished.root / f"artifacts/samples/{a}-seed0/part0/raw.npy") for a in (arm, other))
+        assert all((a != b).any() for a, b in zip(one, two, strict=True)), arm
+
+
+def test_a_killed_train_stage_goes_on_to_the_same_weights(finished, tmp_path):
+    project = finished.copy(tmp_path / "killed")
+    project.edit(checkpoint_minutes=0)
+    weights = project.root / "artifacts/train/iet_agc_plus-seed0/round2/shard1"
+    before = {path.name: path.read_bytes() for path in weights.iterdir()}
+    command = [
+        sys.executable,
+        "-m",
+        "stages.train",
+        "--arm",
+        "iet_agc_plus",
+        "--seed",
+        "0",
+        "--round",
+        "2",
+        "--shard",
+        "1",
+    ]
+    project.run("rm", "-r", weights)
+    process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.DEVNULL)
+    scratch = project.root / "scratch/train"
+    start = time.monotonic()
+    while not list(scratch.rglob("*.safetensors")) and time.monotonic() - start < 120:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(scratch.rglob("*.safetensors")) and not weights.exists()
+    project.run(*command)
+    assert {path.name: path.read_bytes() for path in weights.iterdir()} == before
+
+
+def test_bad_input_is_told_in_a_sentence(tmp_path):
+    project = made(tmp_path, tiny())
+
+    def told(**changes):
+        before = (project.root / "params.yaml").read_text()
+        project.edit(**changes)
+        done = project.run("snakemake", "-n", check=False)
+        (project.root / "params.yaml").write_text(before)
+        assert done.returncode != 0 and "Traceback" not in done.text
+        return done.text
+
+    assert "data/tiny_text/images is no Stable Diffusion model in diffusers' layout: it lacks tokenizer/" in told(
+        model={"pipeline": "data/tiny_text/images"}
+    )
+    assert "model.pipeline brings its own schedule" in told(diffusion={"num_timesteps": 10})
+    assert "arms.default.method.name is ambient, which trains a model without captions" not in told(
+        arms__default__method={"name": "ambient"}
+    )
+
+
+def test_a_model_that_learns_four_images_by_heart_gives_them_out(tmp_path):
+    """Own similarity above 0.8 after 600 steps, below 0.2 of a model that learnt nothing (measured: see the assertions)."""
+    params = tiny(
+        data={"name": "captioned_folder", "root": "data/four", "split_seed": 0},
+        train=tiny()["train"]
+        | {"batch_size": 8, "learning_rate": 3e-3, "warmup_steps": 0, "flip": False, "caption_dropout": 0.1},
+        sample=tiny()["sample"] | {"num_images": 8, "num_steps": 20, "guidance": 2.0},
+        score=tiny()["score"] | {"neighbours": 2},
+    )
+    arm = tiny()["arms"]["default"]
+    params["arms"] = {
+        "default": arm | {"train": {"steps": 600}},
+        "untrained": arm | {"train": {"steps": 1, "learning_rate": 1e-9}},
+    }
+    project = made(tmp_path, params)
+    lines = (project.root / "data/tiny_text/images/metadata.jsonl").read_text().splitlines()[:4]
+    four = project.root / "data/four"
+    four.mkdir()
+    twice = []
+    for line in map(json.loads, lines):
+        for copy in "ab":
+            name = f"{copy}{line['file_name']}"
+            (four / name).write_bytes((project.root / "data/tiny_text/images" / line["file_name"]).read_bytes())
+            twice.append(json.dumps(line | {"file_name": name}))
+    (four / "metadata.jsonl").write_text("\n".join(twice))
+    project.run("snakemake", "--cores", "1", env=OFFLINE)
+
+    found = project.run("python", "-c", SIMILARITY, env=OFFLINE).text
+    similar = {
+        arm: float(value)
+        for arm, value in (line.split() for line in found.splitlines() if line.startswith(("default", "untrained")))
+    }
+    print(similar)
+    assert similar["default"] > 0.8 and similar["untrained"] < 0.2
+
+
+# Against what the VAE makes of the training images: with random weights it is no identity.
+SIMILARITY = """
+import json
+
+import numpy as np
+import torch
+
+from stages.text import model
+
+frozen = model.Frozen("data/tiny_text/model", torch.device("cpu"))
+train = torch.from_numpy(np.load("artifacts/data/train.npy")).permute(0, 3, 1, 2).float() / 127.5 - 1
+seen = frozen.decoded(frozen.latents(frozen.moments(train), torch.zeros(len(train), *frozen.latent_shape(train.shape[1:]))))
+seen = ((seen.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
+keys = json.load(open("artifacts/data/keys.json"))["train"]
+
+
+def pooled(images):
+    side = images.shape[1] // 8
+    x = images.reshape(len(images), 8, side, 8, side, 3).astype(float).mean(axis=(2, 4)).reshape(len(images), -1)
+    x = x - x.mean(axis=1, keepdims=True)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+for arm in ("default", "untrained"):
+    folder = f"artifacts/samples/{arm}-seed0/part0"
+    made = np.load(f"{folder}/raw.npy")
+    own = [keys.index(json.loads(line)["train_key"]) for line in open(f"{folder}/generations.jsonl")]
+    print(arm, float((pooled(made) * pooled(seen)[own]).sum(axis=1).mean()))
+"""
