@@ -77,7 +77,7 @@ def _check_fields(job, chosen):
     if (
         "arm" in chosen
         and "generator" in arms[job.arm]
-        and job.phase not in ("sample", "score", "quality", "similarity")
+        and job.phase not in ("sample", "score", "quality", "similarity", "clip")
     ):
         raise ValueError(f"arms.{job.arm} is a generator from elsewhere, which has no phase {job.phase} (params.yaml)")
     if "seed" in chosen and job.seed not in (seeds := params.seeds_of(job.params, job.arm)):

@@ -32,6 +32,8 @@ DATA = ARTIFACTS / "data"
 ANALYSIS = ARTIFACTS / "analysis"
 QUALITY = ARTIFACTS / "quality"
 SIMILARITY = ARTIFACTS / "similarity"
+CLIP = ARTIFACTS / "clip"
+DETECT = ARTIFACTS / "detect"
 
 
 def run_name(arm, seed):
@@ -85,6 +87,16 @@ def quality_dir(run):
 def similarity_dir(run):
     """Copy-detection similarities of a run. Of REFERENCE: the network, and the features of the training images."""
     return SIMILARITY / run
+
+
+def clip_dir(run):
+    """CLIP scores of a run."""
+    return CLIP / run
+
+
+def detect_dir(run):
+    """Magnitudes of prompts under the model of a run."""
+    return DETECT / run
 
 
 REFERENCE = "reference"  # in the place of a run: no run is called so, as their names end in a seed

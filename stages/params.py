@@ -376,6 +376,11 @@ def _check_kind(params):
         raise ValueError(
             "the section analyse looks into models that are trained from nothing, but model.pipeline is fine-tuned: remove it"
         )
+    for name in ("clip", "detect"):
+        if not text and name in params:
+            raise ValueError(
+                f"the section {name} looks into images that were made from prompts, and without model.pipeline there are none: remove it"
+            )
     for where in ("train", "sample"):
         for key in TEXT_KEYS[where]:
             arms = [f"arms.{arm}" for arm in params["arms"] if key in params["arms"][arm].get(where, {})]

@@ -12,7 +12,19 @@ from pathlib import Path
 
 import yaml
 
-from stages import audit, cli, files, image_sets, inception_weights, params, processes, similarity, training
+from stages import (
+    audit,
+    cli,
+    clip,
+    detect,
+    files,
+    image_sets,
+    inception_weights,
+    params,
+    processes,
+    similarity,
+    training,
+)
 from stages.text import model as pipeline
 
 PLAN_FILE = Path("plan.yaml")
@@ -35,7 +47,7 @@ ONE_OF_A_KIND = ("data", "report")  # phases of a single stage: their entry in t
 FETCHED_WEIGHTS = "requirements.txt"
 # What the report depends on where a phase is left out: the code that says so.
 NO_QUALITY = "stages/inception_weights.py"
-NO_SIMILARITY = "stages/similarity.py"
+NO_SIMILARITY, NO_CLIP, NO_DETECT = "stages/similarity.py", "stages/clip.py", "stages/detect.py"
 # The features of the training images come after no other stage of their phase, but from weights that this looks at.
 NO_REFERENCE = "stages/weight_files.py"
 
@@ -46,7 +58,19 @@ def expand(experiment):
     experiment   params.yaml as a dict
     Returns      dict phase -> dict key -> fields of dvc.yaml; a key is <arm>-seed<S>[-round<r>][-shard<k> | -part<p>]
     """
-    phases = ("shard", "train", "aggregate", "redistribute", "sample", "score", "quality", "similarity", "analyse")
+    phases = (
+        "shard",
+        "train",
+        "aggregate",
+        "redistribute",
+        "sample",
+        "score",
+        "quality",
+        "similarity",
+        "clip",
+        "detect",
+        "analyse",
+    )
     folder = experiment["model"].get("pipeline")
     network = {"network": TEXT_NETWORK, "folder": folder} if folder else NETWORK
     plan = {phase: {} for phase in phases}
@@ -68,6 +92,10 @@ def expand(experiment):
                     **network,
                     "model": model,
                 }
+                if clip.wanted(experiment):
+                    plan["clip"][run] = this | {"weights": experiment["clip"]["model"]}
+                if detect.wanted(experiment) and trains:
+                    plan["detect"][run] = this | {"method": made["method"], **network, "model": model}
                 if "analyse" in experiment and trains:
                     plan["analyse"][run] = this | {"method": made["method"], "model": model}
             for p in range(num_parts):
@@ -84,6 +112,8 @@ def expand(experiment):
         "counts": "artifacts/counts" if plan["train"] else "stages/train.py",
         "quality": str(files.QUALITY) if plan["quality"] else NO_QUALITY,
         "similarity": str(files.SIMILARITY) if plan["similarity"] else NO_SIMILARITY,
+        "clip": str(files.CLIP) if plan["clip"] else NO_CLIP,
+        "detect": str(files.DETECT) if plan["detect"] else NO_DETECT,
         "analysis": str(files.ANALYSIS) if plan["analyse"] else "stages/analyse.py",
     }
     return {"data": {"source": source}, **plan, "report": report}
@@ -165,11 +195,15 @@ def _similarity(settings, runs):
 
 
 def left_out(experiment):
-    """Which measures are left out for lack of weights: a sentence each. Nothing is said of similarity where nobody asked for it."""
-    told = [] if inception_weights.wanted(experiment) else [inception_weights.LEFT_OUT]
-    if "similarity" in experiment and not similarity.wanted(experiment):
-        told.append(similarity.LEFT_OUT)
-    return told
+    """Which measures are left out, mostly for lack of weights: a sentence each. Of similarity, CLIP score and detector it is said
+    only where they belong to what is measured, in experiments with captions, or where a section is there without weights."""
+    text = params.is_text(experiment)
+    measures = [("quality", inception_weights), ("similarity", similarity), ("clip", clip), ("detect", detect)]
+    return [
+        measure.LEFT_OUT
+        for name, measure in measures
+        if (text or name == "quality" or name in experiment) and not measure.wanted(experiment)
+    ]
 
 
 def _method_of(recipe):
@@ -181,6 +215,7 @@ def check_source(experiment):
     weights of a measure are missing or others; says so on stderr where DVC will not notice changes of the images."""
     inception_weights.check(experiment)
     similarity.check(experiment)
+    clip.check(experiment)
     if params.is_text(experiment):
         folder = experiment["model"]["pipeline"]
         if Path(folder).resolve().is_relative_to(files.ARTIFACTS.resolve()):
@@ -239,6 +274,8 @@ def output_folders(plan):
     outputs += [files.analysis_dir(item["run"]) for item in plan["analyse"].values()]
     outputs += [files.quality_dir(item["run"]) for item in plan["quality"].values()]
     outputs += [files.similarity_dir(item["run"]) for item in plan["similarity"].values()]
+    outputs += [files.clip_dir(item["run"]) for item in plan["clip"].values()]
+    outputs += [files.detect_dir(item["run"]) for item in plan["detect"].values()]
     return outputs
 
 

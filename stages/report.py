@@ -25,10 +25,12 @@ from stages import (
     params,
     report_leaks,
     report_page,
+    report_prompts,
     report_quality,
     report_similarity,
     report_tables,
     report_trade_off,
+    similarity,
 )
 from stages.method import intervals
 
@@ -74,9 +76,10 @@ def build(settings):
     weights, protocol, threshold = headline["weights"], headline["protocol"], headline["threshold"]
     results, training, epochs, histogram = read(settings)
     leaks = report_leaks.read(settings)
+    pictures = similarity.shows_pictures(settings) or not params.is_text(settings)
     shown = {arm: report_leaks.of_run(leaks, arm, settings["seeds"][0], weights) for arm in arms}
     galleries = {
-        arm: read_gallery(files.score_dir(files.run_name(arm, settings["seeds"][0])), weights, shown[arm])
+        arm: read_gallery(files.score_dir(files.run_name(arm, settings["seeds"][0])), weights, shown[arm], pictures)
         for arm in arms
     }
     analyses = []
@@ -126,6 +129,7 @@ def build(settings):
         report_tables.views(settings, metrics, int(results.num_train.iloc[0]), report_tables.read()),
         report_quality.section(settings, metrics, against_fid),
         report_similarity.section(settings, metrics),
+        report_prompts.section(settings, metrics),
     )
     with files.publish(files.REPORT) as folder:
         folder.mkdir()
@@ -190,11 +194,12 @@ def read_scores(folder, thresholds):
     return curves.assign(**{name: scores[name] for name in ("num_images", "num_train", "num_heldout")})
 
 
-def read_gallery(folder, weights, copies):
+def read_gallery(folder, weights, copies, pictures):
     """The most memorised generated images of a run, each a dict: pictures as data addresses, ratio, key of the training image,
     and how many generated images count as copies of it.
 
-    copies   as report_leaks.of_run returns it
+    copies     as report_leaks.of_run returns it
+    pictures   False: None in their place
     """
     from stages.report_figures import png
 
@@ -203,8 +208,8 @@ def read_gallery(folder, weights, copies):
     key_of = images[images.weights == weights].set_index("image").nearest_key
     return [
         {
-            "generated": png(gallery["generated"][g]),
-            "train": png(gallery["train"][g]),
+            "generated": png(gallery["generated"][g]) if pictures else None,
+            "train": png(gallery["train"][g]) if pictures else None,
             "image": int(gallery["image"][g]),
             "ratio": float(gallery["ratio"][g]),
             "key": key_of[gallery["image"][g]],
@@ -284,6 +289,7 @@ def summarise(settings, results, training):
             entry[weights] = _mean_and_sd(rows.drop_duplicates("seed"), ["fd_pixels", "fd_pixels_heldout"])
             entry[weights] |= report_quality.summary(settings, rows.drop_duplicates("seed"), _mean_and_sd)
             entry[weights] |= report_similarity.summary(settings, rows.drop_duplicates("seed"), _mean_and_sd, _rounded)
+            entry[weights] |= report_prompts.summary(settings, arm, weights, _mean_and_sd)
             for protocol in PROTOCOLS:
                 of_protocol = rows[rows.protocol == protocol]
                 entry[weights][protocol] = {

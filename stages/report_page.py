@@ -21,6 +21,8 @@ PHASES = [
     "score",
     "quality",
     "similarity",
+    "clip",
+    "detect",
     "analyse",
     "report",
 ]
@@ -96,27 +98,29 @@ def body(
     published,
     quality,
     similarity,
+    prompts,
 ):
     """The part of the page that follows from the artifacts alone.
 
     metrics    as in metrics.json
     per_seed   dicts, one an arm, seed and weights, at the headline protocol and threshold
     figures    SVG by name, None where there is nothing to draw
-    galleries  per arm its dicts: generated and train (data addresses), image, ratio, key, copies (0: does not count)
+    galleries  per arm its dicts: generated and train (data addresses, or None where no pictures are shown), image, ratio, key, copies (0: does not count)
     leaks      per arm of the gallery's run: training images given out, and generated images that are their copies
     analyses   list of report_analyses.Block, [] where nothing was analysed
     trade_off  View of report_trade_off
     published  list of Views of report_tables
     quality    HTML of the section that report_quality makes
-    similarity HTML of the section that report_similarity makes, "" where the phase is left out
+    similarity, prompts   HTML of the sections of report_similarity and report_prompts, "" where the phases are left out
     """
     params_block = f"<details><summary>params.yaml</summary>\n<pre>{escape(params_text)}</pre>\n</details>"
     return "\n".join(
         [
-            _top(settings, metrics, per_seed[0], published, analyses, similarity),
+            _top(settings, metrics, per_seed[0], published, analyses, similarity, prompts),
             _arms(settings, metrics),
             quality,
             similarity,
+            prompts,
             _seeds(settings, per_seed),
             _published(published),
             _curves(settings, figures),
@@ -293,13 +297,14 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _top(settings, metrics, row, published, analyses, similarity):
+def _top(settings, metrics, row, published, analyses, similarity, prompts):
     weights, protocol, threshold = _headline(settings)
     sentences = "".join(f"<p>{escape(s)}</p>" for s in headline(settings, metrics))
     seeds = len(settings["seeds"])
     held_out = f"{row['num_heldout']:,}" if row["num_heldout"] else "none"
     sizes = f"{row['num_train']:,} training images, {held_out} held out"
     links = [("arms", "Arms"), ("quality", "Quality"), *([("similarity", "Similarity")] if similarity else [])]
+    links += [("prompts", "Prompts")] if prompts else []
     links += [("published", "Published")] if published else []
     links += [("curves", "Memorisation"), ("trade_off", "Trade-off"), ("gallery", "Leaks"), ("training", "Training")]
     links += [("analyses", "Analyses")] if analyses else []
@@ -456,9 +461,7 @@ def _gallery(settings, metrics, galleries, leaks, num_train):
     for arm, pairs in galleries.items():
         images, copies = leaks[arm]
         figures = "".join(
-            f'<figure><div class=pair><img src="{p["generated"]}" alt="generated image {p["image"]}">'
-            f'<img src="{p["train"]}" alt="training image {escape(str(p["key"]))}"></div>'
-            f"<figcaption>{p['ratio']:.3f} · {_copies(p['copies'])} · {escape(str(p['key']))}</figcaption></figure>"
+            f"<figure>{_pair(p)}<figcaption>{p['ratio']:.3f} · {_copies(p['copies'])} · {escape(str(p['key']))}</figcaption></figure>"
             for p in pairs
         )
         num_images = f"{metrics[arm]['num_images']:,}"
@@ -477,6 +480,16 @@ def _gallery(settings, metrics, galleries, leaks, num_train):
         "training image once. Merely simple images count as well: excess, above, says how many hits are more than that. The list, for all arms, seeds and weights: artifacts/report/leaks.csv and leaks.parquet. In "
         f"the CSV an apostrophe stands before a key that a spreadsheet would take for a formula.</p>\n{chr(10).join(parts)}\n"
         "</section>"
+    )
+
+
+def _pair(pair):
+    """A generated image and its training image side by side; nothing where pictures are not shown."""
+    if pair["generated"] is None:
+        return ""
+    return (
+        f'<div class=pair><img src="{pair["generated"]}" alt="generated image {pair["image"]}">'
+        f'<img src="{pair["train"]}" alt="training image {escape(str(pair["key"]))}"></div>'
     )
 
 
@@ -502,7 +515,7 @@ def _training(settings, metrics, figures):
                 "arm": arm,
                 "rounds": str(recipe["rounds"]),
                 "shards": str(recipe["shard"]["num_shards"]),
-                "a round": _round_length({**settings["train"], **recipe["train"]}),
+                "a round": _round_length(settings.get("train", {}) | recipe["train"]),
                 "optimiser steps": tally(t["optimizer_steps"]),
                 "forward images": tally(t["forward_images"]),
                 "against baseline": f"{t['forward_images'] / base:.2f} ×",

@@ -113,7 +113,7 @@ def _near_copies(nearest):
 
 def _pictures(settings, nearest, weights, seed):
     """Near-copies beside their training images, and a grid of the same images of all arms (Fig. 7)."""
-    if not settings["similarity"].get("show_images", 0):
+    if not similarity.shows_pictures(settings):
         return "<p class=quiet>Pictures are shown where similarity.show_images says how many.</p>"
     runs = {arm: files.similarity_dir(files.run_name(arm, seed)) / "pictures.safetensors" for arm in nearest}
     pictures = {

@@ -37,6 +37,11 @@ def wanted(experiment):
     return "weights" in experiment.get("similarity", {})
 
 
+def shows_pictures(experiment):
+    """Whether the report may show training images of an experiment with captions, or of this phase: keys only, unless asked for."""
+    return wanted(experiment) and experiment["similarity"].get("show_images", 0) > 0
+
+
 def check(experiment):
     """Raises ValueError if the file of weights is not there, or another one."""
     if wanted(experiment):

@@ -138,6 +138,8 @@ def test_rows_of_the_tables_are_bound_to_arms_with_their_settings():
     bound = set()
     for table in report_tables.read()["tables"]:
         name = table["data"]
+        if name == "captioned_folder":
+            continue
         known = arms if name == "cifar10" else load(name)["arms"]
         for row in table["rows"]:
             assert row["arm"] in known, row
@@ -161,6 +163,32 @@ def test_rows_of_the_tables_are_bound_to_arms_with_their_settings():
                 }
                 assert {part: mark == "✓" for part, mark in label.items()} == has, row
     assert bound == set(CIFAR10_ARMS.split()) | set(OPTIONAL)
+
+
+def test_rows_of_the_text_conditioned_tables_are_bound_to_the_arms_of_laion10k():
+    text = (FOLDER / "laion10k.yaml").read_text(encoding="utf-8")
+    before, optional = text.split('  # Optional arms, in no table: take the "# " away.\n')
+    arms = yaml.safe_load(before + re.sub(r"^  # ", "  ", optional, flags=re.MULTILINE))["arms"]
+    tables = [table for table in report_tables.read()["tables"] if table["data"] == "captioned_folder"]
+    rows = [row for table in tables for row in table["rows"]]
+    assert {row["arm"] for row in rows} == set(arms)
+    kinds = {"RT": "rt", "CWR": "cwr", "GNI": "gni", "RNA": "rna", "Wen et al.": "wen"}
+    for row in rows:
+        recipe, label = arms[row["arm"]], row["label"]
+        at_inference = kinds.get(
+            label.get("method") if label.get("mitigation") == "at inference" else label.get("mitigation")
+        )
+        if at_inference:
+            maker = {"Default": "default", "IET-AGC+": "iet_agc_plus"}[label.get("trained by", "Default")]
+            assert recipe["generator"] == {"arm": maker} and recipe["sample"]["mitigation"]["name"] == at_inference
+        if "AGC" in label:
+            has = {
+                "AGC": recipe["method"]["name"] == "agc",
+                "IET": recipe["shard"]["num_shards"] > 1,
+                "TAA": "taa" in recipe["method"],
+                "MSR": bool(recipe["redistribute"]),
+            }
+            assert {part: mark == "✓" for part, mark in label.items()} == has, row
 
 
 def parts(recipe):

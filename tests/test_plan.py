@@ -156,7 +156,7 @@ def test_one_shard_and_one_round():
     found = plan.expand(only({"rounds": 1, "shard": {"num_shards": 1}, "redistribute": MSR, "sample": {"parts": 1}}))
     assert {phase: len(keys) for phase, keys in found.items() if phase not in plan.ONE_OF_A_KIND} == {
         "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1, "quality": 0,
-        "similarity": 0, "analyse": 0,
+        "similarity": 0, "clip": 0, "detect": 0, "analyse": 0,
     }  # fmt: skip
 
 

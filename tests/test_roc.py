@@ -96,3 +96,15 @@ def test_one_group_alone_has_no_area(positive):
 def test_one_image_alone_has_an_area_but_no_interval():
     found = roc.area([2, 1, 3, 2], [True, False, False, False])
     assert found.auc == 0.5 and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_found_share_is_the_best_of_all_thresholds():
+    generator = np.random.default_rng(5)
+    for num_positive, num_negative, false_share in [(30, 50, 0.1), (7, 3, 0.01), (40, 200, 0.01), (5, 9, 0.5)]:
+        score = np.concatenate([generator.normal(1, 1, num_positive), generator.normal(0, 1, num_negative)]).round(1)
+        positive = np.arange(len(score)) < num_positive
+        best = 0
+        for threshold in [-np.inf, *score]:  # brute force
+            if (score[~positive] > threshold).mean() <= false_share:
+                best = max(best, (score[positive] > threshold).mean())
+        assert roc.found_share(score, positive, false_share) == pytest.approx(best)

@@ -438,6 +438,16 @@ def test_report_without_similarity(tmp_path):
         assert 'id="similarity"' not in (root / "report.html").read_text()
 
 
+@pytest.mark.parametrize("show_images", [0, 2])
+def test_where_there_are_captions_no_training_image_is_shown_unless_asked_for(built, monkeypatch, show_images):
+    monkeypatch.setattr(params, "is_text", lambda settings: True)
+    monkeypatch.setattr(plan, "left_out", lambda settings: [])
+    with built({"plain": [60], "iet": [15]}, show_images=show_images) as (root, _):
+        page = (root / "report.html").read_text()
+        gallery = page[page.index('id="gallery"') :]
+        assert gallery.count("<img") == (2 * 2 * 2 if show_images else 0) and gallery.count("0.123 · 2 copies") == 2
+
+
 # Through the doors.
 
 

@@ -35,6 +35,7 @@ PURPOSES = {
     "similarity": 40,  # bootstrap of the similarities: (seed)
     "prompt_words": 41,  # words put into a prompt:     (seed, image index)
     "embedding_noise": 42,  # noise on the embeddings of a prompt: (seed, image index)
+    "detect": 43,  # prompts that are looked at:        (seed)
     "posterior": 50,  # samples of the VAE's posterior in a step: (seed, shard, step)
     "caption": 51,  # which caption of an image, and whether any: (seed, shard, step)
     "caption_noise": 52,  # words put into the captions of a step: (seed, shard, step)

@@ -47,6 +47,21 @@ def area(score, positive):
     return Area(auc, float(max(0, auc - half)), float(min(1, auc + half)))
 
 
+def found_share(score, positive, false_share):
+    """Share of the positive images found by the best threshold that takes at most so large a share of the others for positive:
+    the true positive rate at a false positive rate. An image is found where its score is above the threshold.
+
+    score         [n] real numbers, finite
+    positive      [n] bool, both kinds there
+    false_share   in [0, 1)
+    Returns       float in [0, 1]
+    """
+    score, positive = np.asarray(score, np.float64), np.asarray(positive, bool)
+    others = np.sort(score[~positive])[::-1]
+    threshold = others[int(false_share * len(others))]  # so many of the others are above it at most
+    return float((score[positive] > threshold).mean())
+
+
 def _midranks(values):
     """Ranks from 1, equal values sharing the mean of theirs: [n] float64."""
     _, place, times = np.unique(values, return_inverse=True, return_counts=True)

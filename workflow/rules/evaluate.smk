@@ -75,6 +75,44 @@ rule similarity:
         "exec python workflow/scripts/repro.py similarity@{wildcards.key} {output} > {log} 2>&1"
 
 
+rule clip:
+    input:
+        predecessors_of("clip"),
+    output:
+        receipt("clip@{key}"),
+    log:
+        "logs/clip/{key}.log",
+    priority: most_work_first("clip")
+    conda:
+        "../../environment.yml"
+    threads: EXPERIMENT["compute"]["threads"]
+    resources:
+        gpu=1,
+    message:
+        "clip {wildcards.key}"
+    shell:
+        "exec python workflow/scripts/repro.py clip@{wildcards.key} {output} > {log} 2>&1"
+
+
+rule detect:
+    input:
+        predecessors_of("detect"),
+    output:
+        receipt("detect@{key}"),
+    log:
+        "logs/detect/{key}.log",
+    priority: most_work_first("detect")
+    conda:
+        "../../environment.yml"
+    threads: EXPERIMENT["compute"]["threads"]
+    resources:
+        gpu=1,
+    message:
+        "detect {wildcards.key}"
+    shell:
+        "exec python workflow/scripts/repro.py detect@{wildcards.key} {output} > {log} 2>&1"
+
+
 rule analyse:
     input:
         predecessors_of("analyse"),

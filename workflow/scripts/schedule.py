@@ -24,7 +24,7 @@ import retention
 
 from stages import device, files, params, plan, processes, room
 
-END_PHASES = ("sample", "score", "quality", "similarity", "analyse", "report")
+END_PHASES = ("sample", "score", "quality", "similarity", "clip", "detect", "analyse", "report")
 START_UP = 6000  # of a stage that runs the network, in images: about 4 s on a CPU with the digits' UNet
 RECEIPTS = Path(".snakemake/receipts")
 TO_RUN = Path(".snakemake/stages-to-run.json")

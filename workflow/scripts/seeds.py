@@ -27,6 +27,7 @@ def _from_anywhere(experiment, seeds):
     make_absolute(experiment["data"], {"root"})
     make_absolute(experiment.get("quality", {}), {"weights"})
     make_absolute(experiment.get("similarity", {}), {"weights"})
+    make_absolute(experiment.get("clip", {}), {"model"})
     for recipe in experiment["arms"].values():
         make_absolute(recipe.get("generator", {}), set(audit.KINDS))
     return experiment | {"seeds": seeds}

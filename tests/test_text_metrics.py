@@ -1,0 +1,303 @@
+"""CLIP score and magnitude detector as phases: what they read and write, who has them, and the report."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_quality
+import test_report
+import tiny_clip
+import tiny_sd
+import tiny_sscd
+import torch
+import yaml
+from conftest import ROOT, TINY, Project
+
+from stages import clip, detect, files, params, plan
+from stages.method import clip_score
+
+CLIP = {"model": "clip", "preprocess": "clip", "batch_size": 4}
+DETECT = {"num_prompts": 3, "images_per_prompt": 2, "num_steps": 4, "guidance": 3.0, "batch_size": 5}
+RUN = ["--arm", "default", "--seed", "0"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def text_experiment(**sections):
+    """The tiny experiment with captions: 6 images in two parts."""
+    tiny = yaml.safe_load((ROOT / "experiments/tiny/text.yaml").read_text())
+    tiny["arms"] = {"default": tiny["arms"]["default"]}
+    tiny["model"] = {"pipeline": "model"}
+    tiny["data"]["num_train"] = 12
+    tiny["score"]["neighbours"] = 5
+    tiny["sample"] |= {"num_images": 6, "parts": 2, "batch_size": 4}
+    return tiny | sections
+
+
+def write(experiment):
+    Path("params.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+
+
+# Who has them.
+
+
+def test_an_experiment_with_captions_has_both_phases_and_others_must_not():
+    experiment = text_experiment(clip=CLIP, detect=DETECT)
+    params.check(experiment)
+    found = plan.expand(experiment)
+    assert found["clip"] == {"default-seed0": {"arm": "default", "seed": 0, "run": "default-seed0", "weights": "clip"}}
+    model = {key: found["detect"]["default-seed0"][key] for key in ("model", "folder", "network", "method")}
+    assert model == {
+        "model": "artifacts/model/default-seed0/round1",
+        "folder": "model",
+        "network": "stages/text",
+        "method": "stages/training/ddpm.py",
+    }
+    assert (found["report"]["clip"], found["report"]["detect"]) == ("artifacts/clip", "artifacts/detect")
+    outputs = set(plan.output_folders(found))
+    assert {Path("artifacts/clip/default-seed0"), Path("artifacts/detect/default-seed0")} <= outputs
+    for name, section in (("clip", CLIP), ("detect", DETECT)):
+        with pytest.raises(ValueError, match=f"the section {name} looks into images that were made from prompts"):
+            params.check({**yaml.safe_load(TINY), name: section})
+
+
+def test_what_is_left_out_is_told_in_one_line_each():
+    told = plan.left_out(text_experiment())
+    assert [sentence.split(" is left out")[0] for sentence in told] == [
+        "the quality phase (FID, KID, precision, recall)",
+        "the similarity phase (SSCD)",
+        "the CLIP score",
+        "the magnitude detector",
+    ]
+    assert len(plan.left_out(text_experiment(clip=CLIP, detect=DETECT))) == 2
+    assert len(plan.left_out(yaml.safe_load(TINY))) == 1
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"detect": DETECT | {"guidance": 1}}, "detect.guidance is 1, expected more than 1 .* no magnitude"),
+        ({"detect": DETECT | {"num_prompt": 1}}, "unknown key detect.num_prompt: did you mean num_prompts?"),
+        ({"detect": {"num_prompts": 3}}, "the key detect.images_per_prompt is missing"),
+        ({"clip": {"model": "clip"}}, "the key clip.preprocess is missing"),
+    ],
+)
+def test_wrong_sections_are_refused(sections, told):
+    with pytest.raises(ValueError, match=told.replace("?", r"\?")):
+        params.check(text_experiment(**sections))
+
+
+def test_the_clip_folder_is_looked_at_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the folder clip does not exist: put a CLIP model"):
+        plan.check_source(text_experiment(clip=CLIP))
+    with pytest.raises(ValueError, match="clip.model = artifacts/clip lies in artifacts/"):
+        plan.check_source(text_experiment(clip=CLIP | {"model": "artifacts/clip"}))
+
+
+@pytest.mark.parametrize(("stage", "told"), [(clip, "the CLIP score is left out"), (detect, "detector is left out")])
+def test_a_stage_that_is_left_out_says_how_to_turn_it_on(tmp_path, monkeypatch, stage, told):
+    monkeypatch.chdir(tmp_path)
+    write(text_experiment())
+    with pytest.raises(ValueError, match=f"{told}.*: add a section"):
+        stage.main(RUN)
+
+
+# CLIP score.
+
+
+IMAGES = test_quality.images(30, 6, side=40, channels=3)
+ASKED = [(f"a {colour} square", f"word a {colour} square") for colour in ("red", "blue", "green", "white", "red", "of")]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """The working folder with samples of one run, in parts of 4 and 2, and their prompts."""
+    monkeypatch.chdir(tmp_path)
+    tiny_clip.build("clip")
+    write(text_experiment(clip=CLIP))
+    for part, (first, last) in enumerate([(0, 4), (4, 6)]):
+        folder = files.samples_dir("default-seed0", part)
+        files.save_array(folder / "raw.npy", IMAGES[first:last])
+        lines = [
+            {"index": i, "prompt_original": ASKED[i][0], "prompt_used": ASKED[i][1], "train_key": "a", "seed": 0}
+            for i in range(first, last)
+        ]
+        files.write_text(folder / "generations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_scores_of_a_run_are_means_over_its_images(made):
+    clip.main(RUN)
+    folder = files.clip_dir("default-seed0")
+    table, scores = pd.read_parquet(folder / "images.parquet"), json.loads((folder / "scores.json").read_text())
+    model = clip_score.load("clip")
+    shown = clip_score.image_embeddings(model, IMAGES, "clip", 6)
+    for which, place in (("original", 0), ("used", 1)):
+        texts = clip_score.text_embeddings(model, [asked[place] for asked in ASKED], 6)
+        expected = (shown * texts).sum(axis=1)
+        np.testing.assert_allclose(table[which], expected, atol=1e-5)
+        assert scores["raw"][which] == pytest.approx(100 * expected.mean(), abs=1e-3)
+    assert abs(scores["raw"]["original"] - scores["raw"]["used"]) > 1e-2
+    assert scores["model"] == "clip" and list(scores["sha256"]) == ["model.safetensors"]
+
+
+def test_images_without_prompts_have_no_score(made):
+    for part in (0, 1):
+        (files.samples_dir("default-seed0", part) / "generations.jsonl").unlink()
+    with pytest.raises(ValueError, match="images of default-seed0 have no prompts, so there is no CLIP score"):
+        clip.main(RUN)
+
+
+def test_prompts_of_a_part_that_cannot_be_read(made):
+    path = files.samples_dir("default-seed0", 1) / "generations.jsonl"
+    path.write_text('{"index": 4, "promp')
+    with pytest.raises(ValueError, match=r"part1/generations.jsonl cannot be read .*remove it and run"):
+        clip.main(RUN)
+
+
+# Detector.
+
+
+def test_prompts_of_both_kinds_are_distinct():
+    captions = {
+        "train": [["a"], ["b", "other"], ["a"], ["c"]],
+        "heldout": [["d"], ["b"], ["other"], ["d"], ["e"], ["f"]],  # b and other are captions trained on
+    }
+    prompts, trained = detect.chosen(captions, {"num_prompts": 10}, 3)
+    assert sorted(prompts[:3]) == ["a", "b", "c"] and sorted(prompts[3:]) == ["d", "e", "f"]
+    assert list(trained) == [True] * 3 + [False] * 3
+    two, _ = detect.chosen(captions, {"num_prompts": 2}, 3)
+    assert two == [*prompts[:2], *prompts[3:5]]  # fewer are the first of more
+    assert detect.chosen(captions, {"num_prompts": 10}, 4)[0] != prompts
+    alone, trained = detect.chosen({"train": [["a"]]}, {"num_prompts": 2}, 0)
+    assert alone == ["a"] and trained.all()
+
+
+def test_the_stage_measures_both_kinds_of_prompts(tmp_path, monkeypatch):
+    """The weights as they come with the model; each magnitude against two passes of the network at the first step."""
+    from stages.method import sampling
+    from stages.text import model
+
+    monkeypatch.chdir(tmp_path)
+    tiny_sd.build("model", "D", "v_prediction")
+    write(text_experiment(detect=DETECT))
+    files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
+    files.save_array(files.DATA / "train.npy", np.zeros((12, 32, 32, 3), np.uint8))
+    files.write_json(files.DATA / "keys.json", {"train": [f"{i}.png" for i in range(12)], "heldout": []})
+    colours = ["red", "blue", "green", "white", "yellow", "purple"]
+    captions = {"train": [[f"a {colours[i % 6]} square"] for i in range(12)], "heldout": [["a cross"], ["black"]]}
+    files.write_json(files.DATA / "captions.json", captions)
+    detect.main(RUN)
+    folder = files.detect_dir("default-seed0")
+    lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    scores = json.loads((folder / "scores.json").read_text())
+    assert [line["trained"] for line in lines] == [True] * 3 + [False] * 2
+    assert {line["prompt"] for line in lines[3:]} == {"a cross", "black"}
+    assert (scores["num_trained"], scores["num_unseen"]) == (3, 2)
+
+    frozen = model.Frozen("model", torch.device("cpu"))
+    network = model.unet("model")
+    network.load_state_dict({name: torch.from_numpy(w) for name, w in model.unet_weights("model").items()})
+    network.eval()
+    # Images 6 and 7 are those of the fourth prompt, in the second batch of five. The first of 4 steps is at t = 751.
+    x_T, signal = sampling.starting_noise(6, 8, (4, 8, 8), 0), float(frozen.alpha_bars[751])
+    with torch.no_grad():
+        cond, uncond = (
+            network(x_T, 751, frozen.embeddings([prompt]).expand(2, -1, -1)).sample
+            for prompt in (lines[3]["prompt"], "")
+        )
+    expected = signal**0.5 * (cond - uncond).flatten(1).norm(dim=1).mean().item()
+    assert lines[3]["raw"]["first_step"] == pytest.approx(expected, rel=1e-4)
+    assert lines[3]["rms"]["first_step"] == pytest.approx(expected / 16, rel=1e-4)
+    assert len(lines[3]["raw"]["per_step"]) == 4
+
+    means = np.array([line["rms"]["mean"] for line in lines])
+    entry = scores["raw"]["rms_mean"]
+    assert entry["trained"] == pytest.approx(means[:3].mean()) and entry["unseen"] == pytest.approx(means[3:].mean())
+    assert entry["auc"] == pytest.approx(np.mean([a > b for a in means[:3] for b in means[3:]]))
+    assert entry["found_at_1_percent"] == pytest.approx(np.mean(means[:3] > means[3:].max()))
+
+
+# The report.
+
+
+def test_report_with_clip_and_detector(tmp_path, monkeypatch):
+    make_tree_of = test_report.make_tree
+
+    def make_tree(root, settings, levels, **options):
+        make_tree_of(root, settings, levels, **options)
+        for arm in settings["arms"]:
+            level = levels[arm][0]
+            used = {"model": "tiny", "sha256": {"model.safetensors": "cd" * 32}, "preprocess": "clip"}
+            scores = {w: {"original": level + 0.5, "used": level + 0.25} for w in ("raw", "ema")}
+            files.write_json(files.clip_dir(f"{arm}-seed0") / "scores.json", used | scores)
+            entry = {"trained": 0.5, "unseen": 0.25 if arm == "plain" else None}
+            if arm == "plain":
+                entry |= {"auc": 0.75, "low": 0.5, "high": 1.0, "found_at_1_percent": 0.125}
+            found = {"rms_mean": entry, "rms_first_step": entry | ({"auc": 0.625} if arm == "plain" else {})}
+            files.write_json(files.detect_dir(f"{arm}-seed0") / "scores.json", {"raw": found, "ema": found})
+
+    settings = copy.deepcopy(test_report.SETTINGS) | {"clip": CLIP, "detect": DETECT}
+    monkeypatch.setattr(test_report, "SETTINGS", settings)
+    monkeypatch.setattr(test_report, "make_tree", make_tree)
+    with test_report.built(tmp_path, test_report.ONE_SEED) as (root, metrics):
+        assert metrics["iet"]["raw"]["clip"] == {"original": 15.5, "used": 15.25}
+        found = metrics["plain"]["raw"]["detect"]
+        assert found == {
+            "trained": 0.5, "unseen": 0.25, "auc": 0.75, "found_at_1_percent": 0.125, "auc_first_step": 0.625
+        }  # fmt: skip
+        assert metrics["iet"]["raw"]["detect"]["auc"] is None
+        page = (root / "report.html").read_text()
+        section = page[page.index('id="prompts"') : page.index('id="curves"')]
+        assert (
+            "<th scope=row>plain</th><td>raw</td><td>60.5</td><td>60.2</td><td>0.5</td><td>0.25</td><td>0.75</td>"
+            in section
+        )
+        assert "<td>15.5</td><td>15.2</td><td>0.5</td><td>–</td><td>–</td>" in section and "cdcdcdcd" in section
+
+
+# Through the doors.
+
+
+@pytest.mark.slow
+def test_all_measures_of_an_experiment_with_captions_through_snakemake(tmp_path):
+    tiny_sscd.save(tmp_path / "sscd.pt")
+    experiment = text_experiment(clip=CLIP, detect=DETECT)
+    experiment["similarity"] = {"weights": "../sscd.pt", "preprocess": "dcr", "batch_size": 8, "show_images": 2}
+    experiment["model"], experiment["clip"] = {"pipeline": "data/tiny/model"}, CLIP | {"model": "data/clip"}
+    experiment["data"]["root"] = "data/tiny/images"
+    experiment["sample"]["parts"] = 1
+    experiment["arms"]["default"]["train"] = {"steps": 3}
+    (tmp_path / "project").mkdir()
+    project = Project.create(tmp_path / "project", yaml.safe_dump(experiment, sort_keys=False))
+    project.run("python", "-m", "stages.tiny_sd", "data/tiny")
+    tiny_clip.build(project.root / "data/clip")
+    project.run("snakemake")
+    metrics = json.loads((project.root / "metrics.json").read_text())["default"]["raw"]
+    assert 0 < metrics["similarity"]["percentile_95"] <= 1.0001 and -100 < metrics["clip"]["original"] < 100
+    assert metrics["clip"]["original"] == metrics["clip"]["used"] and 0 <= metrics["detect"]["auc"] <= 1
+    page = (project.root / "report.html").read_text()
+    assert 'id="similarity"' in page and 'id="prompts"' in page
+    # Each image beside that of its own prompt: keys, prompts and similarities agree with each other.
+    table = pd.read_parquet(project.root / "artifacts/similarity/default-seed0/nearest.parquet")
+    keys = json.loads((project.root / "artifacts/data/keys.json").read_text())["train"]
+    captions = json.loads((project.root / "artifacts/data/captions.json").read_text())["train"]
+    assert list(table.prompt) == [captions[own][0] for own in table.own_train]
+    assert list(table.nearest_key) == [keys[i] for i in table.nearest_train]
+    assert (table.own_similarity <= table.similarity + 1e-6).all()
+    assert "Nothing to be done" in project.run("snakemake", "-n").text
+
+    project.edit(detect=DETECT | {"num_steps": 5})  # one measure alone is stale
+    named = project.run("snakemake", "-n").text
+    assert "detect@default-seed0" in named or "detect default-seed0" in named
+    for other in ("clip", "similarity", "sample", "train"):
+        assert f"{other} default-seed0" not in named and f"{other}@default-seed0" not in named
