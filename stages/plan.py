@@ -151,7 +151,7 @@ def _expand_training(plan, recipe, this, network):
             plan["redistribute"][f"{run}-round{r}"] = this | {
                 "round": r,
                 "shards": shards,
-                "counts_before": str(files.counts_file(run, r - 1, 0).parent) if before else NO_COUNTS,
+                "counts_before": str(files.counts_dir(run, r - 1, 0).parent) if before else NO_COUNTS,
                 "next_shards": str(files.shards_dir(run, r + 1)),
             }
 
