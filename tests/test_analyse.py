@@ -145,7 +145,7 @@ def test_an_arm_that_neither_skips_nor_moves_says_so(ready):
         assert summary[name] == {"absent": "no image was skipped"}, name
     assert summary["emission"] == {"emitted": 5, "images": 60, "absent": "no image was skipped"}
     assert {path.name for path in folder.iterdir()} == {
-        "summary.json", "loss_by_timestep.parquet", "loss_groups.parquet", "train_images.parquet",
+        "summary.json", "loss_by_timestep.parquet", "loss_groups.parquet", "train_images.parquet", "checksums.json",
     }  # fmt: skip
     assert pd.read_parquet(folder / "train_images.parquet").emitted.sum() == 7
 
@@ -199,6 +199,7 @@ def test_images_can_be_chosen_by_ratio(ready):
 
 def test_too_few_held_out_images_leave_the_control_out(ready):
     heldout = np.load("artifacts/data/heldout.npy")
+    (files.DATA / files.CHECKSUMS).unlink()
     files.save_array(files.DATA / "heldout.npy", heldout[:11])
     summary, folder = ready("ddpm")
     assert summary["loss_by_timestep"]["heldout"] == {"absent": "11 held-out images cannot be matched to 12"}

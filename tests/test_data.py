@@ -71,7 +71,7 @@ def test_two_runs_write_the_same_bytes_and_another_seed_draws_others():
     run(name="digits", num_train=256)
     first = contents()
     run(name="digits", num_train=256)
-    assert first == contents() and len(first) == 6
+    assert first == contents() and len(first) == 7
     run(name="digits", num_train=256, split_seed=1)
     assert first["keys.json"] != contents()["keys.json"]
 
