@@ -20,10 +20,12 @@ LOCK_WAIT_S = 3600  # of DVC's repository lock, which is held for seconds at a t
 @contextlib.contextmanager
 def modify_yaml_atomically(path, fs=None):
     """DVC's modify_yaml, but the file is replaced by a rename. DVC's own truncates it first: a kill then leaves no record."""
-    from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
+    from dvc.utils.serialize import dumps_yaml, parse_yaml, parse_yaml_for_update
 
+    # DVC's own keeps comments, which nobody writes into dvc.lock, and takes 11 s for 1,440 stages where this takes 3.
+    parse = parse_yaml if Path(path).name == "dvc.lock" else parse_yaml_for_update
     before = Path(path).read_text(encoding="utf-8") if os.path.exists(path) else ""
-    data = parse_yaml_for_update(before, path) if before else {}
+    data = parse(before, path) if before else {}
     yield data
     after = dumps_yaml(data)
     if after != before:
