@@ -9,19 +9,23 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow kills seeds experiment setup lint lock audit-pins clean help
+.PHONY: run test slow kills slurm-test seeds experiment setup lint lock audit-pins clean help
 
 run: setup
 	@snakemake
 
 test: setup
-	@python -m pytest -n 2 --dist loadfile -m "not slow"
+	@python -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
 
 slow: setup ## the tests that take minutes
 	@python -m pytest -m slow
 
 kills: setup ## kills a small experiment 20 times, and compares it with an undisturbed run
 	@python tests/kill_harness.py
+
+slurm-test: setup ## the small experiment through a Slurm of two nodes on this machine; Debian, as root, installs slurm-wlm and munge
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
+	@python -m pytest -m slurm
 
 seeds: setup ## the experiment of params.yaml over seeds 0, 1, 2, in a copy under scratch/seeds
 	@python workflow/scripts/seeds.py 0 1 2

@@ -16,38 +16,13 @@ import yaml  # noqa: E402
 
 from benchmarks import project  # noqa: E402
 
-EXPERIMENT = """
-data: {name: digits, num_train: 60, split_seed: 0}
-model: {block_channels: [8, 16], attention_levels: [], layers_per_block: 1, dropout: 0.0, norm_groups: 4}
-diffusion: {num_timesteps: 20, beta_start: 0.005, beta_end: 0.4}
-compute: {device: cpu, threads: 1, precision: fp32}
-train: {batch_size: 10, learning_rate: 2.0e-3, warmup_steps: 5, grad_clip_norm: 1.0, ema_decay: 0.9, flip: false}
-sample: {num_images: 50, parts: 2, batch_size: 20, protocol: paper, num_steps: 5, weights: [raw]}
-score: {neighbours: 20, thresholds: [0.5], grid_step: 0.1, headline: {protocol: l2_from_gen, threshold: 0.5, weights: raw}}
-"""
-
 
 def experiment():
     arm = {
         "rounds": CHOSEN.rounds, "method": {"name": "agc", "lambda": 0.5, "eta": 0.8}, "shard": {"num_shards": CHOSEN.shards},
         "train": {"epochs": 1}, "redistribute": {"share": 0.25, "select": "memory"}, "sample": {},
     }  # fmt: skip
-    return {"seeds": list(range(CHOSEN.seeds))} | yaml.safe_load(EXPERIMENT) | {"arms": {"iet_agc": arm}}
-
-
-def empty_commands(definition, kept):
-    """dvc.yaml as text in which every command but that of `plan` copies its outputs from the folder `kept`."""
-    pipeline = yaml.safe_load(definition)
-    for name, stage in pipeline["stages"].items():
-        body = stage.get("do", stage)
-        if name == "plan":
-            continue
-        outputs = []
-        for kind in ("outs", "metrics", "plots"):
-            for output in body.get(kind, []):
-                outputs.append(next(iter(output)) if isinstance(output, dict) else output)
-        body["cmd"] = f"sh put.sh {kept} {' '.join(outputs)}"
-    return yaml.safe_dump(pipeline, sort_keys=False, width=1000)
+    return {"seeds": list(range(CHOSEN.seeds))} | yaml.safe_load(project.EXPERIMENT) | {"arms": {"iet_agc": arm}}
 
 
 PUT = 'kept=$1; shift; for f; do mkdir -p "$(dirname "$f")" && cp -r "$kept/$f" "$f" || exit 1; done\n'
@@ -63,7 +38,7 @@ def main():
         with_work = time.perf_counter() - start
         number = int(re.search(r"(\d+) of \1 steps", done.stdout + done.stderr).group(1)) - 1  # without the rule all
         definition = (empty / "dvc.yaml").read_text(encoding="utf-8")
-        (empty / "dvc.yaml").write_text(empty_commands(definition, whole), encoding="utf-8")
+        (empty / "dvc.yaml").write_text(project.empty_commands(definition, whole), encoding="utf-8")
         (empty / "put.sh").write_text(PUT, encoding="utf-8")
         start = time.perf_counter()
         project.run(empty, *command)
