@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tiny_sd
 import torch
+import yaml
+from conftest import ROOT, TINY
 
-from stages import files, training
+from stages import files, params, training
 from stages.method import randomness, sampling, shard_state, unet
 from stages.text import generation, latents, model
 from stages.training import base, caption_noise, loop, wen
@@ -616,3 +618,58 @@ def test_prompts_are_the_same_for_all_and_none_is_drawn_twice():
     assert list(generation.prompted(10, 1, 10, 2)) != list(generation.prompted(10, 1, 10, 3))
     drawn = generation.prompted(4000, 1, 10_000, 42, with_replacement=True)
     assert 3200 < len(set(drawn)) < 3400  # 10,000 (1 - (1 - 1/10,000)^4000) = 3,297
+
+
+# Settings.
+
+MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"diffusion": {"num_timesteps": 10}}, "diffusion is {'num_timesteps': 10}, expected {} (model.pipeline brings its own"),
+        ({"model": {"pipeline": "x", "dropout": 0.1}}, "unknown key model.dropout: valid keys here are pipeline"),
+        ({"data": {"name": "digits", "num_train": 60, "split_seed": 0}}, "data.name is digits, whose images have no captions"),
+        ({"analyse": dict.fromkeys(("group_size", "noise_draws", "timestep_stride", "batch_size"), 1)
+          | {"select": "l2", "extreme_share": 0.1, "rare_skip_rate": 0.1}}, "the section analyse looks into models that are trained from"),
+        ({"sample__guidance": 0.5}, "sample.guidance is 0.5, expected at least 1"),
+        ({"arms__default__sample": {"weights": ["raw", "ema"]}}, "train.ema_decay of default is 0, so no averaged weights are kept"),
+        ({"arms__default__sample": {"num_images": 33}}, "num_images of default asks for 33 captions, but there are 32 training images"),
+        ({"arms__default_rt__sample": {"num_images": 33}}, "num_images of default_rt asks for 33 captions"),
+        ({"arms__default__sample": {"mitigation": {"name": "rtt"}}}, "mitigation.name is 'rtt', expected one of cwr, gni, rna, rt, wen"),
+        ({"arms__default__sample": {"mitigation": {"name": "rt"}}}, "the key arms.default.sample.mitigation.num_words is missing"),
+        ({"arms__default__train": {"epochs": 1, "steps": 3}}, "both epochs and steps say how long a round of default is"),
+        ({"arms__default__train": {}}, "the key arms.default.train.epochs is missing"),
+        ({"arms__default__method": {"name": "added_noise", "variance": 0.1}}, "which trains a model without captions: use one of agc, cap"),
+        ({"arms__default_rt__generator": {"arm": "nobody"}}, "generator.arm is nobody, expected one of the arms that are trained here: default,"),
+        ({"arms__iet_agc_plus__rounds": 3, "arms__iet_agc_plus__redistribute": MSR}, "rounds is 3, expected an even number"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(changes, told):
+    experiment = yaml.safe_load((ROOT / "experiments/tiny/text.yaml").read_text())
+    params.check(experiment)
+    for path, value in changes.items():
+        section = experiment
+        *folders, last = path.split("__")
+        for folder in folders:
+            section = section[folder]
+        section[last] = value
+    with pytest.raises(ValueError) as error:
+        params.check(experiment)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_keys_of_a_text_model_are_refused_without_one():
+    for path, told in (
+        ("train", {"caption": "first"}),
+        ("sample", {"guidance": 2.0}),
+        ("sample", {"mitigation": {"name": "rt", "num_words": 1}}),
+    ):
+        experiment = yaml.safe_load(TINY)
+        params.check(experiment)
+        experiment[path] |= told
+        with pytest.raises(
+            ValueError, match=rf"{path}.{next(iter(told))} has no effect without model.pipeline: remove it"
+        ):
+            params.check(experiment)
