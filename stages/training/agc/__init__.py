@@ -7,7 +7,7 @@ import torch
 
 from stages.method import diffusion, randomness
 from stages.training import base
-from stages.training.agc import augmentation, memory_bank
+from stages.training.agc import augmentation, memory_bank, two_pass
 
 SETTINGS = {
     "required": ["lambda", "eta"],
@@ -46,6 +46,11 @@ SETTINGS = {
                     "type": "number",
                     "exclusiveMinimum": 0,
                 },
+                "authors": {
+                    "description": "as in the authors' code for Stable Diffusion, with R infinite: kept samples are queued, augmented at "
+                    "one level and given new noise, and no image is learnt as it is (default: false)",
+                    "type": "boolean",
+                },
             },
         },
     },
@@ -62,11 +67,22 @@ class Method(base.Method):
     """AGC, with TAA where the section taa is there."""
 
     def initial_state(self, num_timesteps, device):
-        return {"bank": torch.zeros(num_timesteps, device=device)}
+        queue = two_pass.initial_state(device) if self._as_authors() else {}
+        return {"bank": torch.zeros(num_timesteps, device=device), **queue}
 
-    def gradients(self, step):
+    def _as_authors(self):
+        taa = self.settings.get("taa", {})
+        if taa.get("authors") and taa["R"] != float("inf"):
+            raise ValueError(
+                f"taa.R is {taa['R']}, expected .inf with taa.authors, which augments every sample it keeps (params.yaml)"
+            )
+        return bool(taa.get("authors"))
+
+    def losses(self, step):
         """The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8): the mean over the kept,
         those of augmented samples taken anew."""
+        if self._as_authors():
+            return two_pass.losses(step, self.settings)
         taa, lam, bank = self.settings.get("taa"), self.settings["lambda"], step.carried["bank"]
         loss = step.sample_losses()
         original = loss.detach()
@@ -76,17 +92,15 @@ class Method(base.Method):
             augmented = memory_bank.augment_mask(original, bank, step.t, lam, taa["R"])
         # Eq. 3: the losses of the originals only, those of skipped samples included
         step.carried["bank"] = memory_bank.updated(bank, step.t, original, self.settings["eta"])
-        # Two backward passes over one mean: the activations of the first are gone before the second is made.
-        minimised = memory_bank.batch_loss(loss, skipped, ~skipped if augmented is None else ~(skipped | augmented))
-        minimised.backward()
-        minimised = minimised.detach()
-        if taa and len(subset := augmented.nonzero().squeeze(1)):
+        first = memory_bank.batch_loss(loss, skipped, ~skipped if augmented is None else ~(skipped | augmented))
+        if augmented is None or not len(subset := augmented.nonzero().squeeze(1)):
+            return base.Losses(first, original, skipped, augmented)
+
+        def rest():
             anew = original.index_put((subset,), self._augmented_losses(step, subset, original, threshold))
-            contribution = memory_bank.batch_loss(anew, skipped, augmented)
-            contribution.backward()
-            minimised = minimised + contribution.detach()
-        base.clip_gradients(step)
-        return base.Losses(minimised, original, skipped, augmented)
+            return memory_bank.batch_loss(anew, skipped, augmented)
+
+        return base.Losses(first, original, skipped, augmented, rest)
 
     def _augmented_losses(self, step, subset, original, threshold):
         """Losses of a subset from augmented images, with the same timestep and noise (Eq. 5 to 7): [n] float32."""
