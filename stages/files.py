@@ -99,9 +99,20 @@ METRICS = Path("metrics.json")
 PLOTS = Path("plots")
 
 
+def averages_after(recipe, round_):
+    """Whether a round ends with averaging: every one, or every second one where the schedule is alternating."""
+    return recipe["redistribute"].get("schedule") != "alternating" or round_ % 2 == 0
+
+
+def moves_after(recipe, round_):
+    """Whether a round ends with images moving: none, every one, or those that do not end with averaging."""
+    alternating = recipe["redistribute"].get("schedule") == "alternating"
+    return bool(recipe["redistribute"]) and not (alternating and averages_after(recipe, round_))
+
+
 def current_shards_dir(recipe, run, round_):
-    """Index lists that hold in a round: those of round 1 throughout where nothing is redistributed."""
-    return shards_dir(run, round_ if recipe["redistribute"] else 1)
+    """Index lists that hold in a round: those written after the last move before it, or of round 1."""
+    return shards_dir(run, next((r + 1 for r in range(round_ - 1, 0, -1) if moves_after(recipe, r)), 1))
 
 
 @contextlib.contextmanager

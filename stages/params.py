@@ -155,17 +155,18 @@ def check_num_train(params, num_train, path=PARAMS_FILE):
             raise ValueError(
                 f"{path}: arms.{arm}.shard.num_shards is {num_shards}, more than the {num_train} training images"
             )
-        sample = section(params, "sample", arm)
-        num_prompts = -(-sample["num_images"] // sample.get("images_per_prompt", 1))
-        if is_text(params) and not sample.get("with_replacement") and num_prompts > num_train:
-            raise ValueError(
-                f"{path}: sample.num_images of {arm} asks for {num_prompts} captions, but there are {num_train} training images: "
-                "generate fewer images, or more for each caption (sample.images_per_prompt)"
-            )
         if num_train // num_shards < batch_size:
             raise ValueError(
                 f"{path}: arms.{arm}: {num_train} training images in {num_shards} shards leave a shard of "
                 f"{num_train // num_shards}, fewer than one batch (train.batch_size = {batch_size})"
+            )
+    for arm in params["arms"] if is_text(params) else ():
+        sample = section(params, "sample", arm)
+        num_prompts = -(-(sample["num_images"] or 0) // sample.get("images_per_prompt", 1))
+        if maker(params, arm) and not sample.get("with_replacement") and num_prompts > num_train:
+            raise ValueError(
+                f"{path}: sample.num_images of {arm} asks for {num_prompts} captions, but there are {num_train} training images: "
+                "generate fewer images, or more for each caption (sample.images_per_prompt)"
             )
     if (analyse := params.get("analyse")) and 2 * analyse["group_size"] > num_train:
         raise ValueError(
@@ -316,6 +317,11 @@ def _check_together(params):
             _check_sample(arm, params)
     for arm, recipe in trained(params).items():
         kind = "text" if is_text(params) else "pixels"
+        if recipe["redistribute"].get("schedule") == "alternating" and recipe["rounds"] % 2:
+            raise ValueError(
+                f"arms.{arm}.rounds is {recipe['rounds']}, expected an even number with redistribute.schedule: alternating, as every "
+                "second round ends with averaging"
+            )
         counting = [
             n for n, method in training.declared().items() if method["COUNTS_SKIPS"] and kind in method["MODELS"]
         ]

@@ -29,6 +29,8 @@ from stages.text import model as pipeline
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
+# In the place of the counts of a round before, where images moved after that or there is none: the code that deals them anew.
+NO_COUNTS = "stages/method/sharding.py"
 # DVC wants a file for every dependency. Round 1 follows no round: its model and state come from the code that makes them.
 INITIAL_MODEL = "stages/method/initial_weights.py"
 INITIAL_STATE = "stages/method/shard_state.py"
@@ -122,6 +124,14 @@ def _expand_training(plan, recipe, this, network):
     num_shards, num_rounds, run = recipe["shard"]["num_shards"], recipe["rounds"], this["run"]
     plan["shard"][run] = dict(this)
     first_model = f"{network['folder']}/unet" if network is not NETWORK else INITIAL_MODEL
+
+    def model_before(r, k):
+        if r == 1:
+            return first_model
+        if files.averages_after(recipe, r - 1):
+            return str(files.model_dir(run, r - 1))
+        return f"{files.train_dir(run, r - 1, k)}/raw.safetensors"  # of the shard itself
+
     for r in range(1, num_rounds + 1):
         shards = str(files.current_shards_dir(recipe, run, r))
         for k in range(num_shards):
@@ -131,14 +141,17 @@ def _expand_training(plan, recipe, this, network):
                 "method": _method_of(recipe),
                 **network,
                 "index": f"{shards}/shard{k}.npy",
-                "model": str(files.model_dir(run, r - 1)) if r > 1 else first_model,
+                "model": model_before(r, k),
                 "state": str(files.train_dir(run, r - 1, k)) if r > 1 else INITIAL_STATE,
             }
-        plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
-        if recipe["redistribute"] and r < num_rounds:
+        if files.averages_after(recipe, r):
+            plan["aggregate"][f"{run}-round{r}"] = this | {"round": r}
+        if files.moves_after(recipe, r) and r < num_rounds:
+            before = r > 1 and not files.moves_after(recipe, r - 1)
             plan["redistribute"][f"{run}-round{r}"] = this | {
                 "round": r,
                 "shards": shards,
+                "counts_before": str(files.counts_file(run, r - 1, 0).parent) if before else NO_COUNTS,
                 "next_shards": str(files.shards_dir(run, r + 1)),
             }
 

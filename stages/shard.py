@@ -11,10 +11,12 @@ from stages.method import randomness, sharding
 
 def main(arguments):
     with cli.stage("shard", __doc__, arguments, "arm", "seed") as job:
-        labels = files.load_array(files.DATA / "train_labels.npy")
-        shards = sharding.stratified_shards(
-            labels, job.recipe["shard"]["num_shards"], randomness.numpy_generator("shard", job.seed)
-        )
+        labels, settings = files.load_array(files.DATA / "train_labels.npy"), job.recipe["shard"]
+        if settings.get("split") == "contiguous":
+            shards = sharding.contiguous_shards(len(labels), settings["num_shards"])
+        else:
+            generator = randomness.numpy_generator("shard", job.seed)
+            shards = sharding.stratified_shards(labels, settings["num_shards"], generator)
         with files.publish(files.shards_dir(job.run, 1)) as folder:
             for k, shard in enumerate(shards):
                 files.save_array(folder / f"shard{k}.npy", shard)

@@ -89,9 +89,15 @@ def _inputs(job):
         files.current_shards_dir(job.recipe, job.run, job.round) / f"shard{job.shard}.npy",
     ]
     if job.round > 1:
-        found += sorted(files.model_dir(job.run, job.round - 1).glob("*.safetensors"))
+        found += sorted(_model_before(job).glob("*.safetensors"))
         found.append(files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors")
     return found
+
+
+def _model_before(job):
+    """Folder of the weights that a round after the first begins with: the average, or the shard's own where there was none."""
+    averaged = files.averages_after(job.recipe, job.round - 1)
+    return files.model_dir(job.run, job.round - 1) if averaged else files.train_dir(job.run, job.round - 1, job.shard)
 
 
 def _start(job, built, names, carried, ema_decay):
@@ -109,7 +115,7 @@ def _start(job, built, names, carried, ema_decay):
         network.to(job.device)
         return shard_state.fresh_state(list(network.parameters()), carried, bool(ema_decay))
 
-    model, ema = files.model_dir(job.run, job.round - 1), {}
+    model, ema = _model_before(job), {}
     if ema_decay:
         ema = files.load_arrays(model / "ema.safetensors")
         unet.load(network, ema, model / "ema.safetensors")  # checks names and shapes of the EMA too

@@ -102,6 +102,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         | {
             "round": r,
             "shards": f"artifacts/shards/a-seed7/round{r}",
+            "counts_before": "stages/method/sharding.py",
             "next_shards": f"artifacts/shards/a-seed7/round{r + 1}",
         }
         for r in (1, 2)
@@ -118,6 +119,28 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         for p in (0, 1)
     }
     assert found["data"] == {"source": "requirements.txt"}
+
+
+def test_alternating_rounds_by_hand():
+    """Odd rounds end with a move, even ones with an average; what moves is counted since the last move."""
+    msr = {"share": 0.25, "select": "memory", "schedule": "alternating"}
+    found = plan.expand(only({"rounds": 4, "shard": {"num_shards": 2}, "redistribute": msr}, seeds=[7]))
+    assert list(found["aggregate"]) == ["a-seed7-round2", "a-seed7-round4"]
+    moves = {
+        key: (item["shards"], item["counts_before"], item["next_shards"]) for key, item in found["redistribute"].items()
+    }
+    shards, counts = "artifacts/shards/a-seed7/round", "artifacts/counts/a-seed7/round"
+    assert moves == {
+        "a-seed7-round1": (f"{shards}1", plan.NO_COUNTS, f"{shards}2"),
+        "a-seed7-round3": (f"{shards}2", f"{counts}2", f"{shards}4"),
+    }
+    of_shard_1 = [found["train"][f"a-seed7-round{r}-shard1"] for r in (1, 2, 3, 4)]
+    assert [item["index"] for item in of_shard_1] == [f"{shards}{r}/shard1.npy" for r in (1, 2, 2, 4)]
+    own = "artifacts/train/a-seed7/round{}/shard1/raw.safetensors"
+    assert [item["model"] for item in of_shard_1] == [
+        plan.INITIAL_MODEL, own.format(1), "artifacts/model/a-seed7/round2", own.format(3),
+    ]  # fmt: skip
+    assert {item["model"] for item in found["sample"].values()} == {"artifacts/model/a-seed7/round4"}
 
 
 def test_without_redistribution_the_index_lists_of_round_1_hold_throughout():

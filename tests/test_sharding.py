@@ -163,3 +163,9 @@ def test_a_class_of_one_image_is_taken_from_half_the_set_on():
     for seed in range(20):
         taken = [sharding.stratified_subset(labels, count, generator(seed)) for count in (1, 50, 52)]
         assert [int((labels[subset] == 1).sum()) for subset in taken] == [0, 0, 1]
+
+
+def test_contiguous_shards_follow_the_order_of_the_images():
+    found = sharding.contiguous_shards(11, 3)
+    assert [shard.tolist() for shard in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert all(shard.dtype == np.int64 for shard in found)

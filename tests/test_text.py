@@ -1,5 +1,6 @@
 """The text-conditioned model: what is loaded, what the network is shown and learns, and what is generated, against diffusers."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import tiny_sd
 import torch
+import yaml
+from conftest import ROOT, TINY
 
-from stages import files, training
+from stages import files, params, training
 from stages.method import randomness, sampling, shard_state, unet
 from stages.text import generation, latents, model
 from stages.training import base, caption_noise, loop, wen
+from stages.training.agc import augmentation
 
 SEED, SHARD = 5, 3
 CAPTIONS = [["a red square", "a square of red"], ["a blue circle", "the circle"], ["a green cross", "x"], ["the white triangle", "y"],
@@ -284,6 +288,64 @@ def test_agc_judges_the_clean_loss_and_takes_that_of_augmented_images_with_the_s
     assert float(losses.minimised.detach()) == pytest.approx(float((augmented + plain[2]) / 2), rel=1e-4)
 
 
+AUTHORS = {"name": "agc", "lambda": 0.8, "eta": 0.8,
+           "taa": {"R": float("inf"), "A": 5.0, "magnitude": 5, "num_ops": 2, "max_level": 30, "authors": True}}  # fmt: skip
+
+
+def test_the_authors_two_passes_by_hand(learnt, folder, pixels):
+    """Two of three are kept: no step. Then all three: the first three of five are learnt, at one level, and two are dropped."""
+    network, method = network_of(folder), training.method(AUTHORS)
+    shard = loop.Images(pixels, torch.arange(6), objective=learnt)
+    carried = method.initial_state(1000, "cpu")
+
+    def batch(ids, number, ratios):
+        step = step_of(learnt, network, pixels, ids, number, {"flip": False}, carried)
+        step.shard = shard
+        loss = step.sample_losses().detach()
+        carried["bank"] = torch.zeros(1000)
+        carried["bank"][step.t] = loss / torch.tensor(ratios)
+        return step, method.losses(step), loss
+
+    _, first, loss = batch([4, 0, 3], 0, [0.82, 0.5, 0.84])
+    assert first.minimised is None and first.skipped.tolist() == [False, True, False]
+    assert first.original.tolist() == pytest.approx(loss.tolist(), rel=1e-6)
+    assert carried["queue"][:3].tolist() == [4, 3, -1]
+    rho = [np.exp(-5 * abs(r / 0.8 - 1)) for r in (0.82, 0.84, 0.9)]
+    assert carried["queue_rho"][:3].tolist() == pytest.approx([rho[0], rho[1], 0], rel=1e-4)
+
+    step, second, _ = batch([5, 1, 2], 1, [0.9, 0.81, 0.81])
+    assert int(5 * sum(rho) / 3) == 3  # rounding, or a level for each, would be others: 4.4, 3.9 and 2.7
+    ids = torch.tensor([4, 3, 5])
+    x = augmentation.rand_augment(
+        pixels[ids], torch.full((3,), 3.0), randomness.torch_generator("cpu", "augment", *step.key)
+    )
+    noise = randomness.torch_generator("cpu", "second_noise", *step.key)
+    t, eps = torch.randint(1000, (3,), generator=noise), torch.randn(3, 4, 8, 8, generator=noise)
+    texts = [CAPTIONS[i][0] for i in ids]
+    again = dataclasses.replace(step, ids=ids, x=x, t=t, eps=eps, prompts=texts, condition=None)
+    expected = again.sample_losses(x.float() / 127.5 - 1).mean()
+    assert float(second.minimised.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert (carried["queue"] == -1).all() and not carried["queue_rho"].any()
+
+    carried["queue"][:2] = torch.tensor([1, 2])
+    shard.pixels, shard.ids = pixels[[0, 1, 3, 4, 5]], torch.tensor([0, 1, 3, 4, 5])  # image 2 has moved away
+    batch([4, 0, 3], 2, [0.9, 0.1, 0.1])
+    assert carried["queue"][:3].tolist() == [1, 4, -1]
+
+
+def test_a_batch_that_only_waits_moves_no_weight(epsilon, pixels, tmp_path, monkeypatch):
+    learnt = objective(epsilon, pixels, tmp_path, monkeypatch)
+    before = network_of(epsilon)
+    settings = settings_of(batch_size=3)
+    with pytest.raises(ValueError, match=r"taa.R is 2.0, expected .inf with taa.authors"):
+        training.method(AUTHORS | {"taa": AUTHORS["taa"] | {"R": 2.0}}).initial_state(10, "cpu")
+    monkeypatch.setattr("stages.training.agc.memory_bank.skip_mask", lambda loss, *_: loss > -1)
+    network, state, record = trained(epsilon, learnt, pixels, AUTHORS, settings)
+    assert state.step == 5 and record.skips.sum() == 15
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), before.parameters(), strict=True))
+    assert not any(value.any() for value in state.exp_avg)
+
+
 def shown(method, learnt, pixels, number=0):
     """Prompts, and the embeddings that the network was shown."""
     seen = []
@@ -452,7 +514,7 @@ def test_adamw_is_that_of_torch(epsilon, pixels, tmp_path, monkeypatch):
         assert torch.allclose(one, other, rtol=1e-4, atol=2e-6), name
 
 
-@pytest.mark.parametrize("method", [{"name": "agc", "lambda": 0.8, "eta": 0.8, "taa": {"R": float("inf"), "A": 5.0, "magnitude": 5, "num_ops": 2, "max_level": 30}},
+@pytest.mark.parametrize("method", [AUTHORS, {"name": "agc", "lambda": 0.8, "eta": 0.8, "taa": {"R": float("inf"), "A": 5.0, "magnitude": 5, "num_ops": 2, "max_level": 30}},
                                     {"name": "wen", "threshold": {"kind": "quantile", "value": 0.4}},
                                     {"name": "caption_noise", "kind": "rc", "p": 0.5, "num_words": 4}])  # fmt: skip
 def test_a_round_that_was_interrupted_ends_with_the_same_weights(epsilon, pixels, tmp_path, monkeypatch, method):
@@ -493,6 +555,59 @@ def test_sampling_is_that_of_the_stock_pipeline(folder, guidance):
     assert batches == [3 if guidance == 1 else 6] * 10
 
 
+MITIGATIONS = {
+    "rt": ({"num_words": 4}, [True, False]),
+    "cwr": ({"num_words": 4}, [True, False]),
+    "rna": ({"num_words": 4}, [True, False]),
+    "gni": ({"sigma": 0.1, "target": "both"}, [True, True]),
+    "wen": ({"target": {"kind": "rms", "value": 1e-6}, "learning_rate": 0.05, "weight_decay": 0.01, "max_iterations": 2}, [True, False]),
+}  # fmt: skip
+
+
+def test_every_mitigation_changes_what_the_network_sees_in_the_sample_phase(epsilon, pixels, tmp_path, monkeypatch):
+    """On the halves on which it should, the same at every step, with the starting noise as it was."""
+    objective(epsilon, pixels, tmp_path, monkeypatch)
+    files.write_json(files.DATA / "captions.json", {"train": CAPTIONS, "heldout": []})
+    files.write_json(files.DATA / "keys.json", {"train": [f"{i}.png" for i in range(6)], "heldout": []})
+    files.save_arrays(files.model_dir("a-seed5", 1) / "raw.safetensors", model.unet_weights(epsilon))
+    recipe = {"rounds": 1, "method": {"name": "ddpm"}, "train": {}}
+    params = {"model": {"pipeline": str(epsilon)}, "train": {"flip": False}, "arms": {"a": recipe}}
+    job = SimpleNamespace(arm="a", seed=5, run="a-seed5", recipe=recipe, params=params, device=torch.device("cpu"))
+    settings = {
+        "num_images": 4,
+        "num_steps": 3,
+        "protocol": "paper",
+        "weights": ["raw"],
+        "guidance": 3.0,
+        "precision": "fp32",
+    }
+
+    def run(**mitigation):
+        source = generation.Source(job, settings | ({"mitigation": mitigation} if mitigation else {}), (32, 32, 3))
+        source.load("raw")
+        seen = []
+        source.network.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append((args[0], kwargs["encoder_hidden_states"])), with_kwargs=True
+        )
+        images = source.generate(1, 3)
+        assert images.shape == (2, 32, 32, 3) and images.dtype == np.uint8
+        assert not any(p.grad is not None for p in source.network.parameters())
+        return images, seen[-3:], source.records(1, 3)
+
+    plain, shown_plain, records = run()
+    assert [record["train_key"] for record in records] == [f"{i}.png" for i in generation.prompted(4, 1, 6, 5)[1:3]]
+    for name, (more, (changes_cond, changes_uncond)) in MITIGATIONS.items():
+        images, seen, changed = run(name=name, **more)
+        assert torch.equal(seen[0][0], shown_plain[0][0])  # the noise
+        for (_, one), (_, other) in zip(seen, shown_plain, strict=True):
+            uncond, cond = (one != other).flatten(1).any(1).chunk(2)
+            assert cond.tolist() == [changes_cond] * 2 and uncond.tolist() == [changes_uncond] * 2, name
+        assert torch.equal(seen[0][1], seen[2][1])
+        assert (images != plain).any() and np.array_equal(images, run(name=name, **more)[0])
+        words = name in ("rt", "cwr", "rna")
+        assert all((record["prompt_used"] != record["prompt_original"]) == words for record in changed)
+
+
 def test_prompts_are_the_same_for_all_and_none_is_drawn_twice():
     found = generation.prompted(7, 3, 10, seed=2)
     assert len(found) == 7 and found[0] == found[1] == found[2] != found[3] == found[5] != found[6]
@@ -503,3 +618,58 @@ def test_prompts_are_the_same_for_all_and_none_is_drawn_twice():
     assert list(generation.prompted(10, 1, 10, 2)) != list(generation.prompted(10, 1, 10, 3))
     drawn = generation.prompted(4000, 1, 10_000, 42, with_replacement=True)
     assert 3200 < len(set(drawn)) < 3400  # 10,000 (1 - (1 - 1/10,000)^4000) = 3,297
+
+
+# Settings.
+
+MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"diffusion": {"num_timesteps": 10}}, "diffusion is {'num_timesteps': 10}, expected {} (model.pipeline brings its own"),
+        ({"model": {"pipeline": "x", "dropout": 0.1}}, "unknown key model.dropout: valid keys here are pipeline"),
+        ({"data": {"name": "digits", "num_train": 60, "split_seed": 0}}, "data.name is digits, whose images have no captions"),
+        ({"analyse": dict.fromkeys(("group_size", "noise_draws", "timestep_stride", "batch_size"), 1)
+          | {"select": "l2", "extreme_share": 0.1, "rare_skip_rate": 0.1}}, "the section analyse looks into models that are trained from"),
+        ({"sample__guidance": 0.5}, "sample.guidance is 0.5, expected at least 1"),
+        ({"arms__default__sample": {"weights": ["raw", "ema"]}}, "train.ema_decay of default is 0, so no averaged weights are kept"),
+        ({"arms__default__sample": {"num_images": 33}}, "num_images of default asks for 33 captions, but there are 32 training images"),
+        ({"arms__default_rt__sample": {"num_images": 33}}, "num_images of default_rt asks for 33 captions"),
+        ({"arms__default__sample": {"mitigation": {"name": "rtt"}}}, "mitigation.name is 'rtt', expected one of cwr, gni, rna, rt, wen"),
+        ({"arms__default__sample": {"mitigation": {"name": "rt"}}}, "the key arms.default.sample.mitigation.num_words is missing"),
+        ({"arms__default__train": {"epochs": 1, "steps": 3}}, "both epochs and steps say how long a round of default is"),
+        ({"arms__default__train": {}}, "the key arms.default.train.epochs is missing"),
+        ({"arms__default__method": {"name": "added_noise", "variance": 0.1}}, "which trains a model without captions: use one of agc, cap"),
+        ({"arms__default_rt__generator": {"arm": "nobody"}}, "generator.arm is nobody, expected one of the arms that are trained here: default,"),
+        ({"arms__iet_agc_plus__rounds": 3, "arms__iet_agc_plus__redistribute": MSR}, "rounds is 3, expected an even number"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(changes, told):
+    experiment = yaml.safe_load((ROOT / "experiments/tiny/text.yaml").read_text())
+    params.check(experiment)
+    for path, value in changes.items():
+        section = experiment
+        *folders, last = path.split("__")
+        for folder in folders:
+            section = section[folder]
+        section[last] = value
+    with pytest.raises(ValueError) as error:
+        params.check(experiment)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_keys_of_a_text_model_are_refused_without_one():
+    for path, told in (
+        ("train", {"caption": "first"}),
+        ("sample", {"guidance": 2.0}),
+        ("sample", {"mitigation": {"name": "rt", "num_words": 1}}),
+    ):
+        experiment = yaml.safe_load(TINY)
+        params.check(experiment)
+        experiment[path] |= told
+        with pytest.raises(
+            ValueError, match=rf"{path}.{next(iter(told))} has no effect without model.pipeline: remove it"
+        ):
+            params.check(experiment)

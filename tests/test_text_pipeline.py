@@ -41,7 +41,6 @@ def generations(project, arm):
 
 
 def test_every_phase_runs_and_nothing_runs_twice(finished):
-    assert "19 of 19" not in finished.output  # as many jobs as the plan has, which trains two arms
     trained = {name for name in finished.lock() if name.startswith("train@")}
     assert trained == {"train@default-seed0-round1-shard0"} | {
         f"train@iet_agc_plus-seed0-round{r}-shard{k}" for r in (1, 2) for k in (0, 1)
@@ -49,11 +48,10 @@ def test_every_phase_runs_and_nothing_runs_twice(finished):
     for arm in ("default", "iet_agc_plus", "default_rt", "plus_wen"):
         images = np.load(finished.root / f"artifacts/samples/{arm}-seed0/part0/raw.npy")
         assert images.shape == (16, 16, 16, 3) and images.dtype == np.uint8 and images.std() > 0
-        assert arm in finished.output.splitlines()[-12:].__str__()
+        assert any(line.startswith(f"{arm} ") for line in finished.output.splitlines()), arm  # of the table
     assert not list(finished.root.glob("artifacts/**/ema.safetensors"))
-    again = finished.run("snakemake", "--cores", "2", env=OFFLINE).text
-    assert "Nothing to be done" in again or "0 of" not in again
-    assert finished.run("dvc", "status").text.count("changed") == 0
+    assert "Job " not in finished.run("snakemake", "--cores", "2", env=OFFLINE).text
+    assert "changed" not in finished.run("dvc", "status").text
 
 
 def test_the_same_prompts_and_noise_for_every_arm_and_a_mitigation_that_changes_the_images(finished):
@@ -115,10 +113,6 @@ def test_bad_input_is_told_in_a_sentence(tmp_path):
 
     assert "data/tiny_text/images is no Stable Diffusion model in diffusers' layout: it lacks tokenizer/" in told(
         model={"pipeline": "data/tiny_text/images"}
-    )
-    assert "model.pipeline brings its own schedule" in told(diffusion={"num_timesteps": 10})
-    assert "arms.default.method.name is ambient, which trains a model without captions" not in told(
-        arms__default__method={"name": "ambient"}
     )
 
 

@@ -40,6 +40,7 @@ PURPOSES = {
     "caption": 51,  # which caption of an image, and whether any: (seed, shard, step)
     "caption_noise": 52,  # words put into the captions of a step: (seed, shard, step)
     "text_noise": 53,  # noise on the embeddings of a step: (seed, shard, step)
+    "second_noise": 55,  # timesteps and noise of the authors' second pass: (seed, shard, step)
     "prompts": 54,  # the captions that images are generated for: (seed)
 }
 

@@ -54,6 +54,7 @@ class Step:
     objective   what the network learns of an image: objective.Pixels or text.latents.Latents
     prompts     list of B texts that the network is shown; a method may change it before the first loss is asked for
     condition   [B,tokens,width] float32: embeddings of the prompts, made when they are first needed; None without text
+    shard       loop.Images: all images of the shard
     """
 
     network: torch.nn.Module
@@ -70,6 +71,7 @@ class Step:
     objective: Pixels = field(default_factory=Pixels)
     prompts: list | None = None
     condition: torch.Tensor | None = None
+    shard: object = None
 
     def sample_losses(self, images=None, rows=slice(None)):
         """Losses of some samples of the batch, each with its own timestep, noise and caption.
@@ -85,12 +87,12 @@ class Step:
 class Losses:
     """What a step came to.
 
-    minimised            scalar whose gradient is taken
+    minimised            scalar whose gradient is taken; None: this batch is not followed by an optimiser step
     original             [B] float32, detached: loss of each image as it came
     skipped, augmented   [B] bool, or None where the method does neither
     """
 
-    minimised: torch.Tensor
+    minimised: torch.Tensor | None
     original: torch.Tensor
     skipped: torch.Tensor | None = None
     augmented: torch.Tensor | None = None
@@ -138,6 +140,8 @@ class Method:
     def gradients(self, step):
         """Puts the gradient of a batch into the parameters, clipped, and returns its Losses."""
         losses = self.losses(step)
+        if losses.minimised is None:
+            return losses
         losses.minimised.backward()
         torch.nn.utils.clip_grad_norm_(step.network.parameters(), step.settings["grad_clip_norm"], foreach=True)
         return losses

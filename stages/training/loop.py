@@ -115,32 +115,14 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
     prompts = images.objective.prompts(ids, settings, key)
     losses = method.gradients(
         base.Step(
-            network, x, flipped, ids, labels, t, eps, alpha_bar, state.carried, settings, key, images.objective, prompts
+            network, x, flipped, ids, labels, t, eps, alpha_bar, state.carried, settings, key, images.objective, prompts,
+            shard=images,
         )
-    )
+    )  # fmt: skip
 
     # 3. Adam and the EMA. A batch with nothing kept still takes its step, with zero gradient.
-    parameters = list(network.parameters())
-    with torch.no_grad():
-        adam(
-            parameters,
-            [p.grad for p in parameters],
-            state.exp_avg,
-            state.exp_avg_sq,
-            [],
-            torch.full((len(parameters),), float(state.step), device=device).unbind(),
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=learning_rate(settings["learning_rate"], state.step, settings["warmup_steps"]),
-            weight_decay=settings.get("weight_decay", 0.0),
-            decoupled_weight_decay=bool(settings.get("weight_decay")),  # AdamW
-            eps=1e-8,
-            maximize=False,
-        )
-        if state.ema:
-            torch._foreach_lerp_(state.ema, parameters, 1 - settings["ema_decay"])
+    if losses.minimised is not None:
+        _update(list(network.parameters()), state, settings, device)
     network.zero_grad(set_to_none=True)
     state.step += 1
 
@@ -157,7 +139,31 @@ def train_step(network, state, record, images, method, settings, alpha_bar, seed
     if losses.augmented is not None:
         record.augmented.index_add_(0, batch, losses.augmented.int())
         record.epoch_augmented[epoch] += losses.augmented.sum()
-    return losses.minimised.detach()
+    return losses.original.mean() if losses.minimised is None else losses.minimised.detach()
+
+
+@torch.no_grad()
+def _update(parameters, state, settings, device):
+    """Adam, or AdamW with weight_decay, and the EMA."""
+    adam(
+        parameters,
+        [p.grad for p in parameters],
+        state.exp_avg,
+        state.exp_avg_sq,
+        [],
+        torch.full((len(parameters),), float(state.step), device=device).unbind(),
+        fused=True,
+        amsgrad=False,
+        beta1=0.9,
+        beta2=0.999,
+        lr=learning_rate(settings["learning_rate"], state.step, settings["warmup_steps"]),
+        weight_decay=settings.get("weight_decay", 0.0),
+        decoupled_weight_decay=bool(settings.get("weight_decay")),  # AdamW
+        eps=1e-8,
+        maximize=False,
+    )
+    if state.ema:
+        torch._foreach_lerp_(state.ema, parameters, 1 - settings["ema_decay"])
 
 
 def _sent(tensor, device):

@@ -7,7 +7,7 @@ import torch
 
 from stages.method import diffusion, randomness
 from stages.training import base
-from stages.training.agc import augmentation, memory_bank
+from stages.training.agc import augmentation, memory_bank, two_pass
 
 SETTINGS = {
     "required": ["lambda", "eta"],
@@ -46,6 +46,11 @@ SETTINGS = {
                     "type": "number",
                     "exclusiveMinimum": 0,
                 },
+                "authors": {
+                    "description": "as in the authors' code for Stable Diffusion, with R infinite: kept samples are queued, augmented at "
+                    "one level and given new noise, and no image is learnt as it is (default: false)",
+                    "type": "boolean",
+                },
             },
         },
     },
@@ -62,10 +67,21 @@ class Method(base.Method):
     """AGC, with TAA where the section taa is there."""
 
     def initial_state(self, num_timesteps, device):
-        return {"bank": torch.zeros(num_timesteps, device=device)}
+        queue = two_pass.initial_state(device) if self._as_authors() else {}
+        return {"bank": torch.zeros(num_timesteps, device=device), **queue}
+
+    def _as_authors(self):
+        taa = self.settings.get("taa", {})
+        if taa.get("authors") and taa["R"] != float("inf"):
+            raise ValueError(
+                f"taa.R is {taa['R']}, expected .inf with taa.authors, which augments every sample it keeps (params.yaml)"
+            )
+        return bool(taa.get("authors"))
 
     def losses(self, step):
         """The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8)."""
+        if self._as_authors():
+            return two_pass.losses(step, self.settings)
         taa, lam, bank = self.settings.get("taa"), self.settings["lambda"], step.carried["bank"]
         loss = step.sample_losses()
         original = loss.detach()
