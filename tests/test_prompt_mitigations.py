@@ -78,12 +78,10 @@ def test_words_are_put_in_at_all_places_and_the_prompt_stays(words, name):
 
 
 def test_repeated_words_are_those_of_the_original_prompt(words):
-    """All three alike: 4 of 60 prompts each, so about 80 of each word, and none of a word that was itself put in more often."""
-    counts = {"one": 0, "two": 0, "three": 0}
-    for image in range(60):
-        for word in method.reworded(WORDS["cwr"], "one two three", words, 5, image).split():
-            counts[word] += 1
-    assert sum(counts.values()) == 60 * 7 and all(60 + 55 < count < 60 + 105 for count in counts.values())
+    """Half of 1,000 are "one", whatever was put in before; drawn from the growing prompt, the share would be anything from 0 to 1."""
+    for image in range(5):
+        found = method.reworded(WORDS["cwr"] | {"num_words": 1000}, "one two", words, 5, image).split()
+        assert len(found) == 1002 and found.count("one") == pytest.approx(501, abs=60)
 
 
 def test_random_words_are_tokens_of_the_model_and_never_special(words):

@@ -301,3 +301,38 @@ def test_all_measures_of_an_experiment_with_captions_through_snakemake(tmp_path)
     assert "detect@default-seed0" in named or "detect default-seed0" in named
     for other in ("clip", "similarity", "sample", "train"):
         assert f"{other} default-seed0" not in named and f"{other}@default-seed0" not in named
+
+
+@pytest.mark.slow
+def test_the_detector_tells_captions_that_were_learnt_by_heart(tmp_path, monkeypatch):
+    """Four toy images, each twice, 600 steps: the magnitude of their captions is above that of the 20 captions never seen."""
+    from stages import aggregate, train
+
+    monkeypatch.chdir(tmp_path)
+    tiny_sd.build("model", "D")
+    toys = list(tiny_sd.toy_images(24, 32))
+    tiny = text_experiment(detect=DETECT | {"num_prompts": 20, "num_steps": 20, "guidance": 2.0, "batch_size": 12})
+    tiny["data"]["num_train"] = 8
+    tiny["train"] |= {
+        "batch_size": 8,
+        "learning_rate": 3.0e-3,
+        "warmup_steps": 0,
+        "flip": False,
+        "caption_dropout": 0.1,
+    }
+    tiny["arms"]["default"]["train"] = {"steps": 600}
+    write(tiny)
+    files.save_array(files.DATA / "train.npy", np.stack([image for image, _ in toys[:4]] * 2))
+    files.save_array(files.DATA / "train_labels.npy", np.zeros(8, np.int64))
+    files.write_json(files.DATA / "keys.json", {"train": [f"{i}.png" for i in range(8)], "heldout": []})
+    captions = {"train": [[text] for _, text in toys[:4]] * 2, "heldout": [[text] for _, text in toys[4:]]}
+    files.write_json(files.DATA / "captions.json", captions)
+    files.save_array(files.shards_dir("default-seed0", 1) / "shard0.npy", np.arange(8))
+    train.main([*RUN, "--round", "1", "--shard", "0"])
+    aggregate.main([*RUN, "--round", "1"])
+    detect.main(RUN)
+    scores = json.loads((files.detect_dir("default-seed0") / "scores.json").read_text())
+    print(scores)
+    assert (scores["num_trained"], scores["num_unseen"]) == (4, 20)
+    entry = scores["raw"]["rms_mean"]
+    assert entry["trained"] > 1.1 * entry["unseen"] and entry["auc"] > 0.9
