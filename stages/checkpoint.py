@@ -68,7 +68,10 @@ class Checkpoint:
 
         where   how far the stage is, for the line on stderr
         """
-        if self.is_slow or self.look():
+        told = (
+            self.told_to_stop
+        )  # SIGTERM from here on is for the next call, or the process would end without a checkpoint
+        if told or self.is_slow or self.look():
             try:
                 with files.publish(self.path) as folder:
                     files.save_arrays(folder / "state.safetensors", arrays())
@@ -77,7 +80,7 @@ class Checkpoint:
                 print(f"warning: {error}", file=sys.stderr, flush=True)
             self.saved_at = self.looked_at = time.monotonic()
             self.is_slow = False
-        if self.told_to_stop:
+        if told:
             self.ended.set()
             print(f"stopped at {where}: the same command goes on from {_there(self.where, where)}", file=sys.stderr)
             sys.exit(128 + signal.SIGTERM)

@@ -34,6 +34,11 @@ def run(main):
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as ended:
+        if ended.code != 128 + signal.SIGTERM:
+            raise
+        sys.stderr.flush()
+        os._exit(ended.code)  # whoever sent SIGTERM does not wait for torch to tidy up
 
 
 @contextlib.contextmanager

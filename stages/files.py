@@ -137,7 +137,7 @@ def publish(path, num_bytes=0):
     temporary = SCRATCH / "unfinished" / f"{_owner}~{uuid.uuid4().hex}-{path.name}"
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(temporary.parent).free < num_bytes:
+        if free_room(temporary.parent) < num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield temporary
         if temporary.is_dir():
@@ -154,6 +154,12 @@ def publish(path, num_bytes=0):
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink(missing_ok=True)
+
+
+def free_room(folder):
+    """Bytes that are free where a folder lies; infinite where the file system does not say, as some over a network."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else math.inf
 
 
 _owner = "other"
@@ -247,7 +253,7 @@ def _exchanged(one, other):
     if libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0:
         return True
     number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV):
         return False
     raise OSError(number, os.strerror(number))
 

@@ -5,7 +5,6 @@ P parameters of the network, N training images, M generated images, K shards, R 
 
 import math
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -102,7 +101,9 @@ def check(experiment, stages=None, slots=1, dry_run=False):
         stages = [name for name, (path, _) in made.items() if not path.exists()]
     by_phase = needed(made, stages, slots)
     total, place = sum(by_phase.values()), _existing(files.ARTIFACTS)
-    free = shutil.disk_usage(place).free
+    free = files.free_room(place)
+    if free == math.inf:
+        return
     most = ", ".join(
         f"{phase} {files.text_of_size(size)}"
         for phase, size in sorted(by_phase.items(), key=lambda item: -item[1])[:3]

@@ -11,6 +11,7 @@ two processes compute one stage at a time; nothing blocks the next run; no unfin
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -50,6 +51,12 @@ def processes_in(folder):
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def lives(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != "zombie"
+    return False
 
 
 def stage_of(command):
@@ -105,7 +112,7 @@ class Watch(threading.Thread):
 class Harness:
     def __init__(self, project, seed, log, longest_wait_s=1.5):
         self.project, self.rng, self.log, self.longest_wait_s = project, random.Random(seed), log, longest_wait_s
-        self.snakemake, self.kills, self.left = None, [], []
+        self.snakemake, self.kills, self.left, self.slowest_end_s = None, [], [], 0.0
 
     def start(self):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("REDISTRIBUTE", "DVC_", "SNAKEMAKE"))}
@@ -169,6 +176,10 @@ class Harness:
         pid, stage, done = found
         victim = self.rng.choice(victims if pid else ("snakemake", "group"))
         before = processes_in(self.project.root)
+        started = {}
+        for p in before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started[p] = psutil.Process(p)
         try:
             target = {"stage": pid, "dvc": pid and psutil.Process(pid).ppid()}.get(victim, self.snakemake.pid)
             if target not in before:  # it has just ended, or the stage is on its way out without a parent
@@ -182,7 +193,7 @@ class Harness:
         }  # fmt: skip
         self.kills.append(entry)
         print(json.dumps(entry), file=self.log, flush=True)
-        hung = before if victim in ("snakemake", "group") else [target, pid]
+        hung = [started[p] for p in (before if victim in ("snakemake", "group") else (target, pid)) if p in started]
         threading.Thread(target=self._look_for_orphans, args=(hung, entry), daemon=True).start()
         if victim in ("snakemake", "group"):
             self.snakemake.wait()
@@ -191,12 +202,13 @@ class Harness:
 
     def _look_for_orphans(self, hung, entry):
         """What hung on the killed process must be gone in time; snakemake itself goes on with other stages."""
-        deadline = time.monotonic() + GONE_S
-        while left := [pid for pid in hung if pid in processes_in(self.project.root)]:
-            if time.monotonic() > deadline:
+        begun = time.monotonic()
+        while left := [process.pid for process in hung if lives(process)]:
+            if time.monotonic() - begun > GONE_S:
                 self.left.append((entry, left))
                 return
-            time.sleep(0.2)
+            time.sleep(0.1)
+        self.slowest_end_s = max(self.slowest_end_s, time.monotonic() - begun)
 
     def finish(self, within_s=900):
         """Lets the experiment end, starting it again after failures that a kill caused. Returns the number of starts."""
@@ -273,7 +285,8 @@ def main():
     by_victim = {victim: sum(kill["victim"] == victim for kill in harness.kills) for victim in VICTIMS}
     print(
         f"{len(harness.kills)} kills ({by_victim}), {computing} while a train or sample stage computed; {starts} more starts to the "
-        f"end; at most {watch.most} process computed one stage in {watch.looks} looks; dvc.lock and metrics.json are those of the "
+        f"end; at most {watch.most} process computed one stage in {watch.looks} looks; what a kill left behind "
+        f"was gone within {harness.slowest_end_s:.1f} s; dvc.lock and metrics.json are those of the "
         f"undisturbed run; {time.monotonic() - started:.0f} s. Log: {root}/kills.jsonl"
     )
 

@@ -61,6 +61,24 @@ def test_slow_steps_are_followed_by_one_each_and_quick_ones_again_are_not(begun)
         assert step_of(begun()) == {1: None, 2: None, 3: 3, 4: 4, 5: 4}[step]
 
 
+def test_sigterm_at_any_moment_of_the_call_ends_with_the_state_saved(begun):
+    """While nothing is due it comes too late for this step, and the next one is saved."""
+    saved = begun()
+    look = saved.look
+
+    def interrupted():
+        due = look()
+        signal.raise_signal(signal.SIGTERM)
+        return due
+
+    saved.look = interrupted
+    saved.save_if_due(state(1), "step 1")
+    saved.look = look
+    with pytest.raises(SystemExit):
+        saved.save_if_due(state(2), "step 2")
+    assert step_of(begun()) == 2
+
+
 def test_slow_passes_of_a_batch_lead_to_one_after_the_batch(begun):
     """A sample stage looks before every pass through the network."""
     saved = begun()

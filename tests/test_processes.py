@@ -84,6 +84,36 @@ def test_a_stage_is_killed_with_its_parent(started):
     assert is_gone(stage, within_s=5)
 
 
+def test_a_stage_may_hear_of_the_death_of_its_parent_and_save_its_work(started, tmp_path):
+    """`kill` of DVC, by SIGKILL or SIGTERM: the stage gets SIGTERM, even inside C code that lasts for minutes."""
+    stage = (
+        f"{HEAD}import hashlib, signal\nprocesses.die_with_parent(signal.SIGTERM)\nsignal.signal(signal.SIGTERM, lambda *_: None)\n"
+        f"def save():\n    open({str(tmp_path / 'saved')!r}, 'w').close()\n    os._exit(0)\n"
+        "processes.on_sigterm(save)\nprint(os.getpid(), flush=True)\nhashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+    )
+    parent = started(parent_of(stage), STAGE=stage)
+    pid = pid_told(parent, started)
+    os.kill(parent.pid, signal.SIGTERM)
+    assert is_gone(pid, within_s=5)
+    assert (tmp_path / "saved").exists()
+
+
+def test_sigterm_reaches_everything_that_a_process_started(started):
+    """As snakemake passes it on to DVC and the stages."""
+    head = (
+        f"{HEAD}import signal\nsignal.signal(signal.SIGTERM, lambda *_: None)\nprocesses.on_sigterm(processes.terminate_children)\n"
+        "subprocess.Popen([sys.executable, '-c', os.environ['MIDDLE']])\nwhile True: time.sleep(1)"
+    )
+    middle = "import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', os.environ['STAGE']]); time.sleep(60)"
+    first = started(head, MIDDLE=middle, STAGE="import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    stage = pid_told(first, started)
+    between = psutil.Process(stage).ppid()
+    started.pids.append(between)
+    first.send_signal(signal.SIGTERM)
+    assert is_gone(stage, within_s=5) and is_gone(between, within_s=5)
+    assert lives(first.pid)
+
+
 def test_without_it_a_stage_outlives_its_parent(started):
     """What the test above would miss if the stage died of something else."""
     parent = started(parent_of(STAGE), STAGE="import os, time; print(os.getpid(), flush=True); time.sleep(60)")

@@ -70,7 +70,7 @@ def test_rounds_and_checkpoints_by_hand():
 
 
 def disk_of(free, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free, total=2**60))
 
 
 def test_too_little_room_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
