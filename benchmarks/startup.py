@@ -37,7 +37,8 @@ def main():
         def stage(name, *words):
             return lambda: project.run(root, sys.executable, "-m", f"stages.{name}", *words)
 
-        project.run(root, sys.executable, "-m", "stages.plan", check=False)  # renews plan.yaml, and says so with an error
+        # Renews plan.yaml, and says so with an error.
+        project.run(root, sys.executable, "-m", "stages.plan", check=False)
         stage("data")()
         stage("shard", *arm)()
         for shard in range(recipe["shard"]["num_shards"]):
