@@ -7,7 +7,7 @@ line to --target images (and to 65,536 generated ones for the search): a figure 
 from benchmarks import common
 
 CHOSEN = common.arguments(
-    __doc__, threads=1, files=3000, indices=1_000_000, shards=1000, reference=16384, target=100_000_000
+    __doc__, threads=1, files=20_000, indices=1_000_000, shards=1000, reference=16384, target=100_000_000
 )
 
 import hashlib  # noqa: E402

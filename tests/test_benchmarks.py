@@ -60,3 +60,17 @@ def test_orchestration_counts_its_stages():
     said = run("orchestration", "--seeds", "1", "--rounds", "1", "--shards", "2")
     assert "10 stage instances, 2 at a time" in said
     assert len(re.findall(rf"{NUMBER} s, {NUMBER} s each", said)) == 2
+
+
+@pytest.mark.slow
+def test_images_draws_lines_to_the_target():
+    said = run(
+        "images", "--files", "20", "--indices", "2000", "--shards", "10", "--reference", "64", "--target", "1000"
+    )
+    assert len(re.findall(rf"{NUMBER} +[\d,]+ +-?{NUMBER}$", said, re.MULTILINE)) == 6
+
+
+@pytest.mark.slow
+def test_instances_takes_the_experiment_closest_to_the_number():
+    said = run("instances", "--instances", "30", "--shards", "5", "--rounds", "2")
+    assert re.search(r"^\d\d stage instances", said, re.MULTILINE) and "four stages at a time" in said

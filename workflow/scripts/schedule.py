@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import how_far
@@ -152,6 +153,10 @@ class _Analysis:
         self.graph = repo.index.graph
         self.hashes = {}  # path -> hash of what lies there, or None
         self.outs = {out.fs_path: out for stage in self.stages.values() for out in stage.outs}
+        self.inside = defaultdict(list)  # path -> outputs that are this path or lie inside it
+        for path, out in self.outs.items():
+            for folder in _with_parents(path):
+                self.inside[folder].append(out)
 
     def run(self):
         changed = {name for name, stage in self.stages.items() if self._is_changed(stage)}
@@ -201,11 +206,8 @@ class _Analysis:
 
     def _outs_under(self, path):
         """Outputs that are this path, lie inside it, or contain it."""
-        return [
-            out
-            for out_path, out in self.outs.items()
-            if out_path == path or out_path.startswith(path + os.sep) or path.startswith(out_path + os.sep)
-        ]
+        above = [self.outs[folder] for folder in _with_parents(path)[1:] if folder in self.outs]
+        return self.inside.get(path, []) + above
 
     def _is_changed(self, stage):
         if stage.cmd_changed or not stage.deps:
@@ -235,6 +237,10 @@ class _Analysis:
         if file.fs_path not in self.hashes:
             self.hashes[file.fs_path] = file.get_hash()
         return self.hashes[file.fs_path]
+
+
+def _with_parents(path):
+    return [path, *map(str, Path(path).parents)]
 
 
 def work_of(to_run, experiment):
