@@ -515,7 +515,7 @@ def _training(settings, metrics, figures):
                 "arm": arm,
                 "rounds": str(recipe["rounds"]),
                 "shards": str(recipe["shard"]["num_shards"]),
-                "a round": _round_length(settings.get("train", {}) | recipe["train"]),
+                "a round": _round_length({**settings.get("train", {}), **recipe["train"]}),
                 "optimiser steps": tally(t["optimizer_steps"]),
                 "forward images": tally(t["forward_images"]),
                 "against baseline": f"{t['forward_images'] / base:.2f} ×",
