@@ -88,7 +88,7 @@ def _check_fields(job, chosen):
 def _record_time(job, seconds):
     """Time and machine of a finished instance, for the report. In logs/, which no hash covers."""
     versions = {"python": platform.python_version()}
-    for package in ("torch", "diffusers", "snakemake", "dvc", "numpy"):
+    for package in ("torch", "diffusers", "transformers", "snakemake", "dvc", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     files.write_json(

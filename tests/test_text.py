@@ -253,7 +253,7 @@ def test_any_caption_asks_for_two(epsilon, pixels, tmp_path, monkeypatch):
 
 def test_captions_that_are_cut_are_counted_once(epsilon, pixels, tmp_path, monkeypatch, capsys):
     long = "cross " * 80
-    objective(epsilon, pixels, tmp_path, monkeypatch, [[long], [long, "a " * 99], *CAPTIONS[2:]])
+    objective(epsilon, pixels, tmp_path, monkeypatch, [[long], ["a " * 99, long * 2], *CAPTIONS[2:]])
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "tokens" in line] == [
         "2 captions have more than 77 tokens: the rest of them is cut off"

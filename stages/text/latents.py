@@ -7,6 +7,7 @@ B batch, b rows of it, N images of the training set, L tokens, D width of the te
 """
 
 import hashlib
+import json
 import sys
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from stages import files, processes
 from stages.method import diffusion, randomness
 from stages.progress import Progress
+from stages.text.model import files_of
 
 AT_ONCE = 16  # images or captions that go through a frozen part together; changes results in the last digits
 
@@ -135,7 +137,8 @@ def build(frozen, captions, latent_shape, flip, any_caption):
             f"train.caption is random_of_all, but {poor} of {len(captions)} training images have a single caption: give each at least "
             "two, or set it to first (params.yaml)"
         )
-    if cut := frozen.num_cut(sorted({text for texts in captions for text in texts})):
+    used = {text for texts in captions for text in texts} if any_caption else set(distinct)
+    if cut := frozen.num_cut(sorted(used)):
         print(
             f"{cut} captions have more than {frozen.tokenizer.model_max_length} tokens: the rest of them is cut off",
             file=sys.stderr,
@@ -154,8 +157,6 @@ def build(frozen, captions, latent_shape, flip, any_caption):
             yield frozen.embeddings(distinct[start : start + AT_ONCE]).cpu().numpy()
 
     folder, device = frozen.folder, str(frozen.device)
-    from stages.text.model import files_of
-
     return Latents(
         frozen,
         captions,
@@ -176,8 +177,6 @@ def _kept(name, settings, inputs, count, made):
     made       function that yields its rows, some at a time
     Returns    float32 array, memory-mapped
     """
-    import json
-
     digest = hashlib.sha256(json.dumps([torch.__version__, AT_ONCE, *settings]).encode())
     for path in inputs:
         with open(path, "rb") as stream:
