@@ -11,6 +11,7 @@ from pathlib import Path
 from stages import files, image_sets, params, plan
 from stages.method import unet
 
+KEEP = "REDISTRIBUTE_KEEP"  # in the environment: all, or needed, under which snakemake prunes (workflow/scripts/retention.py)
 ANYWAY = "REDISTRIBUTE_ANY_ROOM"  # in the environment: a run is not refused for want of room
 MIB = 2**20
 INCEPTION_BYTES = 96 * MIB  # the weights in float32
@@ -88,6 +89,17 @@ def needed(made, stages, slots, rounds_kept=None):
     return by_phase
 
 
+def keeps_all():
+    """Whether nothing is to be pruned, from the environment.
+
+    Raises    ValueError: neither all nor needed
+    """
+    text = os.environ.get(KEEP, "all")
+    if text not in ("all", "needed"):
+        raise ValueError(f"{KEEP} is {text!r} in the environment, expected all or needed")
+    return text == "all"
+
+
 def check(experiment, stages=None, slots=1, dry_run=False):
     """Compares what a run needs with what is free where artifacts/ lies, and says so where it is much.
 
@@ -99,7 +111,8 @@ def check(experiment, stages=None, slots=1, dry_run=False):
         return
     if stages is None:
         stages = [name for name, (path, _) in made.items() if not path.exists()]
-    by_phase = needed(made, stages, slots)
+    # Of a run that is pruned as it goes on, the round at work and the one before it lie there.
+    by_phase = needed(made, stages, slots, None if keeps_all() else 2)
     total, place = sum(by_phase.values()), _existing(files.ARTIFACTS)
     free = files.free_room(place)
     if free == math.inf:
@@ -115,8 +128,8 @@ def check(experiment, stages=None, slots=1, dry_run=False):
     )
     if 0.9 * total > free and not dry_run and ANYWAY not in os.environ:
         raise ValueError(
-            f"{told}: make room, or ask for fewer rounds, shards, arms or images (params.yaml); {ANYWAY}=1 in the environment runs "
-            "it all the same"
+            f"{told}: make room, ask for fewer rounds, shards, arms or images (params.yaml), or set {KEEP}=needed in the "
+            f"environment, which prunes rounds as the run goes on; {ANYWAY}=1 runs it all the same"
         )
     if total > 2**30 or total > free / 2:
         print(told, file=sys.stderr)

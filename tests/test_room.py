@@ -85,12 +85,28 @@ def test_too_little_room_is_refused_in_one_sentence(tmp_path, monkeypatch, capsy
     assert told.startswith(
         f"this run writes about {files.text_of_size(total)} (train 1251 GiB, aggregate 69 GiB, sample "
     )
-    assert f"are free on the disk of {tmp_path}: make room, or ask for fewer rounds" in told and "\n" not in told
+    assert f"are free on the disk of {tmp_path}: make room, ask for fewer rounds" in told and "\n" not in told
     room.check(cifar10, dry_run=True)
     assert "this run writes about" in capsys.readouterr().err
     monkeypatch.setenv(room.ANYWAY, "1")
     room.check(cifar10)
     assert "this run writes about" in capsys.readouterr().err
+
+
+def test_a_run_that_is_pruned_as_it_goes_on_needs_two_rounds_of_each_arm(tmp_path, monkeypatch):
+    cifar10 = params.load("experiments/cifar10.yaml")
+    monkeypatch.chdir(tmp_path)
+    made = room.outputs(cifar10)
+    pruned, kept = (sum(room.needed(made, made, 1, rounds).values()) for rounds in (2, None))
+    disk_of(2 * pruned, monkeypatch)
+    assert 2 * pruned < kept / 2, "the check is blind"
+    with pytest.raises(ValueError, match="or set REDISTRIBUTE_KEEP=needed in the environment"):
+        room.check(cifar10)
+    monkeypatch.setenv(room.KEEP, "needed")
+    room.check(cifar10)
+    monkeypatch.setenv(room.KEEP, "some")
+    with pytest.raises(ValueError, match="REDISTRIBUTE_KEEP is 'some' in the environment, expected all or needed"):
+        room.check(cifar10)
 
 
 def test_enough_room_is_not_spoken_of_and_what_is_there_does_not_count(tmp_path, monkeypatch, capsys):

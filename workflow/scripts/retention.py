@@ -10,7 +10,6 @@ anything (schedule.py); where a change of params.yaml needs it again, the stages
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -23,22 +22,10 @@ from pathlib import Path
 
 import yaml
 
-from stages import files, plan, processes
+from stages import files, plan, processes, room
 
-KEEP = "REDISTRIBUTE_KEEP"
 LOOK_S = 2
 SHARD_FOLDER = re.compile(r"artifacts/train/(.+)/round(\d+)/shard\d+")
-
-
-def keeps_all():
-    """Whether nothing is to be pruned, from the environment.
-
-    Raises    ValueError: neither all nor needed
-    """
-    text = os.environ.get(KEEP, "all")
-    if text not in ("all", "needed"):
-        raise ValueError(f"{KEEP} is {text!r} in the environment, expected all or needed")
-    return text == "all"
 
 
 def rounds_no_longer_needed(expanded, pending):
@@ -86,7 +73,7 @@ class Retention:
         repo.close()
         if not self.own_cache:
             print(
-                f"{KEEP} = needed: DVC's cache {self.cache.path} may be shared, so rounds leave artifacts/ only; `dvc gc` in it "
+                f"{room.KEEP} = needed: DVC's cache {self.cache.path} may be shared, so rounds leave artifacts/ only; `dvc gc` in it "
                 "frees the rest",
                 file=sys.stderr,
             )

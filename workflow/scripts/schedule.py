@@ -64,7 +64,7 @@ def prepare(workflow):
         for change in plan.refresh(plan.expand(experiment), dry_run=is_dry_run(workflow)):
             print(change, file=sys.stderr)
         _count_gpus(workflow, experiment["compute"]["device"])
-        keeps_all = retention.keeps_all()
+        keeps_all = room.keeps_all()
         mend_rwlock()
         retention.remove_empty_rounds()
         to_run = stages_to_run()
