@@ -597,6 +597,13 @@ def test_every_mitigation_changes_what_the_network_sees_in_the_sample_phase(epsi
 
     plain, shown_plain, records = run()
     assert [record["train_key"] for record in records] == [f"{i}.png" for i in generation.prompted(4, 1, 6, 5)[1:3]]
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(epsilon, local_files_only=True, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    texts, noise = [record["prompt_used"] for record in records], sampling.starting_noise(1, 3, (4, 8, 8), 5)
+    stock = pipeline(texts, latents=noise, num_inference_steps=3, guidance_scale=3.0, output_type="np").images
+    assert np.abs(plain - 255 * stock).max() < 1
     for name, (more, (changes_cond, changes_uncond)) in MITIGATIONS.items():
         images, seen, changed = run(name=name, **more)
         assert torch.equal(seen[0][0], shown_plain[0][0])  # the noise
