@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 
 OWN_METHOD = '''"""Min-SNR weighting (Hang et al. 2023): losses weighed by min(SNR, gamma) / SNR."""
 
-from stages.method import diffusion
 from stages.training import base
 
 SETTINGS = {
@@ -23,7 +22,7 @@ SETTINGS = {
 
 class Method(base.Method):
     def losses(self, step):
-        loss = diffusion.sample_losses(step.network, self.images(step), step.t, step.eps, step.alpha_bar)
+        loss = step.sample_losses(self.images(step))
         snr = step.alpha_bar[step.t] / (1 - step.alpha_bar[step.t])
         return base.Losses((loss * snr.clamp(max=self.settings["gamma"]) / snr).mean(), loss.detach())
 '''

@@ -192,6 +192,7 @@ def test_without_a_listener_such_a_step_is_not_ended(tmp_path):
     )
     stage = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert stage.stdout.readline() == "begun\n"
+    time.sleep(1)  # until it is within the C code
     stage.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         stage.wait(timeout=2)

@@ -33,14 +33,17 @@ def _import_unet():
         "diffusers.models.unets": {},
     }
     sys.modules["torch._dynamo"] = _module("torch._dynamo", stand_ins["torch._dynamo"])
+    importlib.import_module("diffusers.utils")  # finds out whether transformers is there, before that cannot be imported
+    absent = [] if "transformers" in sys.modules else ["transformers"]
     try:
+        sys.modules.update(dict.fromkeys(absent))
         models = importlib.import_module("diffusers.models")
         for name, contents in stand_ins.items():
             sys.modules.setdefault(name, _module(name, contents))
         sys.modules["diffusers.models.unets"].__path__ = [os.path.join(models.__path__[0], "unets")]
         return importlib.import_module("diffusers.models.unets.unet_2d").UNet2DModel
     finally:
-        for name in stand_ins:
+        for name in [*stand_ins, *absent]:
             sys.modules.pop(name, None)
 
 
