@@ -26,6 +26,7 @@ from stages.image_sets import official
 pytestmark = pytest.mark.filterwarnings("default")  # torch and torchvision warn of themselves when imported
 RNG = np.random.default_rng(0)
 CIFAR10_PARTS = {"data_batch_1": 3, "data_batch_2": 1, "data_batch_3": 4, "data_batch_4": 1, "data_batch_5": 2, "test_batch": 5}  # fmt: skip
+SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11 has it from 3.11.4 on
 CIFAR100_PARTS = {"train": 7, "test": 4}
 
 
@@ -67,7 +68,7 @@ def mirror(tmp_path, monkeypatch):
                 shutil.copytree(self.at / "fashion", root / "FashionMNIST/raw")
             else:
                 with tarfile.open(self.at / f"{name}.tar.gz") as archive:
-                    archive.extractall(root, filter="data")
+                    archive.extractall(root, **SAFELY)
 
     found = Mirror()
     for name, dataset, counts, label_key, classes in (

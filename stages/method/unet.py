@@ -33,7 +33,7 @@ def _import_unet():
         "diffusers.models.unets": {},
     }
     sys.modules["torch._dynamo"] = _module("torch._dynamo", stand_ins["torch._dynamo"])
-    importlib.import_module("diffusers.utils")  # finds out whether transformers is there, before that cannot be imported
+    importlib.import_module("diffusers.utils")  # finds out whether transformers is there while it still can be
     absent = [] if "transformers" in sys.modules else ["transformers"]
     try:
         sys.modules.update(dict.fromkeys(absent))
