@@ -3,10 +3,12 @@
 import datetime
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import ROOT, TINY
+from snakemake.resources import Resource, Resources
 
 sys.path.insert(0, str(ROOT / "workflow/scripts"))
 import how_far
@@ -48,6 +50,27 @@ def test_the_longest_path_to_the_end_by_hand(slots, turns):
     assert left["train@ddpm-seed3-round1-shard0"] == DDPM_TRAIN + after_training
     assert left[f"train@{IET}-round1-shard0"] == turns * IET_TRAIN + after_training
     assert left.keys() == TO_RUN.keys()
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "gpus", "device", "threads", "slots"),
+    [
+        (16, None, None, "cpu", 1, 16),
+        (16, None, None, "cpu", 3, 5),
+        (2, None, None, "cpu", 4, 1),  # Snakemake then gives a stage the two that there are
+        (16, None, 4, "auto", 2, 4),
+        (6, None, 4, "cuda", 2, 3),
+        (16, None, 4, "cpu", 1, 16),  # no stage asks for one
+        (None, 100, None, "auto", 8, 100),
+        (None, 100, 12, "cuda", 8, 12),
+        (None, None, None, "auto", 1, 1),
+    ],
+)
+def test_stages_at_a_time(cores, jobs, gpus, device, threads, slots):
+    resources = Resources({} if gpus is None else {"gpu": Resource("gpu", gpus)})
+    given = SimpleNamespace(cores=cores, nodes=jobs)
+    workflow = SimpleNamespace(resource_settings=given, global_resources=resources)
+    assert schedule.slots(workflow, {"device": device, "threads": threads}) == slots
 
 
 def test_how_far_by_hand():

@@ -8,7 +8,7 @@ sys.path[:0] = [str(Path(workflow.basedir).parent), str(Path(workflow.basedir) /
 import schedule
 
 EXPERIMENT, STAGES = schedule.prepare(workflow)
-WORK_LEFT = schedule.work_left(STAGES, EXPERIMENT, schedule.slots(workflow))
+WORK_LEFT = schedule.work_left(STAGES, EXPERIMENT, schedule.slots(workflow, EXPERIMENT["compute"]))
 GPUS = 0 if EXPERIMENT["compute"]["device"] == "cpu" else 1  # that a stage with a network asks for
 
 

@@ -68,7 +68,7 @@ def prepare(workflow):
         mend_rwlock()
         retention.remove_empty_rounds()
         to_run = stages_to_run()
-        room.check(experiment, to_run, slots(workflow), is_dry_run(workflow))
+        room.check(experiment, to_run, slots(workflow, experiment["compute"]), is_dry_run(workflow))
     except (ValueError, OSError, DvcException) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # sys.exit would become a traceback of Snakemake's
@@ -114,9 +114,18 @@ def _count_gpus(workflow, wanted):
         os.environ[device.TOLD] = "1"
 
 
-def slots(workflow):
-    """Stages that can run at a time: cores here, jobs on a cluster. (workflow.cores is an error where there are only jobs.)"""
-    return workflow.resource_settings.nodes or workflow.resource_settings.cores or 1
+def slots(workflow, compute):
+    """Stages with a network that can run at a time: jobs on a cluster, cores and threads here, GPUs in both.
+
+    (workflow.cores is an error where there are only jobs.)
+
+    compute   section of params.yaml: device, threads
+    """
+    given = workflow.resource_settings
+    at_a_time = given.nodes or max(1, (given.cores or 1) // compute["threads"])
+    if compute["device"] == "cpu" or "gpu" not in workflow.global_resources:
+        return at_a_time
+    return max(1, min(at_a_time, workflow.global_resources["gpu"].value))
 
 
 def show_results(workflow):
