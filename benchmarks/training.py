@@ -188,7 +188,18 @@ def throughput(images, device):
     title = f"Training throughput, {describe()}, {CHOSEN.precision}, {CHOSEN.steps} steps a turn"
     common.table(title, times, "ours, ddpm", 1e-3, "ms", CHOSEN.batch * CHOSEN.steps)
     seconds = float(np.median(times["ours, ddpm"])) / CHOSEN.steps
-    print(f"arithmetic of our step: {step_flop(sides['ours, ddpm'].network) / seconds / 1e12:.3f} TFLOP/s")
+    rate, bare = step_flop(sides["ours, ddpm"].network) / seconds, matrix_product_rate(device)
+    print(
+        f"model FLOP utilisation of our step: {rate / bare:.1%} ({rate / 1e12:.3f} TFLOP/s of the {bare / 1e12:.3f} of a bare "
+        f"{CHOSEN.precision} matrix product)"
+    )
+
+
+def matrix_product_rate(device):
+    """FLOP/s of a large square matrix product in --precision, the best of ten: what the device can do, whatever its data sheet says."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if CHOSEN.precision == "bf16" else torch.float32)
+    return 2 * size**3 / min(common.take_turns({"": lambda: a @ a}, 10, device, "bare product")[""])
 
 
 def step_flop(network):
