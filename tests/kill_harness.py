@@ -32,6 +32,7 @@ from safetensors.numpy import load_file
 
 from stages import processes
 
+COMPUTE = ("train@", "sample@")  # the phases that compute for long
 VICTIMS = ("stage", "dvc", "snakemake", "group")
 GONE_S = 12  # a stage has 10 seconds to write its checkpoint and end
 EXPERIMENT = (
@@ -98,7 +99,7 @@ class Watch(threading.Thread):
             pids = {}
             for pid, command in processes_in(self.folder).items():
                 stage = stage_of(command)
-                if stage and stage.startswith(("train@", "sample@")) and computes(pid, stage):
+                if stage and stage.startswith(COMPUTE) and computes(pid, stage):
                     pids.setdefault(stage, []).append(pid)
             self.looks += 1
             self.most = max(self.most, *map(len, pids.values()), 0)
@@ -140,25 +141,26 @@ class Harness:
             return int(arrays["step" if phase == "train" else "done"][0])
         return None
 
-    def computing(self, within_s=90):
-        """A train or sample stage that has written a checkpoint: (pid, stage, how far); None where snakemake ends before."""
+    def computing(self, phases, within_s=90):
+        """A stage of these phases that has written a checkpoint: (pid, stage, how far); None where snakemake ends before."""
         deadline = time.monotonic() + within_s
         while self.snakemake.poll() is None and time.monotonic() < deadline:
             running = list(processes_in(self.project.root).items())
             self.rng.shuffle(running)
             for pid, command in running:
                 stage = stage_of(command) or ""
-                if stage.startswith(("train@", "sample@")) and self.checkpoint_of(pid, stage) is not None:
+                if stage.startswith(phases) and self.checkpoint_of(pid, stage) is not None:
                     time.sleep(self.rng.uniform(0, self.longest_wait_s))
                     if (done := self.checkpoint_of(pid, stage)) is not None:
                         return pid, stage, done
             time.sleep(0.05)
         return None
 
-    def kill_once(self, number=signal.SIGKILL, victims=VICTIMS, anywhere=False):
+    def kill_once(self, number=signal.SIGKILL, victims=VICTIMS, anywhere=False, phases=COMPUTE):
         """Waits for a moment and kills.
 
-        anywhere   at any moment, in the place of one when a train or sample stage computes
+        phases     while a stage of one of these computes
+        anywhere   at any moment, in the place of one when such a stage computes
         Returns    the entry of the log, None where the experiment ended before the moment came
         """
         if self.snakemake is None or self.snakemake.poll() is not None:
@@ -170,7 +172,7 @@ class Harness:
             ]
             found = self.rng.choice(stages) if stages else (None, None, None)
         else:
-            found = self.computing()
+            found = self.computing(phases)
         if found is None or self.snakemake.poll() is not None:
             return None
         pid, stage, done = found
@@ -271,9 +273,12 @@ def main():
     with open(root / "kills.jsonl", "w") as log:
         harness = Harness(project, chosen.seed, log)
         while len(harness.kills) < chosen.kills:
+            number = len(
+                harness.kills
+            )  # of 20, 3 at any moment and 3 while a sample stage computes, for which it waits
             entry = harness.kill_once(
-                anywhere=len(harness.kills) % 6 == 5
-            )  # 3 of 20; the others while a stage computes
+                anywhere=number % 6 == 5, phases=COMPUTE if number < 0.8 * chosen.kills else ("sample@",)
+            )
             if entry:
                 print(json.dumps(entry), flush=True)
             elif harness.snakemake.poll() == 0:
