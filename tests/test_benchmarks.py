@@ -7,10 +7,12 @@ import sys
 import pytest
 from conftest import ROOT
 
+import benchmarks.__main__
+
 NUMBER = r"\d+\.\d+"
 
 
-def run(name, *options):
+def run(name, *options, heading=True):
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "--threads", "1", *options],
         cwd=ROOT,
@@ -19,7 +21,7 @@ def run(name, *options):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert f"python -m benchmarks.{name} --threads 1" in done.stdout and "commit " in done.stdout
+    assert not heading or f"python -m benchmarks.{name} --threads 1" in done.stdout and "commit " in done.stdout
     return done.stdout
 
 
@@ -30,6 +32,13 @@ def test_search_is_checked_against_integers_and_faiss_is_the_measure():
     assert re.search(rf"peak memory of our search by itself: {NUMBER} GB", said)
 
 
+@pytest.mark.parametrize("table", ["GPU", "CPU"])
+def test_the_one_command_knows_the_benchmarks_and_their_options(table):
+    for name, words in getattr(benchmarks.__main__, table).items():
+        options = run(name, "--help", heading=False)
+        assert all(word in options for word in words if word.startswith("--")), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "rows"),
@@ -37,6 +46,7 @@ def test_search_is_checked_against_integers_and_faiss_is_the_measure():
         ("training", ["--turns", "2", "--batch", "8", "--images", "16"], 3 + 5 + 3),
         ("sampling", ["--turns", "2", "--batch", "2", "--steps", "3"], 2),
         ("startup", ["--turns", "2"], 7),
+        ("fixed_cost", ["--turns", "1", "--images", "32", "--batch", "16"], 2),
     ],
 )
 def test_other_benchmarks_print_their_tables(name, options, rows):
