@@ -114,7 +114,7 @@ def wait_for_a_checkpoint(project, cluster, run):
                 for k in (0, 1):
                     key = f"{IET}-round2-shard{k}"
                     scratch = project.root / f"scratch/train/iet_agc_plus-seed3-round2-shard{k}"
-                    if key in comment and list(scratch.glob("*.safetensors")):
+                    if key in comment and list(scratch.glob("*/*.safetensors")):
                         return node, key
         time.sleep(0.2)
     raise AssertionError("the run ended before a checkpoint was seen")
