@@ -196,14 +196,18 @@ def _similarity(settings, runs):
 
 def left_out(experiment):
     """Which measures are left out, mostly for lack of weights: a sentence each. Of similarity, CLIP score and detector it is said
-    only where they belong to what is measured, in experiments with captions, or where a section is there without weights."""
+    only where they belong to what is measured, in experiments with captions, or where a section is there without weights.
+    The safety checker of a model is left out too."""
     text = params.is_text(experiment)
     measures = [("quality", inception_weights), ("similarity", similarity), ("clip", clip), ("detect", detect)]
-    return [
+    told = [
         measure.LEFT_OUT
         for name, measure in measures
         if (text or name == "quality" or name in experiment) and not measure.wanted(experiment)
     ]
+    if text and pipeline.has_safety_checker(folder := experiment["model"]["pipeline"]):
+        told.append(f"the safety checker of {folder} is left out, as what it blacks out could not be measured")
+    return told
 
 
 def _method_of(recipe):

@@ -73,7 +73,7 @@ def main(arguments):
                 f"({str(error).splitlines()[0]}): try {max(1, settings['batch_size'] // 2)} (params.yaml), or a smaller network; "
                 "nothing was written"
             ) from None
-        spent = method.spent(len(index), settings["batch_size"], state.step)
+        spent = method.spent(len(index), settings["batch_size"], state.step) | images.objective.numbers()
         if remark := method.remark(float(record.epoch_skipped.sum() / record.epoch_visited.sum().clamp(min=1))):
             print(f"arm {job.arm}, round {job.round}, shard {job.shard}: {remark}", file=sys.stderr)
         _write(job, method, unet, names, state, record, index, state.step - first_step, spent)

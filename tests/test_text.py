@@ -251,13 +251,18 @@ def test_any_caption_asks_for_two(epsilon, pixels, tmp_path, monkeypatch):
         objective(epsilon, pixels, tmp_path, monkeypatch, [["a"], ["b"], *CAPTIONS[2:]], any_caption=True)
 
 
-def test_captions_that_are_cut_are_counted_once(epsilon, pixels, tmp_path, monkeypatch, capsys):
+def test_captions_that_are_cut_are_counted_and_told_once(epsilon, pixels, tmp_path, monkeypatch, capsys):
+    """By the first of all stages; the number is for the captions that an arm shows."""
     long = "cross " * 80
-    objective(epsilon, pixels, tmp_path, monkeypatch, [[long], ["a " * 99, long * 2], *CAPTIONS[2:]])
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "tokens" in line] == [
-        "2 captions have more than 77 tokens: the rest of them is cut off"
-    ]
+    captions = [[long], [long, long * 2], ["a " * 99, "x"], *CAPTIONS[3:]]
+    for any_caption, expected in ((False, 2), (False, 2), (True, 3)):
+        if any_caption:
+            captions = [[*texts, "y"] for texts in captions]
+        learnt = objective(epsilon, pixels, tmp_path, monkeypatch, captions, any_caption)
+        assert learnt.numbers() == {"captions_cut": expected}
+    told = [line for line in capsys.readouterr().err.splitlines() if "tokens" in line]
+    assert told == ["3 of 10 captions of training images have more than 77 tokens: the rest of them is cut off"]
+    assert objective(epsilon, pixels, tmp_path, monkeypatch).numbers() == {}
 
 
 # Methods.

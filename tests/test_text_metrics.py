@@ -82,6 +82,17 @@ def test_what_is_left_out_is_told_in_one_line_each():
     assert len(plan.left_out(yaml.safe_load(TINY))) == 1
 
 
+def test_a_safety_checker_is_left_out_in_one_line(tmp_path):
+    experiment = text_experiment()
+    experiment["model"]["pipeline"] = str(tmp_path)
+    before = plan.left_out(experiment)
+    (tmp_path / "model_index.json").write_text(
+        '{"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}'
+    )
+    told = f"the safety checker of {tmp_path} is left out, as what it blacks out could not be measured"
+    assert plan.left_out(experiment) == [*before, told]
+
+
 @pytest.mark.parametrize(
     ("sections", "told"),
     [

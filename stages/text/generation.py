@@ -3,14 +3,13 @@
 B images at a time, L tokens, D width of the text encoder, c h w latent.
 """
 
-import sys
 from types import SimpleNamespace
 
 import torch
 
 from stages import files, text
 from stages.method import diffusion, prompt_mitigations, randomness, sampling
-from stages.text import latents, model
+from stages.text import latents
 
 
 def prompted(num_images, images_per_prompt, num_train, seed, with_replacement=False):
@@ -75,14 +74,6 @@ class Source:
             job.seed,
             settings.get("with_replacement", False),
         )
-        if model.has_safety_checker(self.frozen.folder):
-            print(
-                f"{self.frozen.folder} comes with a safety checker: it is not used, as what it blacks out could not be measured",
-                file=sys.stderr,
-            )
-        if cut := self.frozen.num_cut([self.captions[i][0] for i in self.prompted]):
-            longest = self.frozen.tokenizer.model_max_length
-            print(f"{cut} prompts have more than {longest} tokens: the rest of them is cut off", file=sys.stderr)
 
     def load(self, weights):
         from stages.method import unet
