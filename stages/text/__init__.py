@@ -8,12 +8,13 @@ def build(job, image_shape):
 
     image_shape   (C, H, W)
     Returns       base.Model
-    Raises        ValueError: the folder is no such model, or does not take images of that shape
+    Raises        ValueError: the folder is no such model, does not take images of that shape, or is too large for the GPU
     """
-    from stages.text import latents, model
+    from stages.text import latents, memory, model
     from stages.training import base
 
     folder = job.params["model"]["pipeline"]
+    estimate = memory.check(job, image_shape)
     frozen = model.Frozen(folder, job.device)
     shape = frozen.latent_shape(image_shape)
 
@@ -32,4 +33,5 @@ def build(job, image_shape):
         objective=objective,
         inputs=model.files_of(folder, *model.PARTS),
         frozen=frozen,
+        memory=estimate,
     )
