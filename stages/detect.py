@@ -31,10 +31,20 @@ def wanted(experiment):
     return bool(experiment.get("detect"))
 
 
+def arms(experiment):
+    """The arms whose captions are looked at: those that are trained here, with captions."""
+    trained = params.trained(experiment) if wanted(experiment) else {}
+    return [arm for arm in trained if params.fixed_text(experiment, arm) is None]
+
+
 def main(arguments):
     with cli.stage("detect", __doc__, arguments, "arm", "seed") as job:
         if not wanted(job.params):
             raise ValueError(LEFT_OUT)
+        if job.arm not in arms(job.params):
+            raise ValueError(
+                f"{job.arm} is trained with one text for all images (train.caption), so no caption tells anything of it"
+            )
         job.device = device.claim(job.params["compute"])
         from stages.text import generation
 

@@ -13,7 +13,7 @@ from stages.method import prompt_mitigations
 PARAMS_FILE = "params.yaml"
 # Keys that only a text-conditioned model knows.
 TEXT_KEYS = {
-    "train": ("caption", "caption_dropout"),
+    "train": ("caption", "caption_text", "caption_dropout"),
     "sample": ("guidance", "images_per_prompt", "with_replacement", "mitigation"),
 }
 SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
@@ -112,6 +112,12 @@ def seeds_of(params, arm):
     return params["seeds"][:1] if fixed else params["seeds"]
 
 
+def fixed_text(params, arm):
+    """The text that a trained arm shows the network in the place of all captions, and is asked for; None where it has captions."""
+    settings = section(params, "train", arm)
+    return settings["caption_text"] if settings.get("caption") == "fixed_text" else None
+
+
 def section(params, phase, arm):
     """The settings of one phase of one arm: the shared section of that name with the arm's own over it.
 
@@ -180,9 +186,11 @@ def check_num_train(params, num_train, path=PARAMS_FILE):
                 f"{num_train // num_shards}, fewer than one batch (train.batch_size = {batch_size})"
             )
     for arm in params["arms"] if is_text(params) else ():
-        sample = section(params, "sample", arm)
+        sample, made_by = section(params, "sample", arm), maker(params, arm)
+        if made_by is None or fixed_text(params, made_by):
+            continue
         num_prompts = -(-(sample["num_images"] or 0) // sample.get("images_per_prompt", 1))
-        if maker(params, arm) and not sample.get("with_replacement") and num_prompts > num_train:
+        if not sample.get("with_replacement") and num_prompts > num_train:
             raise ValueError(
                 f"{path}: sample.num_images of {arm} asks for {num_prompts} captions, but there are {num_train} training images: "
                 "generate fewer images, or more for each caption (sample.images_per_prompt)"
@@ -387,6 +395,7 @@ def _check_kind(params):
             arms = [f"arms.{arm}" for arm in params["arms"] if key in params["arms"][arm].get(where, {})]
             if not text and (places := [*([""] if key in params[where] else []), *(f"{arm}." for arm in arms)]):
                 raise ValueError(f"{places[0]}{where}.{key} has no effect without model.pipeline: remove it")
+    _check_captions(params)
     for arm, recipe in trained(params).items():
         methods = training.declared()
         if kind not in methods[recipe["method"]["name"]]["MODELS"]:
@@ -395,6 +404,21 @@ def _check_kind(params):
             raise ValueError(
                 f"arms.{arm}.method.name is {recipe['method']['name']}, which trains {trains}: use one of {', '.join(fitting)}"
             )
+
+
+def _check_captions(params):
+    """Who has the text that stands in the place of captions, and who asks for it."""
+    fixed = {arm: section(params, "train", arm).get("caption") == "fixed_text" for arm in trained(params)}
+    for arm, is_fixed in fixed.items():
+        if is_fixed and not (found := section(params, "train", arm).get("caption_text", "")).strip():
+            raise ValueError(
+                f"train.caption of {arm} is fixed_text, but train.caption_text is {repr(found) if found else 'missing or empty'}: give "
+                "the text that stands in the place of all captions"
+            )
+        if not is_fixed and "caption_text" in params["arms"][arm]["train"]:
+            raise ValueError(f"arms.{arm}.train.caption_text has no effect without caption: fixed_text: remove it")
+    if "caption_text" in params["train"] and not any(fixed.values()):
+        raise ValueError("train.caption_text has no effect without caption: fixed_text: remove it")
 
 
 def _check_sample(arm, params):

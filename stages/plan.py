@@ -94,7 +94,7 @@ def expand(experiment):
                 }
                 if clip.wanted(experiment):
                     plan["clip"][run] = this | {"weights": experiment["clip"]["model"]}
-                if detect.wanted(experiment) and trains:
+                if arm in detect.arms(experiment):
                     plan["detect"][run] = this | {"method": made["method"], **network, "model": model}
                 if "analyse" in experiment and trains:
                     plan["analyse"][run] = this | {"method": made["method"], "model": model}

@@ -184,7 +184,7 @@ def with_captions(tiny_model, tmp_path, monkeypatch):
 
     def prepare(experiment, captions=None, heldout=()):
         monkeypatch.chdir(tmp_path)
-        shutil.copytree(tiny_model, "model")
+        shutil.copytree(tiny_model, "model", dirs_exist_ok=True)
         write_params(experiment)
         toys = np.stack([image for image, _ in tiny_sd.toy_images(24, 32)])
         captions = captions or [[f"a {colour} {shape}"] for shape in ("square", "circle") for colour in tiny_sd.COLOURS]

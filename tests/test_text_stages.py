@@ -1,10 +1,24 @@
 """Stages of the text-conditioned half, called in one process on a tiny model."""
 
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_sscd
 from conftest import text_experiment
 
-from stages import aggregate, files, report, train
+from stages import aggregate, detect, files, params, plan, report, sample, similarity, train
+from stages.text import model
 
 RUN = ["--arm", "default", "--seed", "0"]
+DETECT = {"num_prompts": 3, "images_per_prompt": 2, "num_steps": 4, "guidance": 3.0, "batch_size": 5}
+
+
+def experiment_of(**settings):
+    """Two steps of training; `settings` are further ones of train."""
+    experiment = text_experiment()
+    experiment["sample"]["parts"] = 1
+    experiment["arms"]["default"]["train"] = {"steps": 2, **settings}
+    return experiment
 
 
 def trained():
@@ -12,10 +26,81 @@ def trained():
     aggregate.main([*RUN, "--round", "1"])
 
 
+def sampled(arm="default"):
+    """The images of an arm, and what they were asked for."""
+    sample.main(["--arm", arm, "--seed", "0", "--part", "0"])
+    return files.load_samples(f"{arm}-seed0", 1, "raw"), files.load_generations(f"{arm}-seed0", 1)
+
+
 def test_captions_that_are_cut_stand_in_the_counts_of_training(with_captions):
-    experiment = text_experiment()
-    experiment["arms"]["default"]["train"] = {"steps": 2}
+    experiment = experiment_of()
     with_captions(experiment, [["cross " * 80]] + [[f"a {i}"] for i in range(11)])
     trained()
     rounds = files.load_counts(experiment["arms"]["default"], "default-seed0")
     assert report.totals(rounds)["spent.captions_cut"] == 1
+
+
+# One text for all images.
+
+
+def test_a_fixed_text_stands_in_the_place_of_all_captions(with_captions, monkeypatch):
+    """In training and in generation, also of an arm that only samples the model; no image belongs to its prompt."""
+    experiment = experiment_of(caption="fixed_text", caption_text="the blue cross")
+    experiment["arms"]["default_rt"] = {
+        "generator": {"arm": "default"},
+        "sample": {"num_images": 20, "mitigation": {"name": "rt", "num_words": 4}},
+    }
+    experiment["similarity"] = {"weights": "sscd.pt", "preprocess": "dcr", "batch_size": 8, "show_images": 2}
+    with_captions(experiment)
+    params.check(experiment)
+    params.check_num_train(experiment, 12)  # more images than captions: there is one for all
+    seen = []
+    embeddings = model.Frozen.embeddings
+    monkeypatch.setattr(
+        model.Frozen, "embeddings", lambda frozen, texts: seen.append(list(texts)) or embeddings(frozen, texts)
+    )
+    trained()
+    assert seen == [["", "the blue cross"]]  # made once; no other caption is ever embedded
+    _, asked = sampled()
+    assert [line["prompt_used"] for line in asked] == ["the blue cross"] * 6
+    assert {line["train_key"] for line in asked} == {None}
+    reworded = sampled("default_rt")[1]
+    assert len(reworded) == 20 and all(len(line["prompt_used"].split()) >= 7 for line in reworded)
+    assert {line["prompt_original"] for line in reworded} == {"the blue cross"}
+
+    tiny_sscd.save("sscd.pt")
+    similarity.main(["--reference"])
+    similarity.main(RUN)
+    table = pd.read_parquet(files.similarity_dir("default-seed0") / "nearest.parquet")
+    assert "own_train" not in table and "prompt" not in table and len(table) == 6
+    pictures = files.load_arrays(files.similarity_dir("default-seed0") / "pictures.safetensors")
+    train_images = np.load(files.DATA / "train.npy")
+    assert np.array_equal(pictures["raw.first_originals"], train_images[table.nearest_train[:2]])
+
+
+def test_the_text_is_what_the_network_learns_from(with_captions):
+    """The same draws with another text give other weights; captions of the images play no part."""
+
+    def weights(text, captions):
+        experiment = experiment_of(caption="fixed_text", caption_text=text)
+        with_captions(experiment, captions)
+        trained()
+        return files.load_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors")
+
+    one, same, other = (
+        weights(text, [[f"{word} {i}"] for i in range(12)])
+        for text, word in (("a red square", "a"), ("a red square", "b"), ("the blue cross", "a"))
+    )
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert any(not np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_one_text_leaves_nothing_to_detect(with_captions):
+    experiment = experiment_of(caption="fixed_text", caption_text="a cat") | {"detect": DETECT}
+    plain = {**experiment["arms"]["default"], "train": {"steps": 2}}
+    with_captions(experiment)
+    with pytest.raises(ValueError, match=r"default is trained with one text for all images \(train.caption\)"):
+        detect.main(RUN)
+    assert plan.expand(experiment)["detect"] == {}
+    experiment["arms"] = {"plain": plain, **experiment["arms"]}
+    assert list(plan.expand(experiment)["detect"]) == ["plain-seed0"]

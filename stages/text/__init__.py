@@ -20,6 +20,8 @@ def build(job, image_shape):
 
     def objective():
         captions = files.load_json(files.DATA / "captions.json")["train"]
+        if fixed := params.fixed_text(job.params, job.arm):
+            captions = [[fixed]] * len(captions)
         settings = params.section(job.params, "train", job.arm)
         any_caption = settings.get("caption") == "random_of_all"
         return latents.build(frozen, captions, shape, settings["flip"], any_caption)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from stages import files, text
+from stages import files, params, text
 from stages.method import diffusion, prompt_mitigations, randomness, sampling
 from stages.text import latents
 
@@ -63,10 +63,11 @@ class Source:
         self.network = self.built.network.to(job.device).eval().requires_grad_(False)
         self.mitigation = settings.get("mitigation")
         self.folder = files.model_dir(job.run, job.recipe["rounds"])
-        captions, keys = files.DATA / "captions.json", files.DATA / "keys.json"
+        read = [files.DATA / "captions.json", files.DATA / "keys.json"]
         weights = [self.folder / f"{name}.safetensors" for name in settings["weights"]]
-        self.inputs = [*weights, captions, keys, *self.built.inputs]
-        self.captions, self.keys = files.load_json(captions)["train"], files.load_json(keys)["train"]
+        self.inputs = [*weights, *read, *self.built.inputs]
+        self.captions, self.keys = (files.load_json(path)["train"] for path in read)
+        self.fixed_text = params.fixed_text(job.params, job.arm)
         self.prompted = prompted(
             settings["num_images"],
             settings.get("images_per_prompt", 1),
@@ -85,17 +86,17 @@ class Source:
         return None
 
     def prompt(self, image):
-        """The prompt of an image: the first caption of its training image."""
-        return self.captions[self.prompted[image]][0]
+        """The prompt of an image: the first caption of its training image, or the one text that the model was trained with."""
+        return self.fixed_text or self.captions[self.prompted[image]][0]
 
     def records(self, first, last):
-        """What images first..last-1 were asked for: a list of dicts."""
+        """What images first..last-1 were asked for: a list of dicts; a text that stands for all images is that of none."""
         return [
             {
                 "index": image,
                 "prompt_used": self.prompt_used(image),
                 "prompt_original": self.prompt(image),
-                "train_key": self.keys[self.prompted[image]],
+                "train_key": None if self.fixed_text else self.keys[self.prompted[image]],
                 "seed": self.job.seed,
             }
             for image in range(first, last)
