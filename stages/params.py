@@ -426,6 +426,16 @@ def _check_sample(arm, params):
     sample, diffusion, made_by = section(params, "sample", arm), params["diffusion"], maker(params, arm)
     if is_text(params) and "guidance" not in sample:
         raise ValueError("the key sample.guidance is missing (scale of classifier-free guidance; 1: none)")
+    mitigation, data = sample.get("mitigation", {}), params["data"]
+    if (
+        mitigation.get("name") == "wen"
+        and "target" not in mitigation
+        and not {"num_train", "heldout_share"} & data.keys()
+    ):
+        raise ValueError(
+            f"sample.mitigation of {arm} has no target, and no image is held out from whose captions it could be computed: set "
+            "data.heldout_share, or give sample.mitigation.target"
+        )
     if not section(params, "train", made_by)["ema_decay"] and "ema" in sample["weights"]:
         raise ValueError(
             f"train.ema_decay of {made_by} is 0, so no averaged weights are kept, but sample.weights of {arm} names ema: set it to [raw]"

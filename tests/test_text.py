@@ -635,6 +635,7 @@ def test_prompts_are_the_same_for_all_and_none_is_drawn_twice():
 
 # Settings.
 
+UNAIMED = {"name": "wen", "learning_rate": 0.05, "weight_decay": 0.01, "max_iterations": 3}
 MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
 
 
@@ -659,6 +660,9 @@ MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
         ({"arms__gn__train": {"epochs": 5, "caption": "fixed_text", "caption_text": ""}}, "caption of gn is fixed_text, but train.caption_text"),
         ({"train__caption": "fixed_text", "train__caption_text": 7}, "train.caption_text is 7, expected a text (text model: with caption"),
         ({"train__caption": "fixed"}, "train.caption is 'fixed', expected one of first, random_of_all, fixed_text"),
+        ({"data": {"name": "captioned_folder", "root": "x", "split_seed": 0}, "arms__default__sample": {"mitigation": UNAIMED}},
+         "sample.mitigation of default has no target, and no image is held out from whose captions it could be computed: set data.held"),
+        ({"arms__default__sample": {"mitigation": UNAIMED | {"target": {"kind": "rms"}}}}, "mitigation.target.value is missing"),
         ({"train__caption_text": "a cat"}, "train.caption_text has no effect without caption: fixed_text: remove it"),
         ({"arms__gn__train": {"epochs": 5, "caption_text": "a cat"}}, "arms.gn.train.caption_text has no effect without caption"),
         ({"arms__default__method": {"name": "added_noise", "variance": 0.1}}, "which trains a model without captions: use one of agc, cap"),

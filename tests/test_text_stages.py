@@ -1,12 +1,17 @@
 """Stages of the text-conditioned half, called in one process on a tiny model."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import tiny_sscd
-from conftest import text_experiment
+import torch
+from conftest import text_experiment, write_params
 
 from stages import aggregate, detect, files, params, plan, report, sample, similarity, train
+from stages.method import sampling
 from stages.text import model
 
 RUN = ["--arm", "default", "--seed", "0"]
@@ -104,3 +109,75 @@ def test_one_text_leaves_nothing_to_detect(with_captions):
     assert plan.expand(experiment)["detect"] == {}
     experiment["arms"] = {"plain": plain, **experiment["arms"]}
     assert list(plan.expand(experiment)["detect"]) == ["plain-seed0"]
+
+
+# The default target of Wen et al. at inference time.
+
+WEN = {"name": "wen", "learning_rate": 0.05, "weight_decay": 0.01, "max_iterations": 3}
+
+
+def test_the_target_is_the_median_magnitude_of_captions_that_were_not_trained_on(with_captions, capsys):
+    """By two passes of the network for each; a caption that a training image shares, and one that stands twice, count for nothing.
+    The network is taken for one that predicts v."""
+    experiment = experiment_of()
+    experiment["sample"]["mitigation"] = WEN
+    heldout = ["a white cross", "a red square", "a yellow triangle", "black", "black", "the purple cross"]
+    with_captions(experiment, heldout=heldout)
+    scheduler = Path("model/scheduler/scheduler_config.json")
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
+    params.check(experiment)
+    weights = model.unet_weights("model")
+    files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", weights)
+    images, asked = sampled()
+
+    frozen, network = model.Frozen("model", torch.device("cpu")), model.unet("model").eval()
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    unseen = ["a white cross", "a yellow triangle", "black", "the purple cross"]
+    t, rms = 801, []  # the first of 5 steps of 1,000
+    with torch.no_grad():
+        for i, prompt in enumerate(unseen):
+            x_T = sampling.starting_noise(i, i + 1, (4, 8, 8), 0)
+            cond, uncond = (network(x_T, t, frozen.embeddings([text])).sample for text in (prompt, ""))
+            rms.append(float(frozen.alpha_bars[t].sqrt() * (cond - uncond).square().mean().sqrt()))
+    expected = (sorted(rms)[1] + sorted(rms)[2]) / 2
+    assert max(rms) > 1.05 * expected > 1.1 * min(rms)
+    assert [line["wen_target"] for line in asked] == [{"raw": pytest.approx(expected, rel=1e-4)}] * 6
+    target = asked[0]["wen_target"]["raw"]
+    assert (
+        f"the target of wen is {target:.4g} (rms), the median magnitude of 4 captions of held-out images, raw weights"
+        in capsys.readouterr().err
+    )
+
+    # Given by hand it makes the same images, and is told nowhere; another one makes others.
+    for value, same in ((target, True), (target / 4, False)):
+        experiment["sample"]["mitigation"] = WEN | {"target": {"kind": "rms", "value": value}}
+        write_params(experiment)
+        again, asked = sampled()
+        assert np.array_equal(images, again) == same and "wen_target" not in asked[0]
+    assert "the target of wen" not in capsys.readouterr().err
+
+
+def test_without_unseen_captions_the_target_must_be_given(with_captions):
+    experiment = experiment_of()
+    experiment["sample"]["mitigation"] = WEN
+    with_captions(experiment, heldout=["a red square"])  # a caption trained on too
+    files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
+    with pytest.raises(
+        ValueError,
+        match=r"sample.mitigation has no target, .*set data.heldout_share, or give sample.mitigation",
+    ):
+        sampled()
+
+
+def test_the_detector_looks_at_prompts_as_they_are(with_captions):
+    """An arm that samples with a mitigation is looked at as one without; no target is asked for."""
+    scores = []
+    for mitigation in (WEN, None):
+        experiment = experiment_of() | {"detect": DETECT}
+        if mitigation:
+            experiment["sample"]["mitigation"] = mitigation
+        with_captions(experiment)
+        files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
+        detect.main(RUN)
+        scores.append((files.detect_dir("default-seed0") / "scores.json").read_text())
+    assert scores[0] == scores[1]

@@ -3,6 +3,15 @@
 from stages import files, params, training
 
 
+def unseen(captions):
+    """First captions of held-out images, each once, that no training image has among its own.
+
+    captions   dict: train, heldout, each a list of lists of texts
+    """
+    known = {text for texts in captions["train"] for text in texts}
+    return [text for text in dict.fromkeys(texts[0] for texts in captions.get("heldout", [])) if text not in known]
+
+
 def build(job, image_shape):
     """The training method of a job's arm, and the UNet of its Stable Diffusion model, uninitialised on the CPU.
 
