@@ -381,10 +381,6 @@ def _check_kind(params):
             f"data.name is {data['name']}, whose images have no captions, but model.pipeline is trained with captions: use "
             f"{', '.join(known)}"
         )
-    if text and "analyse" in params:
-        raise ValueError(
-            "the section analyse looks into models that are trained from nothing, but model.pipeline is fine-tuned: remove it"
-        )
     for name in ("clip", "detect"):
         if not text and name in params:
             raise ValueError(

@@ -97,7 +97,13 @@ def expand(experiment):
                 if arm in detect.arms(experiment):
                     plan["detect"][run] = this | {"method": made["method"], **network, "model": model}
                 if "analyse" in experiment and trains:
-                    plan["analyse"][run] = this | {"method": made["method"], "model": model}
+                    by_sscd = params.is_text(experiment) and similarity.wanted(experiment)
+                    plan["analyse"][run] = this | {
+                        "method": made["method"],
+                        "model": model,
+                        "network": network["network"],
+                        "nearest": str((files.similarity_dir if by_sscd else files.score_dir)(run)),
+                    }
             for p in range(num_parts):
                 plan["sample"][f"{run}-part{p}"] = this | {"part": p} | made
             plan["score"][run] = dict(this)

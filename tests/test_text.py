@@ -645,8 +645,6 @@ MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
         ({"diffusion": {"num_timesteps": 10}}, "diffusion is {'num_timesteps': 10}, expected {} (model.pipeline brings its own"),
         ({"model": {"pipeline": "x", "dropout": 0.1}}, "unknown key model.dropout: valid keys here are pipeline"),
         ({"data": {"name": "digits", "num_train": 60, "split_seed": 0}}, "data.name is digits, whose images have no captions"),
-        ({"analyse": dict.fromkeys(("group_size", "noise_draws", "timestep_stride", "batch_size"), 1)
-          | {"select": "l2", "extreme_share": 0.1, "rare_skip_rate": 0.1}}, "the section analyse looks into models that are trained from"),
         ({"sample__guidance": 0.5}, "sample.guidance is 0.5, expected at least 1"),
         ({"arms__default__sample": {"weights": ["raw", "ema"]}}, "train.ema_decay of default is 0, so no averaged weights are kept"),
         ({"arms__default__sample": {"num_images": 33}}, "num_images of default asks for 33 captions, but there are 32 training images"),

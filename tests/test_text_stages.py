@@ -10,8 +10,8 @@ import tiny_sscd
 import torch
 from conftest import text_experiment, write_params
 
-from stages import aggregate, detect, files, params, plan, report, sample, similarity, train
-from stages.method import sampling
+from stages import aggregate, analyse, detect, files, params, plan, report, report_analyses, sample, similarity, train
+from stages.method import randomness, sampling
 from stages.text import model
 
 RUN = ["--arm", "default", "--seed", "0"]
@@ -181,3 +181,115 @@ def test_the_detector_looks_at_prompts_as_they_are(with_captions):
         detect.main(RUN)
         scores.append((files.detect_dir("default-seed0") / "scores.json").read_text())
     assert scores[0] == scores[1]
+
+
+# Analyses.
+
+ANALYSE = {
+    "group_size": 4, "noise_draws": 2, "timestep_stride": 250, "batch_size": 3, "select": "ratio", "extreme_share": 0.25,
+    "rare_skip_rate": 0.3,
+}  # fmt: skip
+HELDOUT = ["a white cross", "a yellow triangle", "black", "the purple cross", "a green cross"]
+# Generated image g is the nearest to training image NEAREST[g]; above 0.5 it is a copy: images 4, 9 and 1 were given out.
+NEAREST, SIMILARITY = [4, 4, 9, 1, 0, 7], [0.4, 0.8, 0.95, 0.51, 0.5, 0.3]
+SKIPS = np.array([1, 0, 5, 2, 0, 3, 6, 4, 5, 1, 4, 6])  # of 10 visits
+
+
+@pytest.fixture
+def looked_into(with_captions):
+    """looked_into(prediction_type, **changes of the section, sscd=True): summary and folder of the phase analyse on hand-made
+    counts and similarities of the weights that come with the model."""
+
+    def run(prediction_type="epsilon", sscd=True, **changes):
+        experiment = experiment_of() | {"analyse": ANALYSE | changes}
+        if sscd:
+            experiment["similarity"] = {"weights": "sscd.pt", "preprocess": "dcr", "batch_size": 8}
+        with_captions(experiment, heldout=HELDOUT)
+        scheduler = Path("model/scheduler/scheduler_config.json")
+        scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": prediction_type}))
+        name = "default-seed0"
+        files.save_arrays(files.model_dir(name, 1) / "raw.safetensors", model.unet_weights("model"))
+        visits, tenth = np.full(12, 10, np.int32), np.full(10, 12)
+        counts = {"index": np.arange(12), "skips": SKIPS.astype(np.int32), "visits": visits, "augmented": 0 * visits}
+        files.save_arrays(files.counts_file(name, 1, 0), counts | {"t_skipped": np.arange(10), "t_visited": tenth})
+        files.save_array(files.samples_dir(name, 0) / "raw.npy", 255 - np.load(files.DATA / "train.npy")[:6])
+        rows = {"image": range(6), "nearest_train": NEAREST}
+        other = pd.DataFrame({"weights": "ema", "similarity": 0.99, "train_l2_from_gen": 0.01, **rows})
+        rows = pd.DataFrame(
+            {"weights": "raw", "similarity": np.float32(SIMILARITY), "train_l2_from_gen": [9, 9, 9, 9, 0.1, 9], **rows}
+        )
+        for folder, file in ((files.similarity_dir, "nearest"), (files.score_dir, "images")):
+            folder(name).mkdir(parents=True, exist_ok=True)
+            pd.concat([other, rows]).to_parquet(folder(name) / f"{file}.parquet")
+        analyse.main(RUN)
+        return files.load_json(files.analysis_dir(name) / "summary.json"), files.analysis_dir(name)
+
+    return run
+
+
+def test_analyses_take_what_was_given_out_from_the_similarity(looked_into):
+    summary, folder = looked_into()
+    table = pd.read_parquet(folder / "train_images.parquet")
+    assert table.skips.tolist() == SKIPS.tolist() and table.emitted[table.emitted > 0].to_dict() == {1: 1, 4: 1, 9: 1}
+    assert table.lowest_ratio[[4, 9, 0]].tolist() == pytest.approx([-0.8, -0.95, -0.5])
+    emitted = np.isin(np.arange(12), [1, 4, 9])
+    area = np.mean([(a > b) + 0.5 * (a == b) for a in SKIPS[emitted] for b in SKIPS[~emitted]])
+    assert summary["emission"]["skips"]["auc"] == pytest.approx(area) and summary["emission"]["emitted"] == 3
+    assert summary["train_images"]["rarely_skipped_share"] == pytest.approx((SKIPS < 3).mean())
+    assert summary["skip_by_timestep"]["rate"] == pytest.approx(list(np.arange(10) / 12))
+    assert summary["extremes"]["images"] == 3 and summary["moves"] == {"absent": "no image moved"}
+    blocks = report_analyses.blocks(params.load())
+    assert (
+        "(similarity by SSCD above 0.5, raw weights)" in blocks[3].text and blocks[3].rows[0]["given out"] == "3 of 12"
+    )
+
+    summary, folder = looked_into(sscd=False)  # without it from the ratio of distances
+    table = pd.read_parquet(folder / "train_images.parquet")
+    assert table.emitted[table.emitted > 0].to_dict() == {0: 1}
+    assert "(l2_from_gen at 0.5, raw weights)" in report_analyses.blocks(params.load())[3].text
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_loss_against_timestep_is_that_of_the_noise_on_the_latent(looked_into, prediction_type):
+    """By diffusers' own parts, each image with its caption; of a network that predicts v too."""
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    summary, folder = looked_into(prediction_type)
+    groups = pd.read_parquet(folder / "loss_groups.parquet")
+    assert groups[groups.group == "similar"]["index"].tolist() == [9, 4, 1, 0]  # the most similar first
+    assert (
+        set(groups.group) == {"similar", "other", "heldout"} and summary["loss_by_timestep"]["similar"]["emitted"] == 3
+    )
+    pipeline = StableDiffusionPipeline.from_pretrained("model", local_files_only=True, low_cpu_mem_usage=False)
+    scheduler = DDPMScheduler.from_pretrained("model", subfolder="scheduler")
+    captions = files.load_json(files.DATA / "captions.json")
+    for row in (groups.iloc[1], groups.iloc[-1]):
+        part, index = ("heldout" if row.group == "heldout" else "train"), row["index"]
+        image = torch.from_numpy(np.load(files.DATA / f"{part}.npy")[index]).permute(2, 0, 1)[None]
+        losses = []
+        with torch.no_grad():
+            z = pipeline.vae.encode(image / 127.5 - 1).latent_dist.mean * pipeline.vae.config.scaling_factor
+            shown, _ = pipeline.encode_prompt(captions[part][index][0], "cpu", 1, False)
+            for t in (0, 250, 500, 750):
+                for draw in (0, 1):
+                    noise = randomness.numpy_generator("loss_noise", 0, t, draw)
+                    eps = torch.from_numpy(noise.standard_normal((1, 4, 8, 8), np.float32))
+                    x_t = scheduler.add_noise(z, eps, torch.tensor([t]))
+                    found = pipeline.unet(x_t, t, encoder_hidden_states=shown).sample
+                    if prediction_type == "v_prediction":
+                        signal = scheduler.alphas_cumprod[t]
+                        found = signal.sqrt() * found + (1 - signal).sqrt() * x_t
+                    losses.append(float((found - eps).square().mean()))
+        assert row.mean_loss == pytest.approx(np.mean(losses), rel=1e-3)
+
+
+def test_the_plan_of_analyses_names_what_they_read():
+    experiment = experiment_of() | {"analyse": ANALYSE}
+    experiment["arms"]["other"] = {"generator": {"arm": "default"}, "sample": {}}
+    params.check(experiment)
+    (item,) = plan.expand(experiment)["analyse"].values()
+    assert (item["network"], item["nearest"]) == ("stages/text", "artifacts/score/default-seed0")
+    experiment["similarity"] = {"weights": "sscd.pt", "preprocess": "dcr", "batch_size": 8}
+    assert plan.expand(experiment)["analyse"]["default-seed0"]["nearest"] == "artifacts/similarity/default-seed0"
+    with pytest.raises(ValueError, match="analyse.group_size is 7, expected at most half of the 12 training images"):
+        params.check_num_train(experiment | {"analyse": ANALYSE | {"group_size": 7}}, 12)

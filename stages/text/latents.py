@@ -9,6 +9,7 @@ B batch, b rows of it, N images of the training set, L tokens, D width of the te
 import hashlib
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -126,6 +127,28 @@ class Latents:
         generator = randomness.torch_generator(device, "posterior", *step.key)
         noise = torch.randn(self.noise_shape(step.ids), generator=generator, device=device)
         return self.frozen.latents(moments, noise[rows])
+
+
+def profiled(frozen, network, images, captions):
+    """A text-conditioned model as loss_profile.losses looks at one: the loss is that of the noise, whatever the network predicts.
+
+    images     [n,C,H,W] float32 in [-1, 1] on the device
+    captions   list of n texts
+    Returns    function (x_t, t, class_labels [b,L,D]) -> object with the noise in .sample
+               [n,c,h,w] float32 mean of each latent; [n,L,D] float32 embeddings
+    """
+    x_0, embeddings = [], []
+    for start in range(0, len(captions), AT_ONCE):
+        moments = frozen.moments(images[start : start + AT_ONCE])
+        x_0.append(frozen.latents(moments, torch.zeros_like(moments.chunk(2, dim=1)[0])))
+        embeddings.append(frozen.embeddings(captions[start : start + AT_ONCE]))
+
+    def predict(x, t, class_labels):
+        found = network(x, t, encoder_hidden_states=class_labels).sample.float()
+        signal = frozen.alpha_bars.to(x)[t].view(-1, 1, 1, 1)
+        return SimpleNamespace(sample=as_noise(frozen.prediction_type, found, x, signal))
+
+    return predict, torch.cat(x_0), torch.cat(embeddings)
 
 
 def build(frozen, captions, latent_shape, flip, any_caption):
