@@ -4,6 +4,8 @@ B batch, L tokens of a prompt (77), D width of the text encoder, C H W image, c 
 """
 
 import json
+import math
+import re
 from pathlib import Path
 
 # What must be there of a pipeline, by the sub-folder it lies in. Weights are read from safetensors alone.
@@ -14,6 +16,9 @@ PARTS = {
     "unet": ("config.json", "*.safetensors"),
     "scheduler": ("scheduler_config.json",),
 }
+WEIGHTS = re.compile(
+    r"[a-z_]+(-\d+-of-\d+)?\.safetensors"
+)  # whole or in pieces; not the variants beside them, such as .fp16.
 READ = (".json", ".txt", ".safetensors")  # the files of a part that its content depends on
 
 
@@ -52,6 +57,25 @@ def files_of(folder, *parts):
     return sorted(
         file for part in parts for file in (Path(folder) / part).rglob("*") if file.is_file() and file.suffix in READ
     )
+
+
+def num_values(folder, part):
+    """Number of values in the weights of a part, from the headers of its files alone.
+
+    Raises   ValueError: a file is no safetensors
+    """
+    total = 0
+    for path in sorted(path for path in (Path(folder) / part).iterdir() if WEIGHTS.fullmatch(path.name)):
+        try:
+            with open(path, "rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if length > path.stat().st_size:
+                    raise ValueError("it is shorter than its header says")
+                header = json.loads(stream.read(length))
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no safetensors file ({error}): put the model there again") from None
+    return total
 
 
 def has_safety_checker(folder):
