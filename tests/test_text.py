@@ -113,6 +113,51 @@ def test_a_model_of_another_kind_is_refused(epsilon, tmp_path, file, change, tol
         model.check(other)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("unet/config.json", {"layers_per_block": 10**7}, "unet/config.json has layers_per_block 10000000, expected at most 20"),
+        ("unet/config.json", {"layers_per_block": 2}, r"unet/config.json describes [\d,]+ parameters, but the weights beside it are"),
+        ("vae/config.json", {"layers_per_block": "two"}, r"vae cannot be used \(TypeError: .*mend the folder model.pipeline"),
+        ("vae/config.json", {"scaling_factor": -0.2}, "scaling_factor -0.2, expected a number above 0"),
+        ("text_encoder/config.json", {"vocab_size": 100}, r"text_encoder cannot be used \(|of which the text encoder knows 100"),
+        ("scheduler/scheduler_config.json", {"beta_end": 2.0}, r"scheduler cannot be used \(.*its noise schedule leaves \(0, 1\)"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_is_not_of_the_weights_is_refused(epsilon, tmp_path, file, change, told):
+    """Before anything of the size that it describes is made."""
+    other = tmp_path / "other"
+    shutil.copytree(epsilon, other)
+    (other / file).write_text(json.dumps(json.loads((other / file).read_text()) | change))
+    with pytest.raises(ValueError, match=told):
+        model.Frozen(other, torch.device("cpu"))
+
+
+def test_a_model_for_inpainting_is_refused(epsilon, tmp_path):
+    """Its network takes 9 channels: latent, masked latent and mask."""
+    from diffusers import UNet2DConditionModel
+
+    other = tmp_path / "other"
+    shutil.copytree(epsilon, other)
+    config = UNet2DConditionModel.load_config(other / "unet") | {"in_channels": 9}
+    UNet2DConditionModel.from_config(config).save_pretrained(other / "unet")
+    with pytest.raises(
+        ValueError, match=r"^the network of .*other with the latents of its VAE .* cannot be used \(RuntimeError"
+    ):
+        model.Frozen(other, torch.device("cpu"))
+
+
+def test_a_tokenizer_without_a_length_takes_that_of_the_text_encoder(epsilon, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(epsilon, other)
+    path = other / "tokenizer/tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["model_max_length"]
+    path.write_text(json.dumps(config))
+    frozen, whole = (model.Frozen(folder, torch.device("cpu")) for folder in (other, epsilon))
+    assert frozen.num_tokens == 77 and torch.equal(frozen.tokens(["cross " * 90]), whole.tokens(["cross " * 90]))
+
+
 def test_a_safety_checker_is_noticed(epsilon, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(epsilon, other)

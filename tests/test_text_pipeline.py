@@ -60,7 +60,7 @@ def test_every_phase_runs_and_nothing_runs_twice(finished):
         assert images.shape == (16, 16, 16, 3) and images.dtype == np.uint8 and images.std() > 0
         assert any(line.startswith(f"{arm} ") for line in finished.output.splitlines()), arm  # of the table
     found = json.loads((finished.root / "artifacts/analysis/iet_agc_plus-seed0/summary.json").read_text())
-    assert found["train_images"]["visited"] == 32 and found["moves"]["moved"] == 8
+    assert found["train_images"] == {"absent": "no image was skipped"}  # in 40 steps of 1,000 timesteps
     assert (
         found["loss_by_timestep"]["heldout"]["images"] == 8
         and 'id="analyses"' in (finished.root / "report.html").read_text()

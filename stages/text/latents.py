@@ -177,7 +177,7 @@ def build(frozen, captions, latent_shape, flip, any_caption):
     def embeddings():
         if cut := frozen.num_cut(every):  # told here, as this is done once for all arms and rounds
             print(
-                f"{cut} of {len(every)} captions of training images have more than {frozen.tokenizer.model_max_length} tokens: the "
+                f"{cut} of {len(every)} captions of training images have more than {frozen.num_tokens} tokens: the "
                 "rest of them is cut off",
                 file=sys.stderr,
             )

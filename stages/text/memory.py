@@ -11,7 +11,6 @@ With compute.precision bf16 a copy of the weights adds 2 P, and the outputs of t
 """
 
 import sys
-from pathlib import Path
 
 from stages import device, files, params
 from stages.text import model
@@ -27,14 +26,9 @@ def needed(folder, image_shape, precision, batch_size=None, keeps_ema=False, gui
     Returns       dict: weights, with all that goes with them; frozen; image, activations of one image
     """
     import torch
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextConfig, CLIPTextModel
 
-    folder = Path(folder)
-    with torch.device("meta"):  # shapes without memory
-        network = model.unet(folder)
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
+    network, vae, text_encoder = model.without_memory(folder).values()
+    with torch.device("meta"):
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         latent = torch.empty(1, vae.config.latent_channels, image_shape[1] // factor, image_shape[2] // factor)
         tokens = torch.empty(1, text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size)
@@ -80,7 +74,6 @@ def check(job, image_shape):
     if (has := device.memory(job.device)) is None:
         return ""
     precision, folder = job.params["compute"]["precision"], job.params["model"]["pipeline"]
-    model.check(folder)
     if training := job.phase == "train":
         settings = params.section(job.params, "train", job.arm)
         batch_size = settings["batch_size"]
