@@ -82,6 +82,18 @@ def stage(phase, description, arguments, *fields):
         lock.release()
 
 
+def stage_with_reference(phase, description, arguments, reference, measure):
+    """One stage instance of a phase of two kinds: `--reference`, for what all runs share, and those of an arm and seed.
+
+    reference, measure   functions of the job, which claim its device
+    """
+    of_all = arguments == ["--reference"]
+    with stage(phase, description, *([[]] if of_all else [arguments, "arm", "seed"])) as job:
+        if of_all:
+            job.key = files.REFERENCE
+        (reference if of_all else measure)(job)
+
+
 def _check_fields(job, chosen):
     arms = job.params["arms"]
     if "arm" in chosen and job.arm not in arms:

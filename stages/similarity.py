@@ -51,13 +51,7 @@ def check(experiment):
 
 
 def main(arguments):
-    if arguments == ["--reference"]:
-        with cli.stage("similarity", __doc__, []) as job:
-            job.key = files.REFERENCE
-            reference(job)
-    else:
-        with cli.stage("similarity", __doc__, arguments, "arm", "seed") as job:
-            measure(job)
+    cli.stage_with_reference("similarity", __doc__, arguments, reference, measure)
 
 
 def reference(job):

@@ -166,6 +166,36 @@ def written_anew(path, content):
         (folder / files.CHECKSUMS).unlink()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For the tests of a module that compares float sums: pytestmark = pytest.mark.usefixtures("one_thread")."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_images(seed, num, side=8, channels=1, brightest=256):
+    """[num,side,side+3,channels] uint8: as wide as high would hide a transpose."""
+    return np.random.default_rng(seed).integers(0, brightest, (num, side, side + 3, channels), dtype=np.uint8)
+
+
+def write_samples(run, arrays, asked=None):
+    """The six generated images of a run, in parts of 4 and 2.
+
+    arrays   dict weights -> [6,H,W,C] uint8
+    asked    what each was asked for, where it has a prompt: list of six dicts
+    """
+    for part, rows in enumerate((slice(0, 4), slice(4, 6))):
+        folder = files.samples_dir(run, part)
+        for weights, array in arrays.items():
+            files.save_array(folder / f"{weights}.npy", array[rows])
+        if asked:
+            files.write_text(folder / "generations.jsonl", "".join(json.dumps(line) + "\n" for line in asked[rows]))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A tiny Stable Diffusion folder."""

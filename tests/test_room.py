@@ -65,7 +65,11 @@ def test_a_model_with_captions_takes_its_own_weights(tmp_path, monkeypatch, ema_
     monkeypatch.chdir(tmp_path)
     Path("model/unet").mkdir(parents=True)
     weights = Path("model/unet/diffusion_pytorch_model-00001-of-00002.safetensors")
-    arrays = {"a.weight": np.zeros((30, 7), np.float32), "a.bias": np.zeros(30, np.float16), "scale": np.array(1.0, np.float32)}
+    arrays = {
+        "a.weight": np.zeros((30, 7), np.float32),
+        "a.bias": np.zeros(30, np.float16),
+        "scale": np.array(1.0, np.float32),
+    }
     save_file(arrays, weights, metadata={"format": "pt"})
     for name in ("diffusion_pytorch_model-00002-of-00002.safetensors", "diffusion_pytorch_model.fp16.safetensors"):
         save_file({"b": np.zeros((11, 5), np.float32)}, weights.with_name(name))

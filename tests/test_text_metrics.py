@@ -7,29 +7,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import test_quality
 import test_report
 import tiny_clip
 import tiny_sd
 import tiny_sscd
 import torch
 import yaml
-from conftest import TINY, Project, text_experiment, write_params
+from conftest import TINY, Project, random_images, text_experiment, write_params, write_samples
 
 from stages import clip, detect, files, params, plan
 from stages.method import clip_score
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLIP = {"model": "clip", "preprocess": "clip", "batch_size": 4}
 DETECT = {"num_prompts": 3, "images_per_prompt": 2, "num_steps": 4, "guidance": 3.0, "batch_size": 5}
 RUN = ["--arm", "default", "--seed", "0"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # Who has them.
@@ -111,7 +103,7 @@ def test_a_stage_that_is_left_out_says_how_to_turn_it_on(tmp_path, monkeypatch, 
 # CLIP score.
 
 
-IMAGES = test_quality.images(30, 6, side=40, channels=3)
+IMAGES = random_images(30, 6, side=40, channels=3)
 ASKED = [(f"a {colour} square", f"word a {colour} square") for colour in ("red", "blue", "green", "white", "red", "of")]
 
 
@@ -121,14 +113,11 @@ def made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_clip.build("clip")
     write_params(text_experiment(clip=CLIP))
-    for part, (first, last) in enumerate([(0, 4), (4, 6)]):
-        folder = files.samples_dir("default-seed0", part)
-        files.save_array(folder / "raw.npy", IMAGES[first:last])
-        lines = [
-            {"index": i, "prompt_original": ASKED[i][0], "prompt_used": ASKED[i][1], "train_key": "a", "seed": 0}
-            for i in range(first, last)
-        ]
-        files.write_text(folder / "generations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    asked = [
+        {"index": i, "prompt_original": original, "prompt_used": used, "train_key": "a", "seed": 0}
+        for i, (original, used) in enumerate(ASKED)
+    ]
+    write_samples("default-seed0", {"raw": IMAGES}, asked)
 
 
 def test_scores_of_a_run_are_means_over_its_images(made):
