@@ -106,6 +106,12 @@ def test_a_card_that_is_too_small_is_told_with_the_batch_that_fits(folder, monke
             memory.check(job_of(folder, phase), (3, size, size))
 
 
+def test_images_that_the_vae_cannot_take_are_told_first(folder, monkeypatch):
+    on_a_card_of(1, monkeypatch)
+    with pytest.raises(ValueError, match=r"images are 30x64 with 3 channels, .* set data.size"):
+        memory.check(job_of(folder), (3, 64, 30))
+
+
 def test_stages_that_share_a_card_share_its_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10 * MIB))
     assert device.memory(torch.device("cpu")) is None and device.memory("cuda") == 10 * MIB

@@ -29,8 +29,7 @@ def needed(folder, image_shape, precision, batch_size=None, keeps_ema=False, gui
 
     network, vae, text_encoder = model.without_memory(folder).values()
     with torch.device("meta"):
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        latent = torch.empty(1, vae.config.latent_channels, image_shape[1] // factor, image_shape[2] // factor)
+        latent = torch.empty(1, *model.latent_shape(vae.config, image_shape, folder))
         tokens = torch.empty(1, text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size)
         outputs = _outputs(network, latent, torch.zeros(1), encoder_hidden_states=tokens)
     per_value, copy = (2, 2) if precision == "bf16" else (4, 0)

@@ -17,9 +17,8 @@ PARTS = {
     "unet": ("config.json", "*.safetensors"),
     "scheduler": ("scheduler_config.json",),
 }
-WEIGHTS = re.compile(
-    r"[a-z_]+(-\d+-of-\d+)?\.safetensors"
-)  # whole or in pieces; not the variants beside them, such as .fp16.
+# Files of weights, whole or in pieces; not the variants beside them, such as .fp16.safetensors.
+WEIGHTS = re.compile(r"[a-z_]+(-\d+-of-\d+)?\.safetensors")
 # What a damaged configuration would have built for hours, by file and key: the largest number that is taken for meant.
 BOUNDS = {
     "unet/config.json": {"layers_per_block": 20, "transformer_layers_per_block": 100, "mid_block_layers": 20},
@@ -93,7 +92,7 @@ def num_values(folder, part):
                     raise ValueError("it is shorter than its header says")
                 header = json.loads(stream.read(length))
             total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is no safetensors file ({error}): put the model there again") from None
     return total
 
@@ -212,6 +211,21 @@ def without_memory(folder):
     return parts
 
 
+def latent_shape(vae_config, image_shape, folder):
+    """(c, h, w) of the latent of an image (C, H, W).
+
+    Raises   ValueError: grey images, or a size that the VAE cannot halve as often as it does
+    """
+    channels, height, width = image_shape
+    factor = 2 ** (len(vae_config.block_out_channels) - 1)
+    if channels != vae_config.in_channels or height % factor or width % factor:
+        raise ValueError(
+            f"images are {width}x{height} with {channels} channels, expected {vae_config.in_channels} channels and multiples of "
+            f"{factor} pixels for the VAE of {folder}: set data.size (params.yaml)"
+        )
+    return vae_config.latent_channels, height // factor, width // factor
+
+
 class Frozen:
     """All of a model that is not trained: tokenizer, text encoder, VAE, noise schedule.
 
@@ -265,18 +279,8 @@ class Frozen:
             )
 
     def latent_shape(self, image_shape):
-        """(c, h, w) of the latent of an image (C, H, W).
-
-        Raises   ValueError: grey images, or a size that the VAE cannot halve as often as it does
-        """
-        channels, height, width = image_shape
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        if channels != self.vae.config.in_channels or height % factor or width % factor:
-            raise ValueError(
-                f"images are {width}x{height} with {channels} channels, expected {self.vae.config.in_channels} channels and multiples "
-                f"of {factor} pixels for the VAE of {self.folder}: set data.size (params.yaml)"
-            )
-        return self.vae.config.latent_channels, height // factor, width // factor
+        """(c, h, w) of the latent of an image (C, H, W)."""
+        return latent_shape(self.vae.config, image_shape, self.folder)
 
     def tokens(self, prompts):
         """Token ids of prompts, padded or cut to the length that the text encoder takes: [B,L] int64 on the device."""
