@@ -3,12 +3,14 @@
 params    model, diffusion, compute, analyse, score.headline, arms.<arm>.method
 reads     artifacts/data, artifacts/counts/<run>, artifacts/model/<run>/round<R>
           artifacts/samples/<run>/part<p> and artifacts/score/<run>/images.parquet, of the headline's weights
+          of a text model with the section similarity, artifacts/similarity/<run>/nearest.parquet in the place of the latter
 writes    artifacts/analysis/<run>/
               summary.json               what each analysis came to, or {"absent": why there is none}
               loss_by_timestep.parquet   Fig. 3: mean and quartiles of the loss by group and timestep
               loss_groups.parquet        the images of those groups
               extremes.parquet           Fig. 8: distance and energy of the most and the least skipped images
-              train_images.parquet       Fig. 9: every training image: skips, augmented, visits, generated copies, lowest ratio
+              train_images.parquet       Fig. 9: every training image: skips, augmented, visits, generated copies, lowest ratio (or
+                                         minus the largest similarity) among the generated images that it is the nearest of
               moves.parquet              MSR: skip rates before and after each move, of moved images and of those that stayed
               skip_by_timestep.parquet   samples skipped and visited by round and tenth of the timesteps
           Only those files that there is something to write in.
@@ -19,7 +21,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from stages import cli, device, files, network, params
+from stages import cli, device, files, network, params, similarity, text
 from stages.method import image_complexity, leaks, loss_profile, memorisation, randomness, roc, skip_analysis
 from stages.progress import Progress
 
@@ -56,16 +58,27 @@ class Run:
         self.skips, self.augmented, self.visits = (
             getattr(self.history, name).sum(axis=0) for name in ("skips", "augmented", "visits")
         )
-        headline = job.params["score"]["headline"]
-        self.weights = headline["weights"]
-        images = files.load_table(files.score_dir(job.run) / "images.parquet")
-        images = images[images.weights == self.weights]
-        self.nearest, self.ratio = (images[c].to_numpy() for c in ("nearest_train", f"train_{headline['protocol']}"))
-        strict = memorisation.PROTOCOLS[headline["protocol"]].strict
-        memorised = memorisation.is_memorised(self.ratio, headline["threshold"], strict)
+        self.is_text, self.weights = params.is_text(job.params), job.params["score"]["headline"]["weights"]
+        self.nearest, self.ratio, memorised = self._copies()
         self.leaks = leaks.given_out(self.nearest, self.ratio, memorised)
         self.emitted = np.zeros(len(self.train), np.int64)
         self.emitted[self.leaks.index] = self.leaks.count
+
+    def _copies(self):
+        """The nearest training image of each generated image, its ratio (or minus the similarity), and whether it is a copy: [M] each."""
+        from stages.method import similarity as sscd
+
+        if self.is_text and similarity.wanted(self.job.params):
+            images = files.load_table(files.similarity_dir(self.job.run) / "nearest.parquet")
+            images = images[images.weights == self.weights]
+            found = images.similarity.to_numpy(np.float64)
+            return images.nearest_train.to_numpy(), -found, found > sscd.MARK
+        headline = self.job.params["score"]["headline"]
+        images = files.load_table(files.score_dir(self.job.run) / "images.parquet")
+        images = images[images.weights == self.weights]
+        ratio = images[f"train_{headline['protocol']}"].to_numpy()
+        strict = memorisation.PROTOCOLS[headline["protocol"]].strict
+        return images.nearest_train.to_numpy(), ratio, memorisation.is_memorised(ratio, headline["threshold"], strict)
 
     def lowest_ratio(self):
         """[N] float64: lowest ratio among the generated images that each training image is the nearest of; inf if none."""
@@ -85,46 +98,59 @@ class Run:
         )
         return np.sqrt(squared[:, 0]) / 255
 
-    def network(self):
-        """The final model with the headline's weights, in evaluation mode; its method; its number of classes or None."""
+    def model(self):
+        """The final model with the headline's weights, in evaluation mode: base.Model."""
         from stages.method import unet
 
         height, width, channels = self.train.shape[1:]
-        built = network.build(self.job, (channels, height, width))
+        built = (text if self.is_text else network).build(self.job, (channels, height, width))
         source = files.model_dir(self.job.run, self.job.recipe["rounds"]) / f"{self.weights}.safetensors"
         unet.load(built.network, files.load_arrays(source), source)
-        return built.method, built.network.to(self.job.device).eval(), built.num_classes
+        built.network.to(self.job.device).eval()
+        return built
 
-    def labels(self, groups):
-        """Classes of the images of groups, one after the other: [n] int64."""
-        of = {name: files.load_array(files.DATA / f"{name}_labels.npy") for name in ("train", "heldout")}
-        return np.concatenate(
-            [of["heldout" if name == "heldout" else "train"][g["index"]] for name, g in groups.items()]
-        )
+    def shown(self, built, groups):
+        """The images of groups as loss_profile.losses takes them: network, x_0 and labels."""
+        import torch
+
+        from stages.method import diffusion
+
+        images = self._of_groups(groups, {"train": self.train, "heldout": self.heldout})
+        images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(self.job.device)
+        x_0 = diffusion.normalise(images)
+        if self.is_text:
+            from stages.text import latents
+
+            fixed = params.fixed_text(self.job.params, self.job.arm)
+            captions = self._of_groups(groups, files.load_json(files.DATA / "captions.json"))
+            return latents.profiled(built.frozen, built.network, x_0, [fixed or texts[0] for texts in captions])
+        if not built.num_classes:
+            return built.network, x_0, None
+        labels = {name: files.load_array(files.DATA / f"{name}_labels.npy") for name in ("train", "heldout")}
+        labels = torch.from_numpy(np.stack(self._of_groups(groups, labels)))
+        return built.network, x_0, labels.to(self.job.device)
+
+    @staticmethod
+    def _of_groups(groups, of):
+        """What belongs to the images of groups, one group after the other: a list, from `of`: train, heldout -> one for each image."""
+        return [of["heldout" if name == "heldout" else "train"][i] for name, g in groups.items() for i in g["index"]]
 
 
 def loss_by_timestep(run, tables):
     """Fig. 3, with held-out images as simple as the memorised ones as control."""
-    import torch
-
-    from stages.method import diffusion
-
     settings, experiment = run.settings, run.job.params
-    method, model, num_classes = run.network()
-    if not method.predicts_noise:
+    built = run.model()
+    if not built.method.predicts_noise:
         return {"absent": "its network does not predict the noise"}
     groups = _loss_groups(run)
-    images = np.concatenate(
-        [(run.heldout if name == "heldout" else run.train)[g["index"]] for name, g in groups.items()]
-    )
-    timesteps = np.arange(0, experiment["diffusion"]["num_timesteps"], settings["timestep_stride"])
-    labels = torch.from_numpy(run.labels(groups)).to(run.job.device) if num_classes else None
+    timesteps = np.arange(0, len(built.alpha_bars), settings["timestep_stride"])
+    model, x_0, labels = run.shown(built, groups)
     losses = loss_profile.losses(
         model,
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(run.job.device),
+        x_0,
         timesteps.tolist(),
         settings["noise_draws"],
-        diffusion.alpha_bars(**experiment["diffusion"]).float().to(run.job.device),
+        built.alpha_bars.float().to(run.job.device),
         run.job.seed,
         settings["batch_size"],
         experiment["compute"]["precision"],

@@ -112,4 +112,5 @@ def _code(phase):
         stages / "network.py",
         *sorted((stages / "method").glob("*.py")),
         *sorted((stages / "training").rglob("*.py")),
+        *sorted((stages / "text").glob("*.py")),
     ]

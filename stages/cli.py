@@ -12,7 +12,7 @@ import time
 import traceback
 from types import SimpleNamespace
 
-from stages import files, params, processes
+from stages import device, files, params, processes
 
 
 def run(main):
@@ -24,10 +24,17 @@ def run(main):
         processes.die_with_parent(signal.SIGTERM)  # train and sample write a checkpoint and end
     try:
         main(sys.argv[1:])
-    except (ValueError, FloatingPointError, OSError, TimeoutError) as error:
+    except (ValueError, FloatingPointError, OSError, TimeoutError, RuntimeError) as error:
         if "REDISTRIBUTE_DEBUG" in os.environ:
             traceback.print_exc()
         sentence = str(error)
+        if isinstance(error, RuntimeError):
+            if not device.is_out_of_memory(error):
+                raise
+            sentence = (
+                f"the memory does not suffice ({sentence.splitlines()[0]}): use a smaller batch_size, smaller images or a smaller "
+                "network (params.yaml); nothing was written"
+            )
         if isinstance(error, OSError) and error.strerror:
             sentence = f"{error.filename} cannot be used ({error.strerror})" if error.filename else error.strerror
         print(f"error: {sentence}", file=sys.stderr)
@@ -73,6 +80,18 @@ def stage(phase, description, arguments, *fields):
             print(f"warning: {error.strerror}", file=sys.stderr)
     finally:
         lock.release()
+
+
+def stage_with_reference(phase, description, arguments, reference, measure):
+    """One stage instance of a phase of two kinds: `--reference`, for what all runs share, and those of an arm and seed.
+
+    reference, measure   functions of the job, which claim its device
+    """
+    of_all = arguments == ["--reference"]
+    with stage(phase, description, *([[]] if of_all else [arguments, "arm", "seed"])) as job:
+        if of_all:
+            job.key = files.REFERENCE
+        (reference if of_all else measure)(job)
 
 
 def _check_fields(job, chosen):

@@ -16,7 +16,7 @@ import json
 
 import numpy as np
 
-from stages import cli, device, files, params
+from stages import cli, device, files, params, text
 from stages.progress import Progress
 
 LEFT_OUT = (
@@ -31,14 +31,25 @@ def wanted(experiment):
     return bool(experiment.get("detect"))
 
 
+def arms(experiment):
+    """The arms whose captions are looked at: those that are trained here, with captions."""
+    trained = params.trained(experiment) if wanted(experiment) else {}
+    return [arm for arm in trained if params.fixed_text(experiment, arm) is None]
+
+
 def main(arguments):
     with cli.stage("detect", __doc__, arguments, "arm", "seed") as job:
         if not wanted(job.params):
             raise ValueError(LEFT_OUT)
+        if job.arm not in arms(job.params):
+            raise ValueError(
+                f"{job.arm} is trained with one text for all images (train.caption), so no caption tells anything of it"
+            )
         job.device = device.claim(job.params["compute"])
         from stages.text import generation
 
-        sampled = params.section(job.params, "sample", job.arm) | {"precision": job.params["compute"]["precision"]}
+        sampled = params.section(job.params, "sample", job.arm)
+        sampled |= {"precision": job.params["compute"]["precision"], "mitigation": None}  # prompts as they are
         shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
         source = generation.Source(job, sampled, shape)
         prompts, trained = chosen(files.load_json(files.DATA / "captions.json"), job.params["detect"], job.seed)
@@ -53,8 +64,8 @@ def main(arguments):
             scores[weights] = _summary(found, trained)
         with files.publish(files.detect_dir(job.run)) as folder:
             folder.mkdir()
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            files.write_text(folder / "prompts.jsonl", text)
+            content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            files.write_text(folder / "prompts.jsonl", content)
             files.write_json(folder / "scores.json", scores)
 
 
@@ -66,9 +77,7 @@ def chosen(captions, settings, seed):
     """
     from stages.method import randomness
 
-    first = {part: list(dict.fromkeys(texts[0] for texts in captions.get(part, []))) for part in ("train", "heldout")}
-    every = {text for texts in captions["train"] for text in texts}
-    groups = [first["train"], [text for text in first["heldout"] if text not in every]]
+    groups = [list(dict.fromkeys(texts[0] for texts in captions["train"])), text.unseen(captions)]
     generator = randomness.numpy_generator("detect", seed)
     picked = [[group[i] for i in generator.permutation(len(group))[: settings["num_prompts"]]] for group in groups]
     return [*picked[0], *picked[1]], np.arange(sum(map(len, picked))) < len(picked[0])

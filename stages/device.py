@@ -107,6 +107,15 @@ def claim(compute):
     return torch.device("cpu")
 
 
+def memory(device):
+    """Bytes of a GPU's memory that one stage may take: its share, where several stages use the GPU; None for the CPU."""
+    import torch
+
+    if torch.device(device).type == "cpu":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory // slots()
+
+
 def is_out_of_memory(error):
     """Whether an exception of torch says that the memory of the device, or of the machine, is full."""
     import torch

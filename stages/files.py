@@ -421,8 +421,8 @@ def load_samples(run, num_parts, weights):
 
 
 def load_generations(run, num_parts):
-    """What each generated image of a run was asked for: a list of dicts with index, prompt_used, prompt_original, train_key and
-    seed, in the order of the images; None where the images have no prompts."""
+    """What each generated image of a run was asked for: a list of dicts with index, prompt_used, prompt_original, train_key (None
+    where one text stands for all images) and seed, in the order of the images; None where the images have no prompts."""
     lines = []
     for part in range(num_parts):
         path = samples_dir(run, part) / "generations.jsonl"

@@ -13,7 +13,7 @@ from stages.method import prompt_mitigations
 PARAMS_FILE = "params.yaml"
 # Keys that only a text-conditioned model knows.
 TEXT_KEYS = {
-    "train": ("caption", "caption_dropout"),
+    "train": ("caption", "caption_text", "caption_dropout"),
     "sample": ("guidance", "images_per_prompt", "with_replacement", "mitigation"),
 }
 SCHEMA_FILE = Path(__file__).parent.parent / "workflow/schemas/params.schema.yaml"
@@ -112,6 +112,12 @@ def seeds_of(params, arm):
     return params["seeds"][:1] if fixed else params["seeds"]
 
 
+def fixed_text(params, arm):
+    """The text that a trained arm shows the network in the place of all captions, and is asked for; None where it has captions."""
+    settings = section(params, "train", arm)
+    return settings["caption_text"] if settings.get("caption") == "fixed_text" else None
+
+
 def section(params, phase, arm):
     """The settings of one phase of one arm: the shared section of that name with the arm's own over it.
 
@@ -180,9 +186,11 @@ def check_num_train(params, num_train, path=PARAMS_FILE):
                 f"{num_train // num_shards}, fewer than one batch (train.batch_size = {batch_size})"
             )
     for arm in params["arms"] if is_text(params) else ():
-        sample = section(params, "sample", arm)
+        sample, made_by = section(params, "sample", arm), maker(params, arm)
+        if made_by is None or fixed_text(params, made_by):
+            continue
         num_prompts = -(-(sample["num_images"] or 0) // sample.get("images_per_prompt", 1))
-        if maker(params, arm) and not sample.get("with_replacement") and num_prompts > num_train:
+        if not sample.get("with_replacement") and num_prompts > num_train:
             raise ValueError(
                 f"{path}: sample.num_images of {arm} asks for {num_prompts} captions, but there are {num_train} training images: "
                 "generate fewer images, or more for each caption (sample.images_per_prompt)"
@@ -373,10 +381,6 @@ def _check_kind(params):
             f"data.name is {data['name']}, whose images have no captions, but model.pipeline is trained with captions: use "
             f"{', '.join(known)}"
         )
-    if text and "analyse" in params:
-        raise ValueError(
-            "the section analyse looks into models that are trained from nothing, but model.pipeline is fine-tuned: remove it"
-        )
     for name in ("clip", "detect"):
         if not text and name in params:
             raise ValueError(
@@ -387,6 +391,7 @@ def _check_kind(params):
             arms = [f"arms.{arm}" for arm in params["arms"] if key in params["arms"][arm].get(where, {})]
             if not text and (places := [*([""] if key in params[where] else []), *(f"{arm}." for arm in arms)]):
                 raise ValueError(f"{places[0]}{where}.{key} has no effect without model.pipeline: remove it")
+    _check_captions(params)
     for arm, recipe in trained(params).items():
         methods = training.declared()
         if kind not in methods[recipe["method"]["name"]]["MODELS"]:
@@ -397,11 +402,36 @@ def _check_kind(params):
             )
 
 
+def _check_captions(params):
+    """Who has the text that stands in the place of captions, and who asks for it."""
+    fixed = {arm: section(params, "train", arm).get("caption") == "fixed_text" for arm in trained(params)}
+    for arm, is_fixed in fixed.items():
+        if is_fixed and not (found := section(params, "train", arm).get("caption_text", "")).strip():
+            raise ValueError(
+                f"train.caption of {arm} is fixed_text, but train.caption_text is {repr(found) if found else 'missing or empty'}: give "
+                "the text that stands in the place of all captions"
+            )
+        if not is_fixed and "caption_text" in params["arms"][arm]["train"]:
+            raise ValueError(f"arms.{arm}.train.caption_text has no effect without caption: fixed_text: remove it")
+    if "caption_text" in params["train"] and not any(fixed.values()):
+        raise ValueError("train.caption_text has no effect without caption: fixed_text: remove it")
+
+
 def _check_sample(arm, params):
     """How images of an arm are made, by the model of this or of another arm that is trained here."""
     sample, diffusion, made_by = section(params, "sample", arm), params["diffusion"], maker(params, arm)
     if is_text(params) and "guidance" not in sample:
         raise ValueError("the key sample.guidance is missing (scale of classifier-free guidance; 1: none)")
+    mitigation, data = sample.get("mitigation", {}), params["data"]
+    if (
+        mitigation.get("name") == "wen"
+        and "target" not in mitigation
+        and not {"num_train", "heldout_share"} & data.keys()
+    ):
+        raise ValueError(
+            f"sample.mitigation of {arm} has no target, and no image is held out from whose captions it could be computed: set "
+            "data.heldout_share, or give sample.mitigation.target"
+        )
     if not section(params, "train", made_by)["ema_decay"] and "ema" in sample["weights"]:
         raise ValueError(
             f"train.ema_decay of {made_by} is 0, so no averaged weights are kept, but sample.weights of {arm} names ema: set it to [raw]"

@@ -94,10 +94,16 @@ def expand(experiment):
                 }
                 if clip.wanted(experiment):
                     plan["clip"][run] = this | {"weights": experiment["clip"]["model"]}
-                if detect.wanted(experiment) and trains:
+                if arm in detect.arms(experiment):
                     plan["detect"][run] = this | {"method": made["method"], **network, "model": model}
                 if "analyse" in experiment and trains:
-                    plan["analyse"][run] = this | {"method": made["method"], "model": model}
+                    by_sscd = params.is_text(experiment) and similarity.wanted(experiment)
+                    plan["analyse"][run] = this | {
+                        "method": made["method"],
+                        "model": model,
+                        "network": network["network"],
+                        "nearest": str((files.similarity_dir if by_sscd else files.score_dir)(run)),
+                    }
             for p in range(num_parts):
                 plan["sample"][f"{run}-part{p}"] = this | {"part": p} | made
             plan["score"][run] = dict(this)
@@ -196,14 +202,18 @@ def _similarity(settings, runs):
 
 def left_out(experiment):
     """Which measures are left out, mostly for lack of weights: a sentence each. Of similarity, CLIP score and detector it is said
-    only where they belong to what is measured, in experiments with captions, or where a section is there without weights."""
+    only where they belong to what is measured, in experiments with captions, or where a section is there without weights.
+    The safety checker of a model is left out too."""
     text = params.is_text(experiment)
     measures = [("quality", inception_weights), ("similarity", similarity), ("clip", clip), ("detect", detect)]
-    return [
+    told = [
         measure.LEFT_OUT
         for name, measure in measures
         if (text or name == "quality" or name in experiment) and not measure.wanted(experiment)
     ]
+    if text and pipeline.has_safety_checker(folder := experiment["model"]["pipeline"]):
+        told.append(f"the safety checker of {folder} is left out, as what it blacks out could not be measured")
+    return told
 
 
 def _method_of(recipe):

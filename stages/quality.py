@@ -20,13 +20,7 @@ from stages.progress import Progress
 
 
 def main(arguments):
-    if arguments == ["--reference"]:
-        with cli.stage("quality", __doc__, []) as job:
-            job.key = files.REFERENCE
-            reference(job)
-    else:
-        with cli.stage("quality", __doc__, arguments, "arm", "seed") as job:
-            measure(job)
+    cli.stage_with_reference("quality", __doc__, arguments, reference, measure)
 
 
 def reference(job):

@@ -223,7 +223,7 @@ def read_gallery(folder, weights, copies, pictures):
 
 
 def totals(rounds):
-    """Sums over all rounds and shards; of what a method spent, the largest of the last round. An image has moved when it trains in another shard than in the round before."""
+    """Sums over all rounds and shards; of what a method spent and other numbers by name, the largest of the last round. An image has moved when it trains in another shard than in the round before."""
     shards = [shard for round_ in rounds for shard in round_]
     visits = sum(int(shard["visits"].sum()) for shard in shards)
     moved = 0

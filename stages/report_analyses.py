@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages import files, params
+from stages import files, params, similarity
 from stages import report_figures as figures
 from stages.report_page import DASH, number, tally
 
@@ -42,6 +42,9 @@ class Analyses:
         self.arms, self.seeds = list(params.trained(settings)), settings["seeds"]
         self.all_arms = list(settings["arms"])  # an arm has one colour in all figures of the page
         self.headline = settings["score"]["headline"]
+        by_sscd = params.is_text(settings) and similarity.wanted(settings)
+        ratio = f"{self.headline['protocol']} at {self.headline['threshold']:g}"
+        self.copies = "similarity by SSCD above 0.5" if by_sscd else ratio  # what counts as a copy
         self.runs = [(arm, seed) for arm in self.arms for seed in self.seeds]
         self.found = {key: files.load_json(self.folder(*key) / "summary.json") for key in self.runs}
 
@@ -187,7 +190,7 @@ def _emission(analyses):
         "Were the images that the run gave out skipped more often than the others? The area under the ROC curve: in how many "
         "pairs of an image that was given out and one that was not the first was skipped more often, 50 % being chance, with a "
         f"95 % interval (DeLong). Given out: nearest training image of a generated image that counts as memorised "
-        f"({analyses.headline['protocol']} at {analyses.headline['threshold']:g}, {analyses.headline['weights']} weights)."
+        f"({analyses.copies}, {analyses.headline['weights']} weights)."
     )
     return Block("Does an image's skip count foretell that it is given out?", text, rows, [], [])
 

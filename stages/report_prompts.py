@@ -34,7 +34,7 @@ def summary(settings, arm, weights, mean_and_sd):
         ("detect", detect, files.detect_dir, lambda scores: _detected(scores[weights])),
     ):
         # A model is looked at once, with the arm that trains it; images with prompts are those of all its arms.
-        made_by = {"clip": params.maker(settings, arm), "detect": arm if arm in params.trained(settings) else None}
+        made_by = {"clip": params.maker(settings, arm), "detect": arm if arm in detect.arms(settings) else None}
         if not phase.wanted(settings) or made_by[name] is None:
             continue
         runs = [files.run_name(arm, seed) for seed in params.seeds_of(settings, arm)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stages import files, image_sets, params, plan
 from stages.method import unet
+from stages.text import model as pipeline
 
 KEEP = "REDISTRIBUTE_KEEP"  # in the environment: all, or needed, under which snakemake prunes (workflow/scripts/retention.py)
 ANYWAY = "REDISTRIBUTE_ANY_ROOM"  # in the environment: a run is not refused for want of room
@@ -31,15 +32,22 @@ def outputs(experiment):
     num_images, shape = found
     pixels = math.prod(shape)
     num_train = experiment["data"].get("num_train", num_images)
-    weights = 4 * unet.num_parameters(experiment["model"], shape[2])
+    if params.is_text(experiment):
+        weights = 4 * pipeline.num_values(experiment["model"]["pipeline"], "unet")
+    else:
+        weights = 4 * unet.num_parameters(experiment["model"], shape[2])
     expanded = plan.expand(experiment)
     made = {"data": (files.DATA, num_images * (pixels + 8 + 30))}  # pixels, label, name
     for key, item in expanded["shard"].items():
         made[f"shard@{key}"] = files.shards_dir(item["run"], 1), 8 * num_train
+    averages = {arm: bool(params.section(experiment, "train", arm)["ema_decay"]) for arm in params.trained(experiment)}
     for key, item in expanded["train"].items():  # weights, EMA, two moments of Adam
-        made[f"train@{key}"] = files.train_dir(item["run"], item["round"], item["shard"]), 4 * weights
+        made[f"train@{key}"] = (
+            files.train_dir(item["run"], item["round"], item["shard"]),
+            (3 + averages[item["arm"]]) * weights,
+        )
     for key, item in expanded["aggregate"].items():  # weights, EMA
-        made[f"aggregate@{key}"] = files.model_dir(item["run"], item["round"]), 2 * weights
+        made[f"aggregate@{key}"] = files.model_dir(item["run"], item["round"]), (1 + averages[item["arm"]]) * weights
     for key, item in expanded["redistribute"].items():
         made[f"redistribute@{key}"] = Path(item["next_shards"]), 8 * num_train
     generated = {}

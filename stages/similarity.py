@@ -51,13 +51,7 @@ def check(experiment):
 
 
 def main(arguments):
-    if arguments == ["--reference"]:
-        with cli.stage("similarity", __doc__, []) as job:
-            job.key = files.REFERENCE
-            reference(job)
-    else:
-        with cli.stage("similarity", __doc__, arguments, "arm", "seed") as job:
-            measure(job)
+    cli.stage_with_reference("similarity", __doc__, arguments, reference, measure)
 
 
 def reference(job):
@@ -98,7 +92,7 @@ def measure(job):
     network = similarity.load(folder / "network.pt").to(job.device)
     sampled = params.section(job.params, "sample", job.arm)
     asked = files.load_generations(job.run, sampled["parts"])
-    own = None if asked is None else _own(asked, keys)
+    own = _own(asked, keys)
     rows, pictures = [], {}
     for weights in sampled["weights"]:
         images = files.load_samples(job.run, sampled["parts"], weights)
@@ -107,7 +101,7 @@ def measure(job):
         scores[weights] = similarity.summary(found, randomness.numpy_generator("similarity", job.seed))
         table = {"weights": weights, "image": np.arange(len(images)), "similarity": found, "nearest_train": nearest}
         table["nearest_key"] = keys[nearest]
-        if asked is not None:
+        if own is not None:
             products = np.einsum("md,md->m", features, train[own])
             table |= {
                 "own_train": own,
@@ -144,7 +138,9 @@ def _features(job, network, images, what):
 
 
 def _own(asked, keys):
-    """The training image that each prompt belongs to: [M] int64."""
+    """The training image that each prompt belongs to: [M] int64; None where there are no prompts, or one text for all images."""
+    if asked is None or asked[0]["train_key"] is None:
+        return None
     index = {key: i for i, key in enumerate(keys)}
     return np.array([index[line["train_key"]] for line in asked], np.int64)
 

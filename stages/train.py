@@ -71,9 +71,9 @@ def main(arguments):
             raise ValueError(
                 f"the memory of {job.device} does not suffice for train.batch_size = {settings['batch_size']} "
                 f"({str(error).splitlines()[0]}): try {max(1, settings['batch_size'] // 2)} (params.yaml), or a smaller network; "
-                "nothing was written"
+                f"{f'{model.memory}; ' if model.memory else ''}nothing was written"
             ) from None
-        spent = method.spent(len(index), settings["batch_size"], state.step)
+        spent = method.spent(len(index), settings["batch_size"], state.step) | images.objective.numbers()
         if remark := method.remark(float(record.epoch_skipped.sum() / record.epoch_visited.sum().clamp(min=1))):
             print(f"arm {job.arm}, round {job.round}, shard {job.shard}: {remark}", file=sys.stderr)
         _write(job, method, unet, names, state, record, index, state.step - first_step, spent)

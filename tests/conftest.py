@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pytest
 import yaml
 
@@ -140,6 +141,21 @@ class Project:
         return set(re.findall(r"^Running stage '(.*)':", text, re.MULTILINE))
 
 
+def text_experiment(**sections):
+    """The tiny experiment with captions: 6 images in two parts."""
+    tiny = yaml.safe_load((ROOT / "experiments/tiny/text.yaml").read_text())
+    tiny["arms"] = {"default": tiny["arms"]["default"]}
+    tiny["model"] = {"pipeline": "model"}
+    tiny["data"]["num_train"] = 12
+    tiny["score"]["neighbours"] = 5
+    tiny["sample"] |= {"num_images": 6, "parts": 2, "batch_size": 4}
+    return tiny | sections
+
+
+def write_params(experiment):
+    Path("params.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+
+
 def written_anew(path, content):
     """Gives one file of an artifact other content, as the stage that writes that folder would: with its checksum."""
     contents = {file.name: file.read_bytes() for file in Path(path).parent.iterdir()} | {Path(path).name: content}
@@ -148,6 +164,69 @@ def written_anew(path, content):
         for name, data in contents.items():
             (folder / name).write_bytes(data)
         (folder / files.CHECKSUMS).unlink()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For the tests of a module that compares float sums: pytestmark = pytest.mark.usefixtures("one_thread")."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_images(seed, num, side=8, channels=1, brightest=256):
+    """[num,side,side+3,channels] uint8: as wide as high would hide a transpose."""
+    return np.random.default_rng(seed).integers(0, brightest, (num, side, side + 3, channels), dtype=np.uint8)
+
+
+def write_samples(run, arrays, asked=None):
+    """The six generated images of a run, in parts of 4 and 2.
+
+    arrays   dict weights -> [6,H,W,C] uint8
+    asked    what each was asked for, where it has a prompt: list of six dicts
+    """
+    for part, rows in enumerate((slice(0, 4), slice(4, 6))):
+        folder = files.samples_dir(run, part)
+        for weights, array in arrays.items():
+            files.save_array(folder / f"{weights}.npy", array[rows])
+        if asked:
+            files.write_text(folder / "generations.jsonl", "".join(json.dumps(line) + "\n" for line in asked[rows]))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A tiny Stable Diffusion folder."""
+    from stages import tiny_sd
+
+    path = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_sd.build(path, "D")
+    return path
+
+
+@pytest.fixture
+def with_captions(tiny_model, tmp_path, monkeypatch):
+    """prepare(experiment, captions, heldout) makes the working folder one where 12 toy images with captions were decoded and dealt
+    to one shard, with a copy of the tiny model in model/; `heldout` are captions of images that are held out."""
+    from stages import tiny_sd
+
+    def prepare(experiment, captions=None, heldout=()):
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(tiny_model, "model", dirs_exist_ok=True)
+        write_params(experiment)
+        toys = np.stack([image for image, _ in tiny_sd.toy_images(24, 32)])
+        captions = captions or [[f"a {colour} {shape}"] for shape in ("square", "circle") for colour in tiny_sd.COLOURS]
+        keys = {"train": [f"{i}.png" for i in range(12)], "heldout": [f"{i}.png" for i in range(12, 12 + len(heldout))]}
+        files.save_array(files.DATA / "train.npy", toys[:12])
+        files.save_array(files.DATA / "heldout.npy", toys[12 : 12 + len(heldout)])
+        files.save_array(files.DATA / "train_labels.npy", np.zeros(12, np.int64))
+        files.write_json(files.DATA / "keys.json", keys)
+        files.write_json(files.DATA / "captions.json", {"train": captions, "heldout": [[text] for text in heldout]})
+        files.save_array(files.shards_dir("default-seed0", 1) / "shard0.npy", np.arange(12))
+
+    return prepare
 
 
 @pytest.fixture(scope="session")

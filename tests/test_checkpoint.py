@@ -102,7 +102,7 @@ def test_it_is_of_its_settings_inputs_and_code(begun, monkeypatch, tmp_path):
     Path("input").write_text("1")
     assert step_of(begun()) == 3
     code = checkpoint._code
-    assert {"train.py", "unet.py", "loop.py", "memory_bank.py"} <= {path.name for path in code("train")}
+    assert {"train.py", "unet.py", "loop.py", "memory_bank.py", "latents.py"} <= {path.name for path in code("train")}
     edited = tmp_path / "edited.py"
     edited.write_text("x = 1")
     monkeypatch.setattr(checkpoint, "_code", lambda phase: [*code(phase), edited])

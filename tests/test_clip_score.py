@@ -4,9 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
-import test_quality
 import tiny_clip
 import torch
+from conftest import random_images
 
 from stages.method import clip_score as method
 from stages.method import similarity
@@ -27,7 +27,7 @@ def clip(folder):
 
 
 def images(seed, num, side=40, channels=3):
-    return test_quality.images(seed, num, side, channels)
+    return random_images(seed, num, side, channels)
 
 
 def test_scores_are_those_of_the_whole_model(folder, clip):

@@ -206,7 +206,8 @@ def test_every_run_is_analysed_where_the_section_is_there():
     assert with_section["analyse"].keys() == with_section["score"].keys() and len(with_section["analyse"]) == 4
     assert with_section["analyse"]["iet_agc_plus-seed2"] == {
         "arm": "iet_agc_plus", "seed": 2, "run": "iet_agc_plus-seed2", "method": "stages/training/agc",
-        "model": "artifacts/model/iet_agc_plus-seed2/round2",
+        "model": "artifacts/model/iet_agc_plus-seed2/round2", "network": "stages/network.py",
+        "nearest": "artifacts/score/iet_agc_plus-seed2",
     }  # fmt: skip
     assert with_section["report"] == without["report"] | {"analysis": "artifacts/analysis"}
     assert plan.stage_names(with_section) - plan.stage_names(without) == {

@@ -8,6 +8,7 @@ import torch
 from stages.method import prompt_mitigations as method
 from stages.method import randomness
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = {name: {"name": name, "num_words": 4} for name in ("rt", "cwr", "rna")}
 GNI = {"name": "gni", "sigma": 0.1, "target": "both"}
 WEN = {
@@ -18,14 +19,6 @@ WEN = {
     "max_iterations": 8,
 }
 PROMPTS = ["a red square", "a blue circle of the cross"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

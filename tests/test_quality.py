@@ -16,7 +16,7 @@ import test_report
 import torch
 import torchvision
 import yaml
-from conftest import TINY, Project
+from conftest import TINY, Project, random_images, write_params, write_samples
 from torch_fidelity import feature_extractor_inceptionv3, metric_fid
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
@@ -24,15 +24,8 @@ from stages import files, inception_weights, params, plan, quality, report
 from stages.method import frechet, inception
 from stages.method import quality as method
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROTOCOLS = ["torch_fidelity", "pytorch_fid"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_network(num_classes=1008, seed=0):
@@ -62,10 +55,6 @@ def network(weights_file):
     return inception.build(inception_weights.load(experiment), weights_file)
 
 
-def images(seed, num, side=8, channels=1, brightest=256):
-    return np.random.default_rng(seed).integers(0, brightest, (num, side, side + 3, channels), dtype=np.uint8)
-
-
 def vectors(seed, num, shift=0.0, scale=1.0, size=6):
     """Features with more images than values, so that covariances have full rank."""
     root = np.random.default_rng(99).normal(size=(size, size))
@@ -79,7 +68,7 @@ def test_torch_fidelity_protocol_is_what_torch_fidelity_computes(network, weight
     theirs = feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
         "theirs", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights_file)
     )
-    colour = images(0, 3, channels=3)
+    colour = random_images(0, 3, channels=3)
     features, logits = inception.features(network, colour, "torch_fidelity", batch_size=3)
     expected = theirs(torch.from_numpy(colour).permute(0, 3, 1, 2))
     assert np.array_equal(features, expected[0].numpy()) and np.array_equal(logits, expected[1].numpy())
@@ -88,7 +77,7 @@ def test_torch_fidelity_protocol_is_what_torch_fidelity_computes(network, weight
 
 def test_the_layers_one_by_one_are_the_forward_pass(network):
     """pytorch_fid goes around torch-fidelity's forward method for the sake of the resize: nothing else may differ."""
-    batch = torch.from_numpy(images(1, 2, channels=3)).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(random_images(1, 2, channels=3)).permute(0, 3, 1, 2)
     resized = interpolate_bilinear_2d_like_tensorflow1x(batch.float(), size=(299, 299), align_corners=False)
     one_by_one, whole = inception._layers(network, (resized - 128) / 128), network(batch)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(one_by_one, whole))
@@ -109,7 +98,7 @@ def half_pixel_bilinear(image, side):
 
 
 def check_input(make_input):
-    colour = images(2, 1, side=5, channels=3)
+    colour = random_images(2, 1, side=5, channels=3)
     found = make_input(torch.from_numpy(colour).permute(0, 3, 1, 2))[0].numpy()
     np.testing.assert_allclose(found, half_pixel_bilinear(colour[0], 299) / 127.5 - 1, atol=1e-5)
 
@@ -139,7 +128,7 @@ def triangle(x):
 
 @pytest.mark.parametrize("side", [5, 320])  # enlarged and shrunk; as wide as it is high plus 3
 def test_clean_input_by_its_formula(side):
-    colour = images(2, 2, side=side, channels=3)
+    colour = random_images(2, 2, side=side, channels=3)
     found = inception.clean_input(torch.from_numpy(colour).permute(0, 3, 1, 2)).numpy()
     for picture, image in zip(found, colour, strict=True):
         weights = [pillow_weights(old, 299, cubic, 2) for old in image.shape[:2]]
@@ -154,7 +143,7 @@ def test_clean_input_by_its_formula(side):
 @pytest.mark.parametrize("side", [5, 320])
 def test_dcr_input_by_its_formula(side):
     """The short side comes to 299, the middle of the long one is cut out, and pixels lie in [-3, 1]."""
-    colour = images(3, 2, side=side, channels=3)
+    colour = random_images(3, 2, side=side, channels=3)
     colour[0, :2], colour[1, :2] = 0, 255
     found = inception.dcr_input(torch.from_numpy(colour).permute(0, 3, 1, 2)).numpy()
     width = int(299 * (side + 3) / side)
@@ -190,7 +179,7 @@ def test_the_check_tells_other_inputs_from_it(wrong):
 
 @pytest.mark.parametrize("protocol", ["clean", "dcr"])
 def test_the_other_protocols_feed_the_same_layers(network, protocol):
-    colour = images(5, 2, channels=3)
+    colour = random_images(5, 2, channels=3)
     features, _ = inception.features(network, colour, protocol, 2)
     given = inception.INPUTS[protocol](torch.from_numpy(colour).permute(0, 3, 1, 2))
     with torch.no_grad():
@@ -199,7 +188,7 @@ def test_the_other_protocols_feed_the_same_layers(network, protocol):
 
 
 def test_grey_is_colour_with_three_equal_channels_and_batches_change_nothing(network):
-    grey = images(3, 5)
+    grey = random_images(3, 5)
     features, logits = inception.features(network, grey, "pytorch_fid", batch_size=2)
     seen = []
     colour = inception.features(
@@ -211,7 +200,9 @@ def test_grey_is_colour_with_three_equal_channels_and_batches_change_nothing(net
     assert np.abs(features[0] - features[1]).max() > 100 * np.abs(features - colour[0]).max()  # images are told apart
 
 
-@pytest.mark.parametrize("wrong", [images(4, 2, channels=2), images(4, 2).astype(np.float32), images(4, 2)[0]])
+@pytest.mark.parametrize(
+    "wrong", [random_images(4, 2, channels=2), random_images(4, 2).astype(np.float32), random_images(4, 2)[0]]
+)
 def test_images_that_the_network_cannot_take_are_refused(network, wrong):
     with pytest.raises(ValueError, match=r"expected uint8 \[N, H, W, 1 or 3\]"):
         inception.features(network, wrong, "pytorch_fid", 2)
@@ -494,12 +485,9 @@ def made(tmp_path, monkeypatch, weights_file):
     monkeypatch.chdir(tmp_path)
     tiny = with_quality(weights=str(weights_file), protocols=PROTOCOLS, batch_size=4)
     tiny["sample"] |= {"num_images": 6, "batch_size": 4}
-    Path("params.yaml").write_text(yaml.safe_dump(tiny, sort_keys=False))
-    files.save_array(files.DATA / "train.npy", images(20, 5))
-    for part, (first, last) in enumerate([(0, 4), (4, 6)]):
-        for weights, brightest in BRIGHTEST.items():
-            shown = images(21, 6, brightest=brightest)[first:last]
-            files.save_array(files.samples_dir("ddpm-seed3", part) / f"{weights}.npy", shown)
+    write_params(tiny)
+    files.save_array(files.DATA / "train.npy", random_images(20, 5))
+    write_samples("ddpm-seed3", {weights: random_images(21, 6, brightest=b) for weights, b in BRIGHTEST.items()})
     return tiny
 
 
@@ -520,9 +508,9 @@ def test_the_stage_measures_every_kind_of_weights_under_both_protocols(made, net
     scores, fids = json.loads(path.read_text()), []
     for protocol in PROTOCOLS:
         train = files.load_arrays(files.quality_dir("reference") / f"{protocol}.safetensors")["features"]
-        assert np.array_equal(train, inception.features(network, images(20, 5), protocol, 4)[0])
+        assert np.array_equal(train, inception.features(network, random_images(20, 5), protocol, 4)[0])
         for weights, brightest in BRIGHTEST.items():
-            sample = inception.features(network, images(21, 6, brightest=brightest), protocol, 4)[0]
+            sample = inception.features(network, random_images(21, 6, brightest=brightest), protocol, 4)[0]
             found = scores[weights][protocol]
             assert list(found) == ["fid", "fid_50k", "kid", "is", "precision", "recall"]
             assert found["fid"] == pytest.approx(frechet_in_the_span(sample, train), rel=1e-4)

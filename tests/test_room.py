@@ -3,9 +3,10 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, text_experiment
 
 from stages import files, params, room
 from stages.method import unet
@@ -53,6 +54,41 @@ def test_what_a_real_run_left_is_what_was_estimated(finished, monkeypatch):
     assert (
         sum(s for _, s in made.values()) > 0.85 * sum(sizes.values()) - 20 * 4096
     )  # tables of a few rows are mostly headers
+
+
+@pytest.mark.parametrize(("ema_decay", "kept", "averaged"), [(0.0, 3, 1), (0.5, 4, 2)])
+def test_a_model_with_captions_takes_its_own_weights(tmp_path, monkeypatch, ema_decay, kept, averaged):
+    """Of a round 3 copies of them without averaged weights, 4 with; a variant that lies beside the weights is not counted."""
+    from PIL import Image
+    from safetensors.numpy import save_file
+
+    monkeypatch.chdir(tmp_path)
+    Path("model/unet").mkdir(parents=True)
+    weights = Path("model/unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+    arrays = {
+        "a.weight": np.zeros((30, 7), np.float32),
+        "a.bias": np.zeros(30, np.float16),
+        "scale": np.array(1.0, np.float32),
+    }
+    save_file(arrays, weights, metadata={"format": "pt"})
+    for name in ("diffusion_pytorch_model-00002-of-00002.safetensors", "diffusion_pytorch_model.fp16.safetensors"):
+        save_file({"b": np.zeros((11, 5), np.float32)}, weights.with_name(name))
+    num = 30 * 7 + 30 + 1 + 11 * 5
+    Path("images").mkdir()
+    for i in range(12):
+        Image.new("L", (16, 16)).save(f"images/{i}.png")
+    experiment = text_experiment()
+    experiment["data"]["root"], experiment["train"]["ema_decay"] = "images", ema_decay
+    made = room.outputs(experiment)
+    assert made["train@default-seed0-round1-shard0"][1] == kept * 4 * num
+    assert made["aggregate@default-seed0-round1"][1] == averaged * 4 * num
+    assert made["sample@default-seed0-part0"][1] == 3 * 16 * 16 * 3
+    weights.write_bytes(b"\xff" * 100)
+    with pytest.raises(
+        ValueError,
+        match=r"unet/diffusion_pytorch_model-00001-of-00002.safetensors is no safetensors file \(it is shorter than",
+    ):
+        room.outputs(experiment)
 
 
 def test_rounds_and_checkpoints_by_hand():
@@ -127,7 +163,6 @@ def test_enough_room_is_not_spoken_of_and_what_is_there_does_not_count(tmp_path,
 
 
 def test_a_folder_of_images_is_looked_at(tmp_path):
-    import numpy as np
     from PIL import Image
 
     for i in range(5):

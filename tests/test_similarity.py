@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import test_quality
 import test_report
 import tiny_sscd
 import torch
 import yaml
-from conftest import TINY, Project
+from conftest import TINY, Project, random_images, write_params, write_samples
 
 from stages import files, params, plan, similarity
 from stages.method import similarity as method
@@ -24,10 +23,6 @@ def weights_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("sscd") / "sscd_tiny.torchscript.pt"
     tiny_sscd.save(path)
     return path
-
-
-def images(seed, num, side=8, channels=1, brightest=256):
-    return test_quality.images(seed, num, side, channels, brightest)
 
 
 def units(seed, num, size=5):
@@ -66,14 +61,14 @@ def check_input(found, image, preprocess):
 @pytest.mark.parametrize("preprocess", ["dcr", "sscd"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_input_by_its_formula(preprocess, channels):
-    shown = images(0, 2, channels=channels)
+    shown = random_images(0, 2, channels=channels)
     found = method.network_input(shown, preprocess)
     for picture, image in zip(found, shown):
         check_input(picture, image, preprocess)
 
 
 def test_the_check_tells_the_two_inputs_apart():
-    shown = images(0, 1, channels=3)
+    shown = random_images(0, 1, channels=3)
     with pytest.raises(AssertionError):
         check_input(method.network_input(shown, "sscd")[0], shown[0], "dcr")
     with pytest.raises(AssertionError):  # the same crop, normalised with the other numbers
@@ -82,7 +77,7 @@ def test_the_check_tells_the_two_inputs_apart():
 
 
 def test_features_are_those_of_the_network_and_batches_change_nothing(weights_file):
-    plain, shown, told = tiny_sscd.save(weights_file.with_name("again.pt")), images(1, 5), []
+    plain, shown, told = tiny_sscd.save(weights_file.with_name("again.pt")), random_images(1, 5), []
     network = method.load(weights_file)
     found = method.features(network, shown, "dcr", 2, lambda done, total: told.append((done, total)))
     with torch.no_grad():
@@ -94,7 +89,7 @@ def test_features_are_those_of_the_network_and_batches_change_nothing(weights_fi
 
 
 def test_features_are_made_unit_where_the_network_does_not():
-    found = method.features(torch.nn.Sequential(Tail(), torch.nn.Linear(2, 3)), images(2, 4), "dcr", 4)
+    found = method.features(torch.nn.Sequential(Tail(), torch.nn.Linear(2, 3)), random_images(2, 4), "dcr", 4)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
 
 
@@ -103,7 +98,9 @@ class Tail(torch.nn.Module):
         return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))], dim=1)
 
 
-@pytest.mark.parametrize("wrong", [images(4, 2, channels=2), images(4, 2).astype(np.float32), images(4, 2)[0]])
+@pytest.mark.parametrize(
+    "wrong", [random_images(4, 2, channels=2), random_images(4, 2).astype(np.float32), random_images(4, 2)[0]]
+)
 def test_images_that_the_network_cannot_take_are_refused(weights_file, wrong):
     with pytest.raises(ValueError, match=r"expected uint8 \[N, H, W, 1 or 3\]"):
         method.features(method.load(weights_file), wrong, "dcr", 2)
@@ -112,11 +109,11 @@ def test_images_that_the_network_cannot_take_are_refused(weights_file, wrong):
 def test_networks_of_another_kind_are_refused():
     flat = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 5, stride=50))
     with pytest.raises(ValueError, match=r"gives \(2, 2, 5, 5\) for 2 images, expected \[B, D\]"):
-        method.features(flat, images(5, 2), "dcr", 2)
+        method.features(flat, random_images(5, 2), "dcr", 2)
     with pytest.raises(ValueError, match="not finite"):
         broken = torch.nn.Sequential(Tail(), torch.nn.Linear(2, 3))
         broken[1].weight.data[0] = torch.nan
-        method.features(broken, images(5, 2), "dcr", 2)
+        method.features(broken, random_images(5, 2), "dcr", 2)
 
 
 def test_a_file_that_is_no_torchscript(tmp_path):
@@ -256,21 +253,15 @@ def made(tmp_path, monkeypatch, weights_file):
     monkeypatch.chdir(tmp_path)
     tiny = with_similarity(weights=str(weights_file), preprocess="dcr", batch_size=4)
     tiny["sample"] |= {"num_images": 6, "batch_size": 4}
-    write(tiny)
+    write_params(tiny)
     files.save_array(files.DATA / "train.npy", TRAIN)
     files.write_json(files.DATA / "keys.json", {"train": [f"{c}.png" for c in "abcde"], "heldout": []})
-    for part, (first, last) in enumerate([(0, 4), (4, 6)]):
-        for weights, array in SAMPLES.items():
-            files.save_array(files.samples_dir("ddpm-seed3", part) / f"{weights}.npy", array[first:last])
+    write_samples("ddpm-seed3", SAMPLES)
     return tiny
 
 
-def write(experiment):
-    Path("params.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
-
-
-TRAIN = images(20, 5)
-SAMPLES = {"raw": images(21, 6), "ema": images(22, 6, brightest=100)}
+TRAIN = random_images(20, 5)
+SAMPLES = {"raw": random_images(21, 6), "ema": random_images(22, 6, brightest=100)}
 SAMPLES["raw"][[1, 5]] = TRAIN[3]
 
 
@@ -306,7 +297,7 @@ def test_the_stage_finds_copies_and_names_what_it_used(made, weights_file, capfd
 
     # Again without the file, and with pictures: a run takes the network of the reference.
     made["similarity"] |= {"weights": "gone.pt", "show_images": 2}
-    write(made)
+    write_params(made)
     before = (folder / "nearest.parquet").read_bytes()
     similarity.main(["--arm", "ddpm", "--seed", "3"])
     assert (folder / "nearest.parquet").read_bytes() == before
@@ -328,15 +319,13 @@ def test_a_stage_of_a_phase_that_is_left_out_says_how_to_turn_it_on(tmp_path, mo
 
 def test_where_images_have_prompts_each_is_compared_with_the_image_of_its_own(made):
     keys = ["a.png", "e.png", "a.png", "b.png", "d.png", "d.png"]
-    for part, (first, last) in enumerate([(0, 4), (4, 6)]):
-        lines = [
-            {"index": i, "prompt_used": f"used {i}", "prompt_original": f"line\n{i}", "train_key": keys[i], "seed": 3}
-            for i in range(first, last)
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        files.write_text(files.samples_dir("ddpm-seed3", part) / "generations.jsonl", text)
+    asked = [
+        {"index": i, "prompt_used": f"used {i}", "prompt_original": f"line\n{i}", "train_key": key, "seed": 3}
+        for i, key in enumerate(keys)
+    ]
+    write_samples("ddpm-seed3", SAMPLES, asked)
     made["similarity"]["show_images"] = 2
-    write(made)
+    write_params(made)
     similarity.main(["--reference"])
     similarity.main(["--arm", "ddpm", "--seed", "3"])
     folder = files.similarity_dir("ddpm-seed3")

@@ -113,6 +113,51 @@ def test_a_model_of_another_kind_is_refused(epsilon, tmp_path, file, change, tol
         model.check(other)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("unet/config.json", {"layers_per_block": 10**7}, "unet/config.json has layers_per_block 10000000, expected at most 20"),
+        ("unet/config.json", {"layers_per_block": 2}, r"unet/config.json describes [\d,]+ parameters, but the weights beside it are"),
+        ("vae/config.json", {"layers_per_block": "two"}, r"vae cannot be used \(TypeError: .*mend the folder model.pipeline"),
+        ("vae/config.json", {"scaling_factor": -0.2}, "scaling_factor -0.2, expected a number above 0"),
+        ("text_encoder/config.json", {"vocab_size": 100}, r"text_encoder cannot be used \(|of which the text encoder knows 100"),
+        ("scheduler/scheduler_config.json", {"beta_end": 2.0}, r"scheduler cannot be used \(.*its noise schedule leaves \(0, 1\)"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_is_not_of_the_weights_is_refused(epsilon, tmp_path, file, change, told):
+    """Before anything of the size that it describes is made."""
+    other = tmp_path / "other"
+    shutil.copytree(epsilon, other)
+    (other / file).write_text(json.dumps(json.loads((other / file).read_text()) | change))
+    with pytest.raises(ValueError, match=told):
+        model.Frozen(other, torch.device("cpu"))
+
+
+def test_a_model_for_inpainting_is_refused(epsilon, tmp_path):
+    """Its network takes 9 channels: latent, masked latent and mask."""
+    from diffusers import UNet2DConditionModel
+
+    other = tmp_path / "other"
+    shutil.copytree(epsilon, other)
+    config = UNet2DConditionModel.load_config(other / "unet") | {"in_channels": 9}
+    UNet2DConditionModel.from_config(config).save_pretrained(other / "unet")
+    with pytest.raises(
+        ValueError, match=r"^the network of .*other with the latents of its VAE .* cannot be used \(RuntimeError"
+    ):
+        model.Frozen(other, torch.device("cpu"))
+
+
+def test_a_tokenizer_without_a_length_takes_that_of_the_text_encoder(epsilon, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(epsilon, other)
+    path = other / "tokenizer/tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["model_max_length"]
+    path.write_text(json.dumps(config))
+    frozen, whole = (model.Frozen(folder, torch.device("cpu")) for folder in (other, epsilon))
+    assert frozen.num_tokens == 77 and torch.equal(frozen.tokens(["cross " * 90]), whole.tokens(["cross " * 90]))
+
+
 def test_a_safety_checker_is_noticed(epsilon, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(epsilon, other)
@@ -251,13 +296,18 @@ def test_any_caption_asks_for_two(epsilon, pixels, tmp_path, monkeypatch):
         objective(epsilon, pixels, tmp_path, monkeypatch, [["a"], ["b"], *CAPTIONS[2:]], any_caption=True)
 
 
-def test_captions_that_are_cut_are_counted_once(epsilon, pixels, tmp_path, monkeypatch, capsys):
+def test_captions_that_are_cut_are_counted_and_told_once(epsilon, pixels, tmp_path, monkeypatch, capsys):
+    """By the first of all stages; the number is for the captions that an arm shows."""
     long = "cross " * 80
-    objective(epsilon, pixels, tmp_path, monkeypatch, [[long], ["a " * 99, long * 2], *CAPTIONS[2:]])
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "tokens" in line] == [
-        "2 captions have more than 77 tokens: the rest of them is cut off"
-    ]
+    captions = [[long], [long, long * 2], ["a " * 99, "x"], *CAPTIONS[3:]]
+    for any_caption, expected in ((False, 2), (False, 2), (True, 3)):
+        if any_caption:
+            captions = [[*texts, "y"] for texts in captions]
+        learnt = objective(epsilon, pixels, tmp_path, monkeypatch, captions, any_caption)
+        assert learnt.numbers() == {"captions_cut": expected}
+    told = [line for line in capsys.readouterr().err.splitlines() if "tokens" in line]
+    assert told == ["3 of 10 captions of training images have more than 77 tokens: the rest of them is cut off"]
+    assert objective(epsilon, pixels, tmp_path, monkeypatch).numbers() == {}
 
 
 # Methods.
@@ -630,6 +680,7 @@ def test_prompts_are_the_same_for_all_and_none_is_drawn_twice():
 
 # Settings.
 
+UNAIMED = {"name": "wen", "learning_rate": 0.05, "weight_decay": 0.01, "max_iterations": 3}
 MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
 
 
@@ -639,8 +690,6 @@ MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
         ({"diffusion": {"num_timesteps": 10}}, "diffusion is {'num_timesteps': 10}, expected {} (model.pipeline brings its own"),
         ({"model": {"pipeline": "x", "dropout": 0.1}}, "unknown key model.dropout: valid keys here are pipeline"),
         ({"data": {"name": "digits", "num_train": 60, "split_seed": 0}}, "data.name is digits, whose images have no captions"),
-        ({"analyse": dict.fromkeys(("group_size", "noise_draws", "timestep_stride", "batch_size"), 1)
-          | {"select": "l2", "extreme_share": 0.1, "rare_skip_rate": 0.1}}, "the section analyse looks into models that are trained from"),
         ({"sample__guidance": 0.5}, "sample.guidance is 0.5, expected at least 1"),
         ({"arms__default__sample": {"weights": ["raw", "ema"]}}, "train.ema_decay of default is 0, so no averaged weights are kept"),
         ({"arms__default__sample": {"num_images": 33}}, "num_images of default asks for 33 captions, but there are 32 training images"),
@@ -649,6 +698,16 @@ MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
         ({"arms__default__sample": {"mitigation": {"name": "rt"}}}, "the key arms.default.sample.mitigation.num_words is missing"),
         ({"arms__default__train": {"epochs": 1, "steps": 3}}, "both epochs and steps say how long a round of default is"),
         ({"arms__default__train": {}}, "the key arms.default.train.epochs is missing"),
+        ({"train__caption": "fixed_text"}, "train.caption of default is fixed_text, but train.caption_text is missing or empty"),
+        ({"train__caption": "fixed_text", "train__caption_text": " \n"}, "is fixed_text, but train.caption_text is ' \\n': give the text"),
+        ({"arms__gn__train": {"epochs": 5, "caption": "fixed_text", "caption_text": ""}}, "caption of gn is fixed_text, but train.caption_text"),
+        ({"train__caption": "fixed_text", "train__caption_text": 7}, "train.caption_text is 7, expected a text (text model: with caption"),
+        ({"train__caption": "fixed"}, "train.caption is 'fixed', expected one of first, random_of_all, fixed_text"),
+        ({"data": {"name": "captioned_folder", "root": "x", "split_seed": 0}, "arms__default__sample": {"mitigation": UNAIMED}},
+         "sample.mitigation of default has no target, and no image is held out from whose captions it could be computed: set data.held"),
+        ({"arms__default__sample": {"mitigation": UNAIMED | {"target": {"kind": "rms"}}}}, "mitigation.target.value is missing"),
+        ({"train__caption_text": "a cat"}, "train.caption_text has no effect without caption: fixed_text: remove it"),
+        ({"arms__gn__train": {"epochs": 5, "caption_text": "a cat"}}, "arms.gn.train.caption_text has no effect without caption"),
         ({"arms__default__method": {"name": "added_noise", "variance": 0.1}}, "which trains a model without captions: use one of agc, cap"),
         ({"arms__default_rt__generator": {"arm": "nobody"}}, "generator.arm is nobody, expected one of the arms that are trained here: default,"),
         ({"arms__iet_agc_plus__rounds": 3, "arms__iet_agc_plus__redistribute": MSR}, "rounds is 3, expected an even number"),

@@ -7,44 +7,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import test_quality
 import test_report
 import tiny_clip
 import tiny_sd
 import tiny_sscd
 import torch
 import yaml
-from conftest import ROOT, TINY, Project
+from conftest import TINY, Project, random_images, text_experiment, write_params, write_samples
 
 from stages import clip, detect, files, params, plan
 from stages.method import clip_score
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLIP = {"model": "clip", "preprocess": "clip", "batch_size": 4}
 DETECT = {"num_prompts": 3, "images_per_prompt": 2, "num_steps": 4, "guidance": 3.0, "batch_size": 5}
 RUN = ["--arm", "default", "--seed", "0"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def text_experiment(**sections):
-    """The tiny experiment with captions: 6 images in two parts."""
-    tiny = yaml.safe_load((ROOT / "experiments/tiny/text.yaml").read_text())
-    tiny["arms"] = {"default": tiny["arms"]["default"]}
-    tiny["model"] = {"pipeline": "model"}
-    tiny["data"]["num_train"] = 12
-    tiny["score"]["neighbours"] = 5
-    tiny["sample"] |= {"num_images": 6, "parts": 2, "batch_size": 4}
-    return tiny | sections
-
-
-def write(experiment):
-    Path("params.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
 
 
 # Who has them.
@@ -82,6 +59,17 @@ def test_what_is_left_out_is_told_in_one_line_each():
     assert len(plan.left_out(yaml.safe_load(TINY))) == 1
 
 
+def test_a_safety_checker_is_left_out_in_one_line(tmp_path):
+    experiment = text_experiment()
+    experiment["model"]["pipeline"] = str(tmp_path)
+    before = plan.left_out(experiment)
+    (tmp_path / "model_index.json").write_text(
+        '{"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}'
+    )
+    told = f"the safety checker of {tmp_path} is left out, as what it blacks out could not be measured"
+    assert plan.left_out(experiment) == [*before, told]
+
+
 @pytest.mark.parametrize(
     ("sections", "told"),
     [
@@ -107,7 +95,7 @@ def test_the_clip_folder_is_looked_at_before_anything_runs(tmp_path, monkeypatch
 @pytest.mark.parametrize(("stage", "told"), [(clip, "the CLIP score is left out"), (detect, "detector is left out")])
 def test_a_stage_that_is_left_out_says_how_to_turn_it_on(tmp_path, monkeypatch, stage, told):
     monkeypatch.chdir(tmp_path)
-    write(text_experiment())
+    write_params(text_experiment())
     with pytest.raises(ValueError, match=f"{told}.*: add a section"):
         stage.main(RUN)
 
@@ -115,7 +103,7 @@ def test_a_stage_that_is_left_out_says_how_to_turn_it_on(tmp_path, monkeypatch, 
 # CLIP score.
 
 
-IMAGES = test_quality.images(30, 6, side=40, channels=3)
+IMAGES = random_images(30, 6, side=40, channels=3)
 ASKED = [(f"a {colour} square", f"word a {colour} square") for colour in ("red", "blue", "green", "white", "red", "of")]
 
 
@@ -124,15 +112,12 @@ def made(tmp_path, monkeypatch):
     """The working folder with samples of one run, in parts of 4 and 2, and their prompts."""
     monkeypatch.chdir(tmp_path)
     tiny_clip.build("clip")
-    write(text_experiment(clip=CLIP))
-    for part, (first, last) in enumerate([(0, 4), (4, 6)]):
-        folder = files.samples_dir("default-seed0", part)
-        files.save_array(folder / "raw.npy", IMAGES[first:last])
-        lines = [
-            {"index": i, "prompt_original": ASKED[i][0], "prompt_used": ASKED[i][1], "train_key": "a", "seed": 0}
-            for i in range(first, last)
-        ]
-        files.write_text(folder / "generations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_params(text_experiment(clip=CLIP))
+    asked = [
+        {"index": i, "prompt_original": original, "prompt_used": used, "train_key": "a", "seed": 0}
+        for i, (original, used) in enumerate(ASKED)
+    ]
+    write_samples("default-seed0", {"raw": IMAGES}, asked)
 
 
 def test_scores_of_a_run_are_means_over_its_images(made):
@@ -189,7 +174,7 @@ def test_the_stage_measures_both_kinds_of_prompts(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     tiny_sd.build("model", "D", "v_prediction")
-    write(text_experiment(detect=DETECT))
+    write_params(text_experiment(detect=DETECT))
     files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
     files.save_array(files.DATA / "train.npy", np.zeros((12, 32, 32, 3), np.uint8))
     files.write_json(files.DATA / "keys.json", {"train": [f"{i}.png" for i in range(12)], "heldout": []})
@@ -324,7 +309,7 @@ def test_the_detector_tells_captions_that_were_learnt_by_heart(tmp_path, monkeyp
         "caption_dropout": 0.1,
     }
     tiny["arms"]["default"]["train"] = {"steps": 600}
-    write(tiny)
+    write_params(tiny)
     learnt = [toys[i] for i in (0, 7, 14, 21)]  # a red square, a green circle, a blue triangle, a yellow cross
     unseen = [text for _, text in toys if "white" in text or "purple" in text]
     files.save_array(files.DATA / "train.npy", np.stack([image for image, _ in learnt] * 2))

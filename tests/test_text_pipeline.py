@@ -35,7 +35,9 @@ def finished(tmp_path_factory):
         arm: params["arms"][arm]
         for arm in ("default", "iet_agc_plus", "iet_agc_plus_authors", "default_rt", "plus_wen")
     }
-    project = made(tmp_path_factory.mktemp("text"), params | {"arms": arms})
+    analyse = {"group_size": 8, "noise_draws": 1, "timestep_stride": 200, "batch_size": 8, "select": "l2", "extreme_share": 0.25,
+               "rare_skip_rate": 0.27}  # fmt: skip
+    project = made(tmp_path_factory.mktemp("text"), params | {"arms": arms, "analyse": analyse})
     project.output = project.run("snakemake", "--cores", "2", env=OFFLINE).text
     return project
 
@@ -57,6 +59,12 @@ def test_every_phase_runs_and_nothing_runs_twice(finished):
         images = np.load(finished.root / f"artifacts/samples/{arm}-seed0/part0/raw.npy")
         assert images.shape == (16, 16, 16, 3) and images.dtype == np.uint8 and images.std() > 0
         assert any(line.startswith(f"{arm} ") for line in finished.output.splitlines()), arm  # of the table
+    found = json.loads((finished.root / "artifacts/analysis/iet_agc_plus-seed0/summary.json").read_text())
+    assert found["train_images"] == {"absent": "no image was skipped"}  # in 40 steps of 1,000 timesteps
+    assert (
+        found["loss_by_timestep"]["heldout"]["images"] == 8
+        and 'id="analyses"' in (finished.root / "report.html").read_text()
+    )
     assert not list(finished.root.glob("artifacts/**/ema.safetensors"))
     assert "Job " not in finished.run("snakemake", "--cores", "2", env=OFFLINE).text
     assert "changed" not in finished.run("dvc", "status").text

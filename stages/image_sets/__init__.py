@@ -91,6 +91,7 @@ SETS = {
         "put your images under data.root, with captions.json, metadata.jsonl or a .txt beside each (README, Stable Diffusion)",
         takes=("size", "captions", "num_train", "heldout_share"),
         captions=True,
+        stored=folders.stored,
     ),
 }
 

@@ -49,33 +49,33 @@ def matched(values, pool):
 
 @torch.no_grad()
 def losses(
-    network, images, timesteps, num_draws, alpha_bar, seed, batch_size, precision="fp32", progress=None, labels=None
+    network, x_0, timesteps, num_draws, alpha_bar, seed, batch_size, precision="fp32", progress=None, labels=None
 ):
     """Loss (Eq. 2) of every image at every timestep, a mean over noise draws that all images share.
 
     The noise is keyed by (seed, timestep, draw), so a curve with fewer timesteps is a part of one with more.
 
     network     in evaluation mode
-    images      [n,C,H,W] uint8 on the device of the network
+    x_0         [n,C,H,W] float32 on the device of the network: images in [-1, 1], or their latents
     timesteps   [S] int, 0 <= t < T
     num_draws   noise draws for each timestep
     alpha_bar   [T] float32 on the device
     progress    None or a callable (timesteps done, S)
-    labels      [n] int64 class of each image, None for an unconditional network
+    labels      [n] int64 class of each image, or [n,L,D] embedding of its caption; None for an unconditional network
     Returns     [n,S] float64 numpy array
     Raises      FloatingPointError: a loss is not finite
     """
-    device = images.device
-    total = torch.zeros(len(images), len(timesteps), dtype=torch.float64, device=device)
+    device = x_0.device
+    total = torch.zeros(len(x_0), len(timesteps), dtype=torch.float64, device=device)
     for s, timestep in enumerate(timesteps):
         for draw in range(num_draws):
             generator = randomness.numpy_generator("loss_noise", seed, timestep, draw)
-            eps = torch.from_numpy(generator.standard_normal(images.shape[1:], np.float32)).to(device)
-            for start in range(0, len(images), batch_size):
-                x_0 = diffusion.normalise(images[start : start + batch_size])
-                t = torch.full((len(x_0),), timestep, device=device)
+            eps = torch.from_numpy(generator.standard_normal(x_0.shape[1:], np.float32)).to(device)
+            for start in range(0, len(x_0), batch_size):
+                batch = x_0[start : start + batch_size]
+                t = torch.full((len(batch),), timestep, device=device)
                 y = None if labels is None else labels[start : start + batch_size]
-                loss = diffusion.sample_losses(network, x_0, t, eps.expand_as(x_0), alpha_bar, precision, y)
+                loss = diffusion.sample_losses(network, batch, t, eps.expand_as(batch), alpha_bar, precision, y)
                 total[start : start + batch_size, s] += loss
         if progress is not None:
             progress(s + 1, len(timesteps))

@@ -38,10 +38,11 @@ SETTINGS = {
         },
     },
     "wen": {
-        "required": ["target", "learning_rate", "weight_decay", "max_iterations"],
+        "required": ["learning_rate", "weight_decay", "max_iterations"],
         "properties": {
             "target": {
-                "description": "magnitude at the first step below which an image's embedding is left as it is by then",
+                "description": "magnitude at the first step below which an image's embedding is left as it is by then (default: the "
+                "median rms of captions of held-out images)",
                 "type": "object",
                 "additionalProperties": False,
                 "required": ["kind", "value"],
@@ -143,6 +144,7 @@ def optimised(settings, cond, difference):
     once it is there; the public code takes the norm over the whole batch instead. The first token, which marks the start and is the
     same for all prompts, gets no gradient; AdamW's weight decay moves it all the same, as in the public code.
 
+    settings  section sample.mitigation, with its target
     Returns   embeddings [B,L,D]; losses, a list of [B] tensors: before the first update, ..., after the last
     """
     import torch

@@ -3,14 +3,17 @@
 B images at a time, L tokens, D width of the text encoder, c h w latent.
 """
 
+import statistics
 import sys
 from types import SimpleNamespace
 
 import torch
 
-from stages import files, text
-from stages.method import diffusion, prompt_mitigations, randomness, sampling
-from stages.text import latents, model
+from stages import files, params, text
+from stages.method import diffusion, magnitude_detector, prompt_mitigations, randomness, sampling
+from stages.text import latents
+
+NUM_UNSEEN = 100  # captions, at most, that the default target of Wen et al. is computed from
 
 
 def prompted(num_images, images_per_prompt, num_train, seed, with_replacement=False):
@@ -64,10 +67,12 @@ class Source:
         self.network = self.built.network.to(job.device).eval().requires_grad_(False)
         self.mitigation = settings.get("mitigation")
         self.folder = files.model_dir(job.run, job.recipe["rounds"])
-        captions, keys = files.DATA / "captions.json", files.DATA / "keys.json"
+        read = [files.DATA / "captions.json", files.DATA / "keys.json"]
         weights = [self.folder / f"{name}.safetensors" for name in settings["weights"]]
-        self.inputs = [*weights, captions, keys, *self.built.inputs]
-        self.captions, self.keys = files.load_json(captions)["train"], files.load_json(keys)["train"]
+        self.inputs = [*weights, *read, *self.built.inputs]
+        captions, keys = map(files.load_json, read)
+        self.captions, self.keys = captions["train"], keys["train"]
+        self.fixed_text = params.fixed_text(job.params, job.arm)
         self.prompted = prompted(
             settings["num_images"],
             settings.get("images_per_prompt", 1),
@@ -75,37 +80,61 @@ class Source:
             job.seed,
             settings.get("with_replacement", False),
         )
-        if model.has_safety_checker(self.frozen.folder):
-            print(
-                f"{self.frozen.folder} comes with a safety checker: it is not used, as what it blacks out could not be measured",
-                file=sys.stderr,
-            )
-        if cut := self.frozen.num_cut([self.captions[i][0] for i in self.prompted]):
-            longest = self.frozen.tokenizer.model_max_length
-            print(f"{cut} prompts have more than {longest} tokens: the rest of them is cut off", file=sys.stderr)
+
+        self.targets = {}  # of wen, by kind of weights, where params.yaml has none
+        self.unseen = []
+        if self.mitigation and self.mitigation["name"] == "wen" and "target" not in self.mitigation:
+            unseen = text.unseen(captions)
+            if not unseen:
+                raise ValueError(
+                    "sample.mitigation has no target, and there is no caption of a held-out image that no training image shares, from "
+                    "which it could be computed: set data.heldout_share, or give sample.mitigation.target (params.yaml)"
+                )
+            self.unseen = unseen[:: -(-len(unseen) // NUM_UNSEEN)]
 
     def load(self, weights):
         from stages.method import unet
 
         path = self.folder / f"{weights}.safetensors"
         unet.load(self.network, files.load_arrays(path), path)
+        if self.unseen:
+            value = self.targets[weights] = self.median_of_unseen()
+            self.mitigation = self.mitigation | {"target": {"kind": "rms", "value": value}}
+            print(
+                f"sample.mitigation: the target of wen is {value:.4g} (rms), the median magnitude of {len(self.unseen)} captions of "
+                f"held-out images, {weights} weights",
+                file=sys.stderr,
+            )
+
+    def median_of_unseen(self):
+        """The median over unseen captions of the rms magnitude at the first step, each with the noise of one image. One caption at a
+        time: the result depends on no batch size."""
+        found = []
+        with torch.no_grad():
+            uncond = self.frozen.embeddings([""])
+            for i, prompt in enumerate(self.unseen):
+                x_T = sampling.starting_noise(i, i + 1, self.latent_shape, self.job.seed).to(self.job.device)
+                difference = self.first_difference(x_T, uncond)(self.frozen.embeddings([prompt]))
+                found.append(float(magnitude_detector.magnitudes(difference)["rms"]))
+        return statistics.median(found)
 
     def labels(self, first, last):
         return None
 
     def prompt(self, image):
-        """The prompt of an image: the first caption of its training image."""
-        return self.captions[self.prompted[image]][0]
+        """The prompt of an image: the first caption of its training image, or the one text that the model was trained with."""
+        return self.fixed_text or self.captions[self.prompted[image]][0]
 
     def records(self, first, last):
-        """What images first..last-1 were asked for: a list of dicts."""
+        """What images first..last-1 were asked for: a list of dicts; a text that stands for all images is that of none."""
         return [
             {
                 "index": image,
                 "prompt_used": self.prompt_used(image),
                 "prompt_original": self.prompt(image),
-                "train_key": self.keys[self.prompted[image]],
+                "train_key": None if self.fixed_text else self.keys[self.prompted[image]],
                 "seed": self.job.seed,
+                **({"wen_target": self.targets} if self.targets else {}),
             }
             for image in range(first, last)
         ]

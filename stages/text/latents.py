@@ -9,6 +9,7 @@ B batch, b rows of it, N images of the training set, L tokens, D width of the te
 import hashlib
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -46,14 +47,18 @@ class Latents:
     latent_shape (c, h, w)
     moments      [N,F,2c,h,w] float32 array: the VAE's posterior of every training image, and of its mirror image where F is 2
     table        (dict caption -> row, [rows,L,D] float32 array): embeddings that are there already
+    num_cut      how many of the captions that training shows are cut, as they have too many tokens
     """
 
-    def __init__(self, frozen, captions, latent_shape, moments, table):
-        self.frozen, self.captions, self.latent_shape = frozen, captions, latent_shape
+    def __init__(self, frozen, captions, latent_shape, moments, table, num_cut):
+        self.frozen, self.captions, self.latent_shape, self.num_cut = frozen, captions, latent_shape, num_cut
         self.kept_moments, (self.rows, self.kept_embeddings) = moments, table
 
     def noise_shape(self, x):
         return (len(x), *self.latent_shape)
+
+    def numbers(self):
+        return {"captions_cut": self.num_cut} if self.num_cut else {}
 
     def prompts(self, ids, settings, key):
         """A caption of each image: the first, or any of them; none at all (an empty text) with probability caption_dropout."""
@@ -124,6 +129,28 @@ class Latents:
         return self.frozen.latents(moments, noise[rows])
 
 
+def profiled(frozen, network, images, captions):
+    """A text-conditioned model as loss_profile.losses looks at one: the loss is that of the noise, whatever the network predicts.
+
+    images     [n,C,H,W] float32 in [-1, 1] on the device
+    captions   list of n texts
+    Returns    function (x_t, t, class_labels [b,L,D]) -> object with the noise in .sample
+               [n,c,h,w] float32 mean of each latent; [n,L,D] float32 embeddings
+    """
+    x_0, embeddings = [], []
+    for start in range(0, len(captions), AT_ONCE):
+        moments = frozen.moments(images[start : start + AT_ONCE])
+        x_0.append(frozen.latents(moments, torch.zeros_like(moments.chunk(2, dim=1)[0])))
+        embeddings.append(frozen.embeddings(captions[start : start + AT_ONCE]))
+
+    def predict(x, t, class_labels):
+        found = network(x, t, encoder_hidden_states=class_labels).sample.float()
+        signal = frozen.alpha_bars.to(x)[t].view(-1, 1, 1, 1)
+        return SimpleNamespace(sample=as_noise(frozen.prediction_type, found, x, signal))
+
+    return predict, torch.cat(x_0), torch.cat(embeddings)
+
+
 def build(frozen, captions, latent_shape, flip, any_caption):
     """The objective for the training images of artifacts/data, with what can be kept made or read back.
 
@@ -137,12 +164,7 @@ def build(frozen, captions, latent_shape, flip, any_caption):
             f"train.caption is random_of_all, but {poor} of {len(captions)} training images have a single caption: give each at least "
             "two, or set it to first (params.yaml)"
         )
-    used = {text for texts in captions for text in texts} if any_caption else set(distinct)
-    if cut := frozen.num_cut(sorted(used)):
-        print(
-            f"{cut} captions have more than {frozen.tokenizer.model_max_length} tokens: the rest of them is cut off",
-            file=sys.stderr,
-        )
+    every = sorted({text for texts in captions for text in texts})
 
     def moments():
         pixels = files.load_array(files.DATA / "train.npy", mmap=True)
@@ -153,6 +175,12 @@ def build(frozen, captions, latent_shape, flip, any_caption):
             yield torch.stack(both, dim=1).cpu().numpy()
 
     def embeddings():
+        if cut := frozen.num_cut(every):  # told here, as this is done once for all arms and rounds
+            print(
+                f"{cut} of {len(every)} captions of training images have more than {frozen.num_tokens} tokens: the "
+                "rest of them is cut off",
+                file=sys.stderr,
+            )
         for start in range(0, len(distinct), AT_ONCE):
             yield frozen.embeddings(distinct[start : start + AT_ONCE]).cpu().numpy()
 
@@ -166,6 +194,7 @@ def build(frozen, captions, latent_shape, flip, any_caption):
             {text: row for row, text in enumerate(distinct)},
             _kept("embeddings", [device, distinct], files_of(folder, "tokenizer", "text_encoder"), len(distinct), embeddings),
         ),
+        frozen.num_cut(every if any_caption else distinct),
     )  # fmt: skip
 
 

@@ -3,7 +3,10 @@
 B batch, L tokens of a prompt (77), D width of the text encoder, C H W image, c h w latent, f = H / h.
 """
 
+import contextlib
 import json
+import math
+import re
 from pathlib import Path
 
 # What must be there of a pipeline, by the sub-folder it lies in. Weights are read from safetensors alone.
@@ -14,6 +17,16 @@ PARTS = {
     "unet": ("config.json", "*.safetensors"),
     "scheduler": ("scheduler_config.json",),
 }
+# Files of weights, whole or in pieces; not the variants beside them, such as .fp16.safetensors.
+WEIGHTS = re.compile(r"[a-z_]+(-\d+-of-\d+)?\.safetensors")
+# What a damaged configuration would have built for hours, by file and key: the largest number that is taken for meant.
+BOUNDS = {
+    "unet/config.json": {"layers_per_block": 20, "transformer_layers_per_block": 100, "mid_block_layers": 20},
+    "vae/config.json": {"layers_per_block": 20},
+    "text_encoder/config.json": {"num_hidden_layers": 200},
+    "scheduler/scheduler_config.json": {"num_train_timesteps": 100_000},
+}
+MEND = "mend the folder model.pipeline (params.yaml)"
 READ = (".json", ".txt", ".safetensors")  # the files of a part that its content depends on
 
 
@@ -35,6 +48,10 @@ def check(folder):
         raise ValueError(
             f"{folder} is no Stable Diffusion model in diffusers' layout: it lacks {', '.join(missing)} (params.yaml, model.pipeline)"
         )
+    for file, keys in BOUNDS.items():
+        for key, most in keys.items():
+            if _largest(found := _config(folder / file).get(key)) > most:
+                raise ValueError(f"{folder / file} has {key} {_short(found)}, expected at most {most:,}: {MEND}")
     kind = _config(folder / "unet/config.json").get("_class_name", "a network of no name")
     if kind != "UNet2DConditionModel":
         raise ValueError(
@@ -47,6 +64,13 @@ def check(folder):
         )
 
 
+def _largest(value):
+    """The largest number in a value of a configuration; 0 where there is none."""
+    if isinstance(value, list):
+        return max(map(_largest, value), default=0)
+    return value if isinstance(value, (int, float)) else 0
+
+
 def files_of(folder, *parts):
     """The files that parts of a model are read from, in order."""
     return sorted(
@@ -54,16 +78,53 @@ def files_of(folder, *parts):
     )
 
 
+def num_values(folder, part):
+    """Number of values in the weights of a part, from the headers of its files alone.
+
+    Raises   ValueError: a file is no safetensors
+    """
+    total = 0
+    for path in sorted(path for path in (Path(folder) / part).iterdir() if WEIGHTS.fullmatch(path.name)):
+        try:
+            with open(path, "rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if length > path.stat().st_size:
+                    raise ValueError("it is shorter than its header says")
+                header = json.loads(stream.read(length))
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is no safetensors file ({error}): put the model there again") from None
+    return total
+
+
 def has_safety_checker(folder):
     index = Path(folder) / "model_index.json"
-    return index.exists() and any(_config(index).get("safety_checker") or [])
+    named = _config(index).get("safety_checker") if index.exists() else None
+    return isinstance(named, list) and any(named)
 
 
 def _config(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): mend the folder model.pipeline (params.yaml)") from None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {MEND}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {_short(found)}, expected an object: {MEND}")
+    return found
+
+
+def _short(found):
+    text = " ".join(str(found).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+@contextlib.contextmanager
+def _told(what):
+    """Whatever the libraries say of a file that they cannot use, of which there is no list, becomes one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} cannot be used ({type(error).__name__}: {_short(error)}): {MEND}") from None
 
 
 def unet(folder):
@@ -82,20 +143,93 @@ def unet_weights(folder):
     import torch
     from diffusers import UNet2DConditionModel
 
-    network = UNet2DConditionModel.from_pretrained(
-        folder,
-        subfolder="unet",
-        local_files_only=True,
-        use_safetensors=True,
-        low_cpu_mem_usage=False,
-        torch_dtype=torch.float32,
-    )
+    network = _loaded(UNet2DConditionModel, folder, "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False)
     return {name: parameter.detach().numpy() for name, parameter in network.named_parameters()}
+
+
+def _loaded(kind, folder, part, **options):
+    """A part of the model with its weights, of which none may be missing (they would be random) and none too many (the part would be
+    another one than was trained; old files of text encoders hold what is no weight)."""
+    path = Path(folder) / part
+    with _told(path):
+        found, told = kind.from_pretrained(
+            path,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"{path} lacks the weights {_short(', '.join(missing))}: {MEND}")
+    if part != "text_encoder" and (more := sorted(told["unexpected_keys"])):
+        raise ValueError(f"{path} has weights that its config.json does not know, {_short(', '.join(more))}: {MEND}")
+    return found
+
+
+def without_memory(folder):
+    """The parts of a model that have weights, as shapes without memory (on torch's device meta), tried on each other.
+
+    Returns   dict: unet, vae, text_encoder
+    Raises    ValueError: no such model, a configuration that cannot be used or describes more than there are weights, parts that do
+              not fit each other, such as those of a model for inpainting
+    """
+    import torch
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = Path(folder)
+    check(folder)
+    build = {
+        "unet": lambda path: unet(folder),
+        "vae": lambda path: AutoencoderKL.from_config(AutoencoderKL.load_config(path, local_files_only=True)),
+        "text_encoder": lambda path: CLIPTextModel(CLIPTextConfig.from_pretrained(path, local_files_only=True)),
+    }
+    parts = {}
+    for name, make in build.items():
+        with _told(folder / name), torch.device("meta"):
+            parts[name] = make(folder / name).eval()
+        described = sum(parameter.numel() for parameter in parts[name].parameters())
+        if described > (there := num_values(folder, name)):
+            raise ValueError(
+                f"{folder / name}/config.json describes {described:,} parameters, but the weights beside it are {there:,}: {MEND}"
+            )
+    vae, width = parts["vae"], parts["text_encoder"].config.hidden_size
+    with _told(f"the network of {folder} with the latents of its VAE and the embeddings of its text encoder"):
+        with torch.device("meta"), torch.no_grad():
+            side = 8 * 2 ** (len(vae.config.block_out_channels) - 1)
+            latents = vae.encode(torch.empty(1, vae.config.in_channels, side, side)).latent_dist.parameters.chunk(
+                2, dim=1
+            )[0]
+            found = parts["unet"](latents, torch.zeros(1), encoder_hidden_states=torch.empty(1, 77, width)).sample
+            image = vae.decode(found).sample
+        shapes = [tuple(found.shape), tuple(latents.shape), tuple(image.shape)]
+        expected = (1, vae.config.latent_channels, 8, 8)
+        if shapes != [expected, expected, (1, 3, side, side)]:
+            raise ValueError(
+                f"shapes of prediction, latent and image are {shapes}, expected {expected} of the first two"
+            )
+    return parts
+
+
+def latent_shape(vae_config, image_shape, folder):
+    """(c, h, w) of the latent of an image (C, H, W).
+
+    Raises   ValueError: grey images, or a size that the VAE cannot halve as often as it does
+    """
+    channels, height, width = image_shape
+    factor = 2 ** (len(vae_config.block_out_channels) - 1)
+    if channels != vae_config.in_channels or height % factor or width % factor:
+        raise ValueError(
+            f"images are {width}x{height} with {channels} channels, expected {vae_config.in_channels} channels and multiples of "
+            f"{factor} pixels for the VAE of {folder}: set data.size (params.yaml)"
+        )
+    return vae_config.latent_channels, height // factor, width // factor
 
 
 class Frozen:
     """All of a model that is not trained: tokenizer, text encoder, VAE, noise schedule.
 
+    num_tokens        of a prompt, which is padded or cut to it
     alpha_bars        [T] float64
     prediction_type   of the network: epsilon or v_prediction
     """
@@ -106,37 +240,47 @@ class Frozen:
         from transformers import AutoTokenizer, CLIPTextModel
         from transformers.utils import logging
 
-        check(folder)
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # of a config that names what this version does not need
-        here = {"local_files_only": True}
+        without_memory(folder)
         self.folder, self.device = Path(folder), device
-        self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", **here)
-        self.text_encoder = CLIPTextModel.from_pretrained(
-            self.folder / "text_encoder", use_safetensors=True, dtype=torch.float32, **here
-        )
-        self.vae = AutoencoderKL.from_pretrained(
-            self.folder / "vae", use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, **here
-        )
+        self.text_encoder = _loaded(CLIPTextModel, folder, "text_encoder", dtype=torch.float32)
+        self.vae = _loaded(AutoencoderKL, folder, "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        scale = self.vae.config.scaling_factor
+        if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+            raise ValueError(
+                f"{self.folder}/vae/config.json has scaling_factor {_short(scale)}, expected a number above 0: {MEND}"
+            )
         for module in (self.text_encoder, self.vae):
             module.to(device).eval().requires_grad_(False)
-        scheduler = DDIMScheduler.from_pretrained(self.folder / "scheduler", **here)
-        self.alpha_bars = scheduler.alphas_cumprod.double()
+        with _told(self.folder / "tokenizer"):
+            self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        with _told(f"the tokenizer of {self.folder} with its text encoder"):
+            self._try_prompts()
+        with _told(self.folder / "scheduler"):
+            scheduler = DDIMScheduler.from_pretrained(self.folder / "scheduler", local_files_only=True)
+            self.alpha_bars = scheduler.alphas_cumprod.double()
+            if not ((self.alpha_bars > 0) & (self.alpha_bars < 1)).all():
+                raise ValueError("its noise schedule leaves (0, 1)")
         self.prediction_type = scheduler.config.prediction_type
 
-    def latent_shape(self, image_shape):
-        """(c, h, w) of the latent of an image (C, H, W).
-
-        Raises   ValueError: grey images, or a size that the VAE cannot halve as often as it does
-        """
-        channels, height, width = image_shape
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        if channels != self.vae.config.in_channels or height % factor or width % factor:
+    def _try_prompts(self):
+        """That the text encoder knows the tokens, and what becomes of prompts."""
+        known = self.text_encoder.config
+        self.num_tokens = min(self.tokenizer.model_max_length, known.max_position_embeddings)  # of a prompt
+        if len(self.tokenizer) > known.vocab_size:
             raise ValueError(
-                f"images are {width}x{height} with {channels} channels, expected {self.vae.config.in_channels} channels and multiples "
-                f"of {factor} pixels for the VAE of {self.folder}: set data.size (params.yaml)"
+                f"it has {len(self.tokenizer):,} tokens, of which the text encoder knows {known.vocab_size:,}"
             )
-        return self.vae.config.latent_channels, height // factor, width // factor
+        found, expected = self.embeddings(["a prompt", ""]), (2, self.num_tokens, known.hidden_size)
+        if tuple(found.shape) != expected or not found.isfinite().all():
+            raise ValueError(
+                f"two prompts become embeddings of shape {tuple(found.shape)}, expected finite ones of {expected}"
+            )
+
+    def latent_shape(self, image_shape):
+        """(c, h, w) of the latent of an image (C, H, W)."""
+        return latent_shape(self.vae.config, image_shape, self.folder)
 
     def tokens(self, prompts):
         """Token ids of prompts, padded or cut to the length that the text encoder takes: [B,L] int64 on the device."""
@@ -144,7 +288,7 @@ class Frozen:
             prompts,
             padding="max_length",
             truncation=True,
-            max_length=self.tokenizer.model_max_length,
+            max_length=self.num_tokens,
             return_tensors="pt",
         )
         return encoded.input_ids.to(self.device)
@@ -152,7 +296,7 @@ class Frozen:
     def num_cut(self, prompts):
         """How many prompts have more tokens than the text encoder takes, and are cut."""
         ids = self.tokenizer(prompts, truncation=False, verbose=False).input_ids
-        return sum(len(one) > self.tokenizer.model_max_length for one in ids)
+        return sum(len(one) > self.num_tokens for one in ids)
 
     def embeddings(self, prompts):
         """What the network sees of prompts: [B,L,D] float32 on the device."""

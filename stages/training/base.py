@@ -24,6 +24,7 @@ class Model:
     objective       function () -> what the network learns of the training images
     inputs          files that all this depends on beside the settings
     frozen          what only a text-conditioned model has: text.model.Frozen
+    memory          what it takes of a GPU's memory, in words; "" where that is not known
     """
 
     method: object
@@ -34,6 +35,7 @@ class Model:
     objective: Callable = Pixels
     inputs: list = field(default_factory=list)
     frozen: object = None
+    memory: str = ""
 
 
 @dataclass

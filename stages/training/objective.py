@@ -17,6 +17,10 @@ class Pixels:
         """The captions that a step shows the network, list of B texts; None where it sees none."""
         return None
 
+    def numbers(self):
+        """Numbers for the report on what the network is shown, by name."""
+        return {}
+
     def sample_losses(self, step, images, rows):
         """See base.Step.sample_losses."""
         x_0 = diffusion.normalise(step.x[rows]) if images is None else images
