@@ -31,7 +31,7 @@ def outputs(experiment):
     num_images, shape = found
     pixels = math.prod(shape)
     num_train = experiment["data"].get("num_train", num_images)
-    weights = 4 * unet.num_parameters(experiment["model"], shape[2])
+    weights = 4 * _num_parameters(experiment["model"], shape[2])
     expanded = plan.expand(experiment)
     made = {"data": (files.DATA, num_images * (pixels + 8 + 30))}  # pixels, label, name
     for key, item in expanded["shard"].items():
@@ -61,6 +61,20 @@ def outputs(experiment):
         )
     made["report"] = files.REPORT, 20 * LIGHT_BYTES
     return made
+
+
+def _num_parameters(model, channels):
+    """Of the network that is trained: that of the section model, or the one in the folder of a text-conditioned model."""
+    if "pipeline" not in model:
+        return unet.num_parameters(model, channels)
+    import safetensors
+
+    sizes = {}  # by name: the folder may hold the same weights in another precision, too
+    for path in Path(model["pipeline"], "unet").glob("*.safetensors"):
+        with safetensors.safe_open(path, "numpy") as weights:
+            names = weights.keys()
+            sizes |= {name: math.prod(weights.get_slice(name).get_shape()) for name in names}
+    return sum(sizes.values())
 
 
 def needed(made, stages, slots, rounds_kept=None):

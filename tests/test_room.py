@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import ROOT, TINY
 
 from stages import files, params, room
 from stages.method import unet
@@ -137,3 +137,24 @@ def test_a_folder_of_images_is_looked_at(tmp_path):
     assert made["data"][1] == 5 * (6 * 10 * 3 + 38)
     assert room.outputs(EXPERIMENT | {"data": data | {"size": 4}})["data"][1] == 5 * (4 * 4 * 3 + 38)
     assert room.outputs(EXPERIMENT | {"data": data | {"root": str(Path(tmp_path, "none"))}}) is None
+
+
+def test_a_text_conditioned_model_counts_with_the_network_in_its_folder(tmp_path):
+    """Weights by name: the same ones in half precision beside them count once."""
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    unet_folder = tmp_path / "model/unet"
+    unet_folder.mkdir(parents=True)
+    first, second = {"a": torch.zeros(3, 5)}, {"b": torch.zeros(7), "c": torch.zeros(())}
+    save_file(first, unet_folder / "diffusion-1-of-2.safetensors")
+    save_file(second, unet_folder / "diffusion-2-of-2.safetensors")
+    save_file({"a": first["a"].half()}, unet_folder / "diffusion.fp16.safetensors")
+    Image.new("RGB", (12, 10)).save(tmp_path / "x.png")
+    experiment = yaml.safe_load((ROOT / "experiments/tiny/text.yaml").read_text())
+    experiment["data"] |= {"root": str(tmp_path), "size": 4}
+    made = room.outputs(experiment | {"model": {"pipeline": str(tmp_path / "model")}})
+    assert made["data"][1] == 4 * 4 * 3 + 38
+    assert made["train@iet_agc_plus-seed0-round2-shard1"][1] == 16 * 23
+    assert made["aggregate@default-seed0-round1"][1] == 8 * 23
