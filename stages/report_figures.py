@@ -327,7 +327,9 @@ def _log_scale(axes, which="y"):
     getattr(axes, f"set_{which}scale")("log")
     axis = getattr(axes, f"{which}axis")
     plain = FuncFormatter(lambda value, _: f"{value:g}")  # 0.02 reads better than a power, and powers need a maths font
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    # Of 1, 2 and 5 hardly any lies on an axis that is less than a decade long.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(5))
     axis.set_major_formatter(plain)
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
