@@ -59,7 +59,8 @@ figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 0.9rem; }
 .gallery figcaption { font-size: 0.78rem; line-height: 1.35; overflow-wrap: anywhere; }
 .pair { display: flex; gap: 3px; }
-.grid img { width: 6rem; image-rendering: pixelated; background: var(--tint); display: block; }
+.grid img { width: 5rem; image-rendering: pixelated; background: var(--tint); display: block; margin-left: auto; }
+.grid tbody th { white-space: normal; min-width: 8rem; max-width: 14rem; font-weight: normal; }
 .pair img { width: calc(50% - 1.5px); image-rendering: pixelated; background: var(--tint); }
 pre { overflow-x: auto; padding: 0.8rem; background: var(--tint); font-size: 0.82rem; line-height: 1.4; }
 summary { cursor: pointer; }

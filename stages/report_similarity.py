@@ -83,7 +83,10 @@ def section(settings, metrics):
         f"{used['sha256'][:16]}…, preprocessing {used['preprocess']}. The 95th percentile of the training images to each other, "
         f"without themselves, is {number(used['train']['percentile_95'])}."
     )
-    caption = f"Density of the similarities, {weights} weights, seed {seed}. Grey: training images, each to the most similar other one."
+    caption = (
+        f"Density of the similarities, {weights} weights, seed {seed}; each row has its own scale. Grey: training images, each to the "
+        "most similar other one."
+    )
     return (
         f'<section>\n<h2 id="similarity">Similarity</h2>\n{html_table(_rows(settings, metrics), told)}\n'
         f"<div class=panels><figure>{figure}<figcaption>{caption}</figcaption></figure></div>\n"
@@ -164,8 +167,8 @@ def _grid(pictures, nearest):
     asked = "prompt" in table
     heads = ["", "training image" if asked else f"nearest to {next(iter(pictures))}", *pictures]
     rows = []
-    for i in range(len(first["first"])):
-        prompt = table.prompt[i] if asked else f"image {i}"
+    for i, image in enumerate(first["first_image"]):
+        prompt = table.prompt[image] if asked else f"image {image}"
         shown = [
             first["first_originals"][i],
             *(of_arm["first"][i] for of_arm in pictures.values() if i < len(of_arm["first"])),

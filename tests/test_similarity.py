@@ -336,7 +336,7 @@ def test_where_images_have_prompts_each_is_compared_with_the_image_of_its_own(ma
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         files.write_text(files.samples_dir("ddpm-seed3", part) / "generations.jsonl", text)
-    made["similarity"]["show_images"] = 2
+    made["similarity"]["show_images"] = 3
     write(made)
     similarity.main(["--reference"])
     similarity.main(["--arm", "ddpm", "--seed", "3"])
@@ -346,7 +346,12 @@ def test_where_images_have_prompts_each_is_compared_with_the_image_of_its_own(ma
     assert list(raw.own_train) == [0, 4, 0, 1, 3, 3] and raw.prompt[4] == "line\n4"
     assert raw.own_similarity[5] == pytest.approx(1) and raw.own_similarity[1] < raw.similarity[1] == pytest.approx(1)
     pictures = files.load_arrays(folder / "pictures.safetensors")
-    assert np.array_equal(pictures["raw.first_originals"], TRAIN[[0, 4]])
+    # One image a prompt: image 2 is asked for with the caption of image 0 again.
+    assert np.array_equal(pictures["raw.first_originals"], TRAIN[[0, 4, 1]]) and list(pictures["raw.first_image"]) == [
+        0,
+        1,
+        3,
+    ]
 
 
 # The report.
@@ -400,7 +405,12 @@ def write_similarities(folder, used, level, show_images):
     if show_images:
         grey = np.full((2, 4, 4, 1), level, np.uint8)
         shown = {"copies": grey[:1], "originals": grey[:1], "first": grey, "first_originals": grey}
-        numbers = {"copy_image": np.array([2]), "copy_train": np.array([3]), "copy_similarity": np.array([0.875])}
+        numbers = {
+            "first_image": np.array([0, 2]),
+            "copy_image": np.array([2]),
+            "copy_train": np.array([3]),
+            "copy_similarity": np.array([0.875]),
+        }
         arrays = {f"{w}.{name}": array for w in ("raw", "ema") for name, array in (shown | numbers).items()}
         files.save_arrays(folder / "pictures.safetensors", arrays)
 
