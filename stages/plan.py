@@ -82,13 +82,13 @@ def expand(experiment):
             if (other := params.maker(experiment, arm)) is None:
                 made = {"section": "generator", **AUDIT, "model": audit.source(recipe["generator"])}
             else:
-                trains, recipe = "generator" not in recipe, experiment["arms"][other]
+                trains, trained = "generator" not in recipe, experiment["arms"][other]
                 if trains:
                     _expand_training(plan, recipe, this, network)
-                model = str(files.model_dir(files.run_name(other, seed), recipe["rounds"]))
+                model = str(files.model_dir(files.run_name(other, seed), trained["rounds"]))
                 made = {
                     "section": "method" if trains else "generator",
-                    "method": _method_of(recipe),
+                    "method": _method_of(trained),
                     **network,
                     "model": model,
                 }

@@ -59,7 +59,8 @@ figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 0.9rem; }
 .gallery figcaption { font-size: 0.78rem; line-height: 1.35; overflow-wrap: anywhere; }
 .pair { display: flex; gap: 3px; }
-.grid img { width: 6rem; image-rendering: pixelated; background: var(--tint); display: block; }
+.grid img { width: 5rem; image-rendering: pixelated; background: var(--tint); display: block; margin-left: auto; }
+.grid tbody th { white-space: normal; min-width: 8rem; max-width: 14rem; font-weight: normal; }
 .pair img { width: calc(50% - 1.5px); image-rendering: pixelated; background: var(--tint); }
 pre { overflow-x: auto; padding: 0.8rem; background: var(--tint); font-size: 0.82rem; line-height: 1.4; }
 summary { cursor: pointer; }
@@ -180,6 +181,12 @@ def headline(settings, metrics):
             }
             parts = [f"{place} for {_listed(names)}" for place, names in places.items() if names]
             sentences.append(f"95 % intervals: {'; '.join(parts)}.")
+    if similarity := {arm: found for arm in arms if (found := metrics[arm][weights].get("similarity"))}:
+        least = min(similarity, key=lambda arm: similarity[arm]["percentile_95"])
+        told_of = ", ".join(
+            f"{arm} {number(similarity[arm]['percentile_95'])}" for arm in dict.fromkeys([least, baseline])
+        )
+        sentences.append(f"Similarity to the nearest training image, 95th percentile: {told_of}.")
     if not held_out:
         sentences.append("There is no held-out set, so nothing says how much of these counts is memorisation.")
     if len(settings["seeds"]) == 1:
@@ -204,6 +211,7 @@ def text_table(settings, metrics, width=120):
                 "distinct": tally(at["distinct"]),
                 "fd_pixels": number(of_weights["fd_pixels"]),
                 **({"FID": number(of_weights["fid"][fid_protocol])} if fid_protocol else {}),
+                **({"Sim": f"{found['percentile_95']:.3f}"} if (found := of_weights.get("similarity")) else {}),
                 "skip %": _percent(training["skipped_share"]) if training else DASH,
                 "augm %": _percent(training["augmented_share"]) if training else DASH,
                 "moved": tally(training["moved"]) if training else DASH,
@@ -216,6 +224,8 @@ def text_table(settings, metrics, width=120):
     lines = [f"{protocol}, {weights} weights; excess and distinct at {threshold:g}"]
     if fid_protocol:
         lines[0] += f"; FID by {fid_protocol}"
+    if "Sim" in heads:
+        lines[0] += "; Sim: 95th percentile"
     for row in [heads, ["-" * w for w in widths], *rows]:
         name = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
         lines.append(

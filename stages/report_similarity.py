@@ -8,7 +8,7 @@ from html import escape
 
 import numpy as np
 
-from stages import files, similarity
+from stages import files, params, similarity
 from stages.method import intervals
 from stages.report_page import html_table, number, with_sd
 
@@ -19,8 +19,13 @@ MEASURES = {
     "percentile_90": "90th percentile",
     "share_above": "share above 0.5",
 }
+OWN = {"own_mean": "mean to own training image"}  # of images with prompts: the image whose caption was asked for
 INTERVAL = ["low", "high"]
 MOST_SIMILAR = 10  # rows of the list of near-copies of an arm
+
+
+def _measures(settings):
+    return MEASURES | (OWN if params.is_text(settings) else {})
 
 
 def with_columns(results, settings, run):
@@ -30,6 +35,10 @@ def with_columns(results, settings, run):
         for name in [*MEASURES, *INTERVAL]:
             of_weights = {weights: scores[weights][name] for weights in results.weights.unique()}
             results[f"similarity_{name}"] = results.weights.map(of_weights).astype(float)
+        if params.is_text(settings):
+            table = files.load_table(files.similarity_dir(run) / "nearest.parquet")
+            own = table.groupby("weights").own_similarity.mean() if "own_similarity" in table else {}
+            results["similarity_own_mean"] = results.weights.map(own).astype(float)
     return results
 
 
@@ -42,7 +51,7 @@ def summary(settings, rows, mean_and_sd, rounded):
     if not similarity.wanted(settings):
         return {}
     of_measure = rows.rename(columns=lambda name: name.removeprefix("similarity_"))
-    entry = mean_and_sd(of_measure, list(MEASURES))
+    entry = mean_and_sd(of_measure, list(_measures(settings)))
     if len(rows) == 1:
         entry |= mean_and_sd(of_measure, INTERVAL)
     else:
@@ -74,7 +83,10 @@ def section(settings, metrics):
         f"{used['sha256'][:16]}…, preprocessing {used['preprocess']}. The 95th percentile of the training images to each other, "
         f"without themselves, is {number(used['train']['percentile_95'])}."
     )
-    caption = f"Density of the similarities, {weights} weights, seed {seed}. Grey: training images, each to the most similar other one."
+    caption = (
+        f"Density of the similarities, {weights} weights, seed {seed}; each row has its own scale. Grey: training images, each to the "
+        "most similar other one."
+    )
     return (
         f'<section>\n<h2 id="similarity">Similarity</h2>\n{html_table(_rows(settings, metrics), told)}\n'
         f"<div class=panels><figure>{figure}<figcaption>{caption}</figcaption></figure></div>\n"
@@ -88,7 +100,7 @@ def _rows(settings, metrics):
         for weights in ("raw", "ema"):
             if entry := metrics[arm].get(weights, {}).get("similarity"):
                 interval = f" [{number(entry['low'])}, {number(entry['high'])}]"
-                cells = {label: with_sd(entry, name, number) for name, label in MEASURES.items()}
+                cells = {label: with_sd(entry, name, number) for name, label in _measures(settings).items()}
                 cells[MEASURES["percentile_95"]] += interval
                 rows.append({"arm": arm, "weights": weights} | cells)
     return rows
@@ -155,8 +167,8 @@ def _grid(pictures, nearest):
     asked = "prompt" in table
     heads = ["", "training image" if asked else f"nearest to {next(iter(pictures))}", *pictures]
     rows = []
-    for i in range(len(first["first"])):
-        prompt = table.prompt[i] if asked else f"image {i}"
+    for i, image in enumerate(first["first_image"]):
+        prompt = table.prompt[image] if asked else f"image {image}"
         shown = [
             first["first_originals"][i],
             *(of_arm["first"][i] for of_arm in pictures.values() if i < len(of_arm["first"])),

@@ -109,7 +109,7 @@ def measure(job):
                 "prompt": [line["prompt_original"] for line in asked],
             }
         rows.append(pd.DataFrame(table))
-        shown = _pictures(job, images, found, nearest, nearest if own is None else own)
+        shown = _pictures(job, images, found, nearest, own)
         pictures |= {f"{weights}.{name}": array for name, array in shown.items()}
     with files.publish(files.similarity_dir(job.run)) as folder:
         folder.mkdir()
@@ -150,22 +150,26 @@ def _pictures(job, images, similarity, nearest, own):
 
     Returns   dict: copies, originals [n,H,W,C] uint8, the most similar images and their training images, each training image once;
               copy_image, copy_train [n] int64, copy_similarity [n] float32;
-              first, first_originals [m,H,W,C] uint8, the first images, and the training images of their prompts, or where there
-              are no prompts those that they are most similar to
+              first, first_originals [m,H,W,C] uint8, the first image of each of the first prompts, and the training images of these;
+              without prompts (own is None) the first images, and the training images that they are most similar to
+              first_image [m] int64, their numbers
     """
     if not (number := job.params["similarity"].get("show_images", 0)):
         return {}
     train = files.load_array(files.DATA / "train.npy", mmap=True)
     order = np.argsort(-similarity, kind="stable")
     chosen = order[np.sort(np.unique(nearest[order], return_index=True)[1])][:number]
+    first = np.arange(len(images)) if own is None else np.sort(np.unique(own, return_index=True)[1])
+    first = first[:number]
     return {
         "copies": images[chosen],
         "originals": train[nearest[chosen]],
         "copy_image": chosen,
         "copy_train": nearest[chosen],
         "copy_similarity": similarity[chosen],
-        "first": images[:number],
-        "first_originals": train[own[:number]],
+        "first": images[first],
+        "first_originals": train[(nearest if own is None else own)[first]],
+        "first_image": first,
     }
 
 

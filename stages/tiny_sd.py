@@ -1,12 +1,14 @@
 """Tiny Stable Diffusion folders from configurations alone, and toy images with captions: to try the text-conditioned half on a CPU.
 
-`python -m stages.tiny_sd data/tiny_text` writes data/tiny_text/model, a model in diffusers' layout with random weights, and
-data/tiny_text/images, coloured shapes with a metadata.jsonl. Nothing is downloaded, and the same files come out every time.
+`python -m stages.tiny_sd data/tiny_text` writes data/tiny_text/model, a model in diffusers' layout with random weights,
+data/tiny_text/images, coloured shapes with a metadata.jsonl, and data/tiny_text/pooled_pixels.torchscript.pt, which stands in for
+SSCD. Nothing is downloaded, and the same files come out every time.
 """
 
 import argparse
 import itertools
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,8 @@ SHAPES = ("square", "circle", "triangle", "cross")
 WORDS = (*COLOURS, *SHAPES, "a", "the", "of", "on", "black")
 
 # C: factor 8 and the levels of Stable Diffusion itself, at 64 px. D: two levels and factor 4, at 32 px: learns by heart in half
-# a minute. Both have 8x8 latents.
+# a minute. E: to measure with, at 16 px: a VAE that loses little of an image (`average_patches`), and so few timesteps that each is
+# visited often enough for AGC to act in a short run, with steps of noise as much larger. All have 8x8 latents.
 CONFIGS = {
     "C": {
         "size": 64,
@@ -42,6 +45,7 @@ CONFIGS = {
         "up": ("UpBlock2D", "CrossAttnUpBlock2D"),
     },
 }
+CONFIGS["E"] = CONFIGS["D"] | {"size": 16, "vae": (8, 16), "averages": True, "timesteps": 100}
 
 
 def build(folder, config="D", prediction_type="epsilon", seed=0):
@@ -52,7 +56,7 @@ def build(folder, config="D", prediction_type="epsilon", seed=0):
     standard deviation 1.
 
     folder            where to; parents are made
-    config            C or D, see CONFIGS
+    config            C, D or E, see CONFIGS
     prediction_type   epsilon or v_prediction
     seed              of the weights
     """
@@ -88,7 +92,7 @@ def build(folder, config="D", prediction_type="epsilon", seed=0):
             up_block_types=("UpDecoderBlock2D",) * len(parts["vae"]),
             layers_per_block=1,
             latent_channels=4,
-            norm_num_groups=4,
+            norm_num_groups=1 if parts.get("averages") else 4,
         )
         unet = UNet2DConditionModel(
             sample_size=8,
@@ -103,15 +107,18 @@ def build(folder, config="D", prediction_type="epsilon", seed=0):
             attention_head_dim=8,
         )
     with torch.no_grad():
+        if parts.get("averages"):
+            average_patches(vae)
         vae.quant_conv.weight[4:] = 0.0  # the log variance: a random one would drown the mean
         vae.quant_conv.bias[4:] = -8.0
         x = torch.from_numpy(np.stack([image for image, _ in toy_images(24, parts["size"])])).permute(0, 3, 1, 2)
         latents = vae.eval().encode(x.float() / 127.5 - 1).latent_dist.mode()
         vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
+    num_timesteps = parts.get("timesteps", 1000)
     scheduler = DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
+        num_train_timesteps=num_timesteps,
+        beta_start=0.85 / num_timesteps,
+        beta_end=12 / num_timesteps,
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,
@@ -122,6 +129,56 @@ def build(folder, config="D", prediction_type="epsilon", seed=0):
         vae.eval(), text_encoder.eval(), words, unet, scheduler, None, None, requires_safety_checker=False
     )
     pipeline.save_pretrained(folder)
+
+
+def average_patches(vae, constant=100.0, shift=20.0):
+    """Sets the weights of a VAE by hand: a latent is the mean red, green and blue of its patch of pixels and the mean of the three,
+    and an image is made of the first three, in patches of one colour. What is finer than a patch is lost, and nothing else.
+
+    Eight channels carry it: each colour and its negative, a large constant and its negative. Their mean is 0 and their variance
+    nearly that of the constants, so the last normalisation of encoder and decoder only scales them; what follows it, x sigmoid(x),
+    is the identity for numbers as large as `shift`.
+
+    vae   AutoencoderKL of 3 channels and 4 latents, one normalisation group, at least 8 channels everywhere; in torch.no_grad
+    """
+    for parameter in vae.parameters():
+        parameter.zero_()  # residual branches add nothing
+    for name, module in vae.named_modules():
+        if name.endswith(("conv_shortcut", "upsamplers.0.conv")):
+            middle = module.kernel_size[0] // 2
+            for i in range(min(module.weight.shape[:2])):
+                module.weight[i, i, middle, middle] = 1.0
+        elif name.endswith("downsamplers.0.conv"):
+            for i in range(len(module.weight)):
+                module.weight[i, i, :2, :2] = 0.25
+    for part in (vae.encoder, vae.decoder):
+        for colour in range(3):
+            part.conv_in.weight[2 * colour, colour, 1, 1] = 1.0
+            part.conv_in.weight[2 * colour + 1, colour, 1, 1] = -1.0
+            part.conv_out.weight[colour, 2 * colour, 1, 1] = 1.0
+        part.conv_in.bias[6], part.conv_in.bias[7] = constant, -constant
+        part.conv_norm_out.weight.fill_(constant * (2 / part.conv_norm_out.num_channels) ** 0.5)
+        part.conv_norm_out.bias.fill_(shift)
+        part.conv_out.bias[:3] = -shift
+    vae.encoder.conv_out.weight[3] = vae.encoder.conv_out.weight[:3].mean(dim=0)
+    vae.encoder.conv_out.bias[3] = -shift
+    for module in (vae.quant_conv, vae.post_quant_conv):
+        for i in range(4):
+            module.weight[i, i] = 1.0
+
+
+def pooled_pixels(path):
+    """Writes a network in the place of SSCD: an image's features are the mean colours of 8x8 patches, less their mean. It sees
+    copies of small pictures, and takes pictures of like brightness in like places for them too: its values are no SSCD similarities.
+    """
+    import torch
+
+    network = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.LayerNorm(3 * 8 * 8)
+    ).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        torch.jit.script(network).save(str(path))
 
 
 def tokenizer():
@@ -173,14 +230,16 @@ def main(arguments):
     parser = argparse.ArgumentParser(prog="python -m stages.tiny_sd", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--config", choices=sorted(CONFIGS), default="D")
     chosen = parser.parse_args(arguments)
     from PIL import Image
 
-    build(chosen.folder / "model", "D")
+    build(chosen.folder / "model", chosen.config)
+    pooled_pixels(chosen.folder / "pooled_pixels.torchscript.pt")
     folder = chosen.folder / "images"
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for i, (image, caption) in enumerate(toy_images(chosen.images, CONFIGS["D"]["size"])):
+    for i, (image, caption) in enumerate(toy_images(chosen.images, CONFIGS[chosen.config]["size"])):
         Image.fromarray(image).save(folder / f"{i:03}.png")
         lines.append(json.dumps({"file_name": f"{i:03}.png", "text": caption}))
     files.write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")

@@ -8,7 +8,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from stages import params, report_tables, report_trade_off
+from stages import params, report_tables, report_trade_off, tiny_sd
+
+sys.path.insert(0, str(ROOT / "workflow/scripts"))
+import seeds
 
 FOLDER = ROOT / "experiments"
 NAMES = ["cifar10", "cifar100", "afhq_dog", "fashion_mnist"]
@@ -33,7 +36,8 @@ def with_optional_arms():
 
 def test_every_file_is_an_experiment_known_here():
     found = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*")} - {"tiny"}
-    assert found == {*NAMES, "cifar10_8px", "laion10k", *(f"tiny/{name}" for name in NAMES), "tiny/digits", "tiny/text"}
+    small = {"cifar10_8px", "flickr8k_16px", *(f"tiny/{name}" for name in NAMES), "tiny/digits", "tiny/text"}
+    assert found == {*NAMES, "laion10k", *small}
 
 
 def test_the_optional_arms_of_cifar10_are_valid(tmp_path):
@@ -202,6 +206,24 @@ def parts(recipe):
     )
 
 
+def test_flickr8k_16px_has_equal_budgets_and_controls_and_the_bank_is_visited_often_enough():
+    """Of a cell that starts at 0 and decays by 0.8 a visit, 16 visits are needed to come within 3 % of the loss."""
+    experiment = load("flickr8k_16px")
+    params.check(experiment)
+    trained = params.trained(experiment)
+    steps = {arm: r["shard"]["num_shards"] * r["rounds"] * r["train"]["steps"] for arm, r in trained.items()}
+    assert {n: [a for a in steps if steps[a] == n] for n in set(steps.values())} == {
+        1250: ["default", "agc", "iet_agc", "iet_agc_plus", "rc_p04"],
+        500: ["default_40"],
+        875: ["default_70"],
+    }
+    assert report_trade_off.controls(experiment) == ["default_40", "default_70"]
+    timesteps = tiny_sd.CONFIGS["E"]["timesteps"]
+    for arm, recipe in trained.items():
+        visits = recipe["rounds"] * recipe["train"]["steps"] * experiment["train"]["batch_size"] / timesteps
+        assert "lambda" not in recipe["method"] or 0.8**visits < 1e-9, arm
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_tiny_arms_are_of_the_same_kind(name):
     large, tiny = load(name), load(f"tiny/{name}")
@@ -295,6 +317,15 @@ def test_edits_are_never_overwritten(checkout, in_git):
 )
 def test_an_unknown_experiment_lists_the_known_ones(checkout, words, told):
     assert switch(checkout, *words) == (1, told, "seeds: [0]\n")
+
+
+@pytest.mark.parametrize("name", ["flickr8k_16px", "laion10k"])
+def test_a_copy_for_other_seeds_finds_what_the_experiment_reads(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found = seeds._from_anywhere(load(name) | {"clip": {"model": "data/clip"}}, [4, 5])
+    assert found["seeds"] == [4, 5] and found["clip"]["model"] == str(tmp_path / "data/clip")
+    for section, key in (("data", "root"), ("model", "pipeline")):
+        assert found[section][key] == str(tmp_path / load(name)[section][key])
 
 
 def test_seeds_that_repeat_or_are_no_numbers_are_refused(checkout):

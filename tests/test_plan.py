@@ -190,6 +190,22 @@ def test_images_that_are_the_same_for_every_seed_are_scored_once():
     assert list(found["sample"]) == [f"{run}-part0" for run in found["score"]] and not found["train"]
 
 
+def test_an_arm_that_samples_the_model_of_another_arm_trains_nothing_whatever_the_seed():
+    """Its own seeds, the other arm's models: IET's of two rounds, by the method of that arm."""
+    arms = experiment()["arms"] | {"b": {"generator": {"arm": "iet_agc_plus"}, "sample": {"parts": 1}}}
+    found = plan.expand(experiment(seeds=[5, 2], arms=arms))
+    assert {
+        item["arm"] for phase in ("shard", "train", "aggregate", "redistribute") for item in found[phase].values()
+    } == {
+        "ddpm",
+        "iet_agc_plus",
+    }
+    for seed in (5, 2):
+        item = found["sample"][f"b-seed{seed}-part0"]
+        assert (item["section"], item["method"]) == ("generator", "stages/training/agc")
+        assert item["model"] == f"artifacts/model/iet_agc_plus-seed{seed}/round2"
+
+
 def test_images_of_a_generator_in_artifacts_are_refused_as_they_would_be_removed(folder):
     Path("artifacts/mine").mkdir(parents=True)
     theirs = {"generator": {"folder": "artifacts/mine"}, "sample": {}}

@@ -399,6 +399,15 @@ def test_a_missing_file_is_named(one_seed, missing):
         path.with_suffix(".away").rename(path)
 
 
+@pytest.mark.parametrize(
+    ("losses", "shown"), [([1.11, 0.62], {"0.75", "0.9", "1.05"}), ([0.9, 0.02], {"0.02", "0.1", "0.5"})]
+)
+def test_a_logarithmic_axis_has_numbers_however_short_it_is(losses, shown):
+    epochs = pd.DataFrame({"arm": "a", "epoch": [1, 2], "round": 1, "loss": losses})
+    svg = report_figures.over_epochs(epochs, ["a"], "loss", "loss", log=True)
+    assert shown <= set(re.findall(r">([0-9.]+)</text>", svg))
+
+
 def test_table_fits_a_terminal(one_seed, capsys):
     report.main(["--table"])
     lines = capsys.readouterr().out.splitlines()

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 import yaml
 from conftest import TINY, Project, random_images, write_params, write_samples
 
-from stages import files, params, plan, similarity
+from stages import files, params, plan, report, similarity
 from stages.method import similarity as method
 
 
@@ -324,7 +325,7 @@ def test_where_images_have_prompts_each_is_compared_with_the_image_of_its_own(ma
         for i, key in enumerate(keys)
     ]
     write_samples("ddpm-seed3", SAMPLES, asked)
-    made["similarity"]["show_images"] = 2
+    made["similarity"]["show_images"] = 3
     write_params(made)
     similarity.main(["--reference"])
     similarity.main(["--arm", "ddpm", "--seed", "3"])
@@ -334,7 +335,12 @@ def test_where_images_have_prompts_each_is_compared_with_the_image_of_its_own(ma
     assert list(raw.own_train) == [0, 4, 0, 1, 3, 3] and raw.prompt[4] == "line\n4"
     assert raw.own_similarity[5] == pytest.approx(1) and raw.own_similarity[1] < raw.similarity[1] == pytest.approx(1)
     pictures = files.load_arrays(folder / "pictures.safetensors")
-    assert np.array_equal(pictures["raw.first_originals"], TRAIN[[0, 4]])
+    # One image a prompt: image 2 is asked for with the caption of image 0 again.
+    assert np.array_equal(pictures["raw.first_originals"], TRAIN[[0, 4, 1]]) and list(pictures["raw.first_image"]) == [
+        0,
+        1,
+        3,
+    ]
 
 
 # The report.
@@ -372,15 +378,28 @@ def write_similarities(folder, used, level, show_images):
     entry |= {"low": level / 100 - 0.01, "high": level / 100 + 0.02, "percentile_95": level / 100}
     files.write_json(folder / "scores.json", used | {"raw": entry, "ema": entry | {"percentile_95": 0.99}})
     rows = [
-        {"weights": w, "image": i, "similarity": s, "nearest_train": 3, "nearest_key": "<3>.png", "prompt": "a & b"}
+        {
+            "weights": w,
+            "image": i,
+            "similarity": s,
+            "nearest_train": 3,
+            "nearest_key": "<3>.png",
+            "prompt": "a & b",
+            "own_similarity": o,
+        }
         for w in ("ema", "raw")
-        for i, s in enumerate([0.2, 0.5, 0.875])
+        for i, (s, o) in enumerate([(0.2, 0.1), (0.5, 0.25), (0.875, 0.25 if w == "raw" else 0.7)])
     ]
     files.write_bytes(folder / "nearest.parquet", pd.DataFrame(rows).to_parquet())
     if show_images:
         grey = np.full((2, 4, 4, 1), level, np.uint8)
         shown = {"copies": grey[:1], "originals": grey[:1], "first": grey, "first_originals": grey}
-        numbers = {"copy_image": np.array([2]), "copy_train": np.array([3]), "copy_similarity": np.array([0.875])}
+        numbers = {
+            "first_image": np.array([0, 2]),
+            "copy_image": np.array([2]),
+            "copy_train": np.array([3]),
+            "copy_similarity": np.array([0.875]),
+        }
         arrays = {f"{w}.{name}": array for w in ("raw", "ema") for name, array in (shown | numbers).items()}
         files.save_arrays(folder / "pictures.safetensors", arrays)
 
@@ -390,7 +409,7 @@ def of_page(root):
     return page[page.index('id="similarity"') : page.index('id="curves"')]
 
 
-def test_report_with_similarity(built):
+def test_report_with_similarity(built, capsys):
     with built({"plain": [60], "iet": [15]}) as (root, metrics):
         found = metrics["iet"]["raw"]["similarity"]
         assert found["percentile_95"] == 0.15 and (found["low"], found["high"]) == (0.14, 0.17)
@@ -402,6 +421,17 @@ def test_report_with_similarity(built):
         assert "sscd.pt" in section and "abababab" in section and "themselves, is 0.333" in section
         assert "<td>2</td><td>0.875</td><td>&lt;3&gt;.png</td>" in section and section.count("<svg") == 1
         assert "<img" not in section and "similarity.show_images says how many" in section  # keys only
+        page = (root / "report.html").read_text()
+        assert "<p>Similarity to the nearest training image, 95th percentile: iet 0.15, plain 0.6.</p>" in page
+        assert "own training image" not in section and "own_mean" not in found  # there are no prompts
+
+        capsys.readouterr()
+        report.main(["--table"])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].endswith("; Sim: 95th percentile") and max(map(len, lines)) <= 120
+        rows = {cells[0]: cells for cells in (re.split(" {2,}", line.strip()) for line in lines)}
+        at = rows["arm"].index("Sim")
+        assert rows["iet"][at] == "0.150" and rows["plain"][at] == "0.600"
 
 
 def test_report_with_pictures_that_were_asked_for(built):
@@ -431,7 +461,10 @@ def test_report_without_similarity(tmp_path):
 def test_where_there_are_captions_no_training_image_is_shown_unless_asked_for(built, monkeypatch, show_images):
     monkeypatch.setattr(params, "is_text", lambda settings: True)
     monkeypatch.setattr(plan, "left_out", lambda settings: [])
-    with built({"plain": [60], "iet": [15]}, show_images=show_images) as (root, _):
+    with built({"plain": [60], "iet": [15]}, show_images=show_images) as (root, metrics):
+        assert metrics["iet"]["raw"]["similarity"]["own_mean"] == 0.2  # of 0.1, 0.25 and 0.25
+        assert metrics["iet"]["ema"]["similarity"]["own_mean"] == 0.35
+        assert "<th scope=col>mean to own training image</th>" in of_page(root)
         page = (root / "report.html").read_text()
         gallery = page[page.index('id="gallery"') :]
         assert gallery.count("<img") == (2 * 2 * 2 if show_images else 0) and gallery.count("0.123 · 2 copies") == 2

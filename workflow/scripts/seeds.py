@@ -25,6 +25,7 @@ def _from_anywhere(experiment, seeds):
             section[key] = str(Path(section[key]).resolve())
 
     make_absolute(experiment["data"], {"root"})
+    make_absolute(experiment["model"], {"pipeline"})
     make_absolute(experiment.get("quality", {}), {"weights"})
     make_absolute(experiment.get("similarity", {}), {"weights"})
     make_absolute(experiment.get("clip", {}), {"model"})
