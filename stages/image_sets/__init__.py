@@ -90,8 +90,8 @@ SETS = {
         captions.captioned_folder,
         "put your images under data.root, with captions.json, metadata.jsonl or a .txt beside each (README, Stable Diffusion)",
         takes=("size", "captions", "num_train", "heldout_share"),
-        stored=folders.stored,
         captions=True,
+        stored=folders.stored,
     ),
 }
 
