@@ -8,6 +8,7 @@ import time
 import warnings
 
 import pytest
+import tiny_sd  # noqa: F401 (see there)
 import torch
 from test_fuzz import MIB, damaged
 

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_sd
 import torch
 from conftest import text_experiment
 
-from stages import cli, detect, device, files, sample, tiny_sd, train
+from stages import cli, detect, device, files, sample, train
 from stages.text import generation, memory, model
 from stages.training import loop
 

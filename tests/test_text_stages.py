@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_sd  # noqa: F401 (see there)
 import tiny_sscd
 import torch
 from conftest import text_experiment, write_params
