@@ -22,7 +22,9 @@ def experiment():
         "rounds": CHOSEN.rounds, "method": {"name": "agc", "lambda": 0.5, "eta": 0.8}, "shard": {"num_shards": CHOSEN.shards},
         "train": {"epochs": 1}, "redistribute": {"share": 0.25, "select": "memory"}, "sample": {},
     }  # fmt: skip
-    return {"seeds": list(range(CHOSEN.seeds))} | yaml.safe_load(project.EXPERIMENT) | {"arms": {"iet_agc": arm}}
+    shared = {"seeds": list(range(CHOSEN.seeds))} | yaml.safe_load(project.EXPERIMENT) | {"arms": {"iet_agc": arm}}
+    shared["data"]["num_train"] = max(60, 12 * CHOSEN.shards)  # a batch in each shard
+    return shared
 
 
 PUT = 'kept=$1; shift; for f; do mkdir -p "$(dirname "$f")" && cp -r "$kept/$f" "$f" || exit 1; done\n'
