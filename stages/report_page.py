@@ -195,7 +195,8 @@ def headline(settings, metrics):
 
 
 def text_table(settings, metrics, width=120):
-    """The headline table as plain text, at most `width` columns."""
+    """The headline table as plain text, at most `width` columns: where it is wider, without what the page shows too, then with
+    names cut."""
     weights, protocol, threshold = _headline(settings)
     fid_protocol = next(iter(metrics[next(iter(settings["arms"]))][weights].get("fid", {})), None)
     rows = []
@@ -218,10 +219,13 @@ def text_table(settings, metrics, width=120):
                 "seeds": str(metrics[arm]["num_seeds"]),
             }
         )
+    for left_out in ("simplic.", "distinct"):  # the page has them
+        if sum(2 + max(map(len, [head, *(row[head] for row in rows)])) for head in rows[0]) - 2 > width:
+            rows = [{head: cell for head, cell in row.items() if head != left_out} for row in rows]
     heads, rows = list(rows[0]), [list(row.values()) for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     widths[0] = max(8, min(widths[0], width - sum(w + 2 for w in widths[1:])))
-    lines = [f"{protocol}, {weights} weights; excess and distinct at {threshold:g}"]
+    lines = [f"{protocol}, {weights} weights; excess{' and distinct' if 'distinct' in heads else ''} at {threshold:g}"]
     if fid_protocol:
         lines[0] += f"; FID by {fid_protocol}"
     if "Sim" in heads:

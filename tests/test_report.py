@@ -431,6 +431,25 @@ def test_long_names_are_cut_in_the_table(one_seed):
     assert max(map(len, text.splitlines())) <= 120 and "x…" in text
 
 
+@pytest.mark.parametrize(
+    ("length", "left_out", "cut"),
+    [
+        (20, set(), False),
+        (21, {"simplic."}, False),
+        (40, {"simplic.", "distinct"}, False),
+        (41, {"simplic.", "distinct"}, True),
+    ],
+)
+def test_columns_give_way_before_names_are_cut(one_seed, length, left_out, cut):
+    _, metrics = one_seed
+    name = "iet_" + (length - 4) * "x"
+    settings = SETTINGS | {"arms": {"plain": {}, name: {}}}
+    lines = report_page.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]}).splitlines()
+    assert {"simplic.", "distinct"} - set(lines[1].split()) == left_out
+    assert ("and distinct" in lines[0]) == ("distinct" not in left_out)
+    assert ("…" in lines[-1], name in lines[-1]) == (cut, not cut) and max(map(len, lines)) <= 120
+
+
 def test_page_alone_takes_what_records_there_are(own):
     root, _ = own
     body = (root / "artifacts/report/body.html").read_bytes()
