@@ -62,7 +62,7 @@ def outputs(experiment):
         made[f"analyse@{key}"] = files.analysis_dir(item["run"]), num_train * ROW_BYTES + LIGHT_BYTES
     for key, item in expanded["quality"].items():
         features = len(experiment["quality"]["protocols"]) * (4 * 2048 * num_train + 8 * 2048**2)
-        is_reference = key == files.QUALITY_REFERENCE
+        is_reference = key == files.REFERENCE
         made[f"quality@{key}"] = (
             files.quality_dir(item["run"]),
             features + INCEPTION_BYTES if is_reference else LIGHT_BYTES,

@@ -172,3 +172,18 @@ def test_a_folder_of_images_is_looked_at(tmp_path):
     assert made["data"][1] == 5 * (6 * 10 * 3 + 38)
     assert room.outputs(EXPERIMENT | {"data": data | {"size": 4}})["data"][1] == 5 * (4 * 4 * 3 + 38)
     assert room.outputs(EXPERIMENT | {"data": data | {"root": str(Path(tmp_path, "none"))}}) is None
+
+
+def test_the_reference_of_the_quality_phase_counts_with_its_features(tmp_path):
+    """Of 60 training images: 2,048 float32 features, mean and covariance for each protocol, and the weights of the network."""
+    quality = {
+        "weights": str(tmp_path / "inception.pth"),
+        "protocols": ["pytorch_fid", "torch_fidelity"],
+        "batch_size": 8,
+    }
+    made = room.outputs(EXPERIMENT | {"quality": quality})
+    assert made["quality@reference"] == (
+        files.quality_dir("reference"),
+        2 * (4 * 2048 * 60 + 8 * 2048**2) + room.INCEPTION_BYTES,
+    )
+    assert made[f"quality@{IET}"] == (files.quality_dir(IET), room.LIGHT_BYTES)
