@@ -1,7 +1,7 @@
 """All benchmarks one after another, with the settings that this machine is meant to be judged by: `python -m benchmarks`.
 
-Where torch finds a GPU: the network of the paper, bf16, its batch of 128, and the full 65,536 generated images. Otherwise what
-a CPU does in about half an hour. --root DIR names the folder of CIFAR-10's official files (random bytes without it).
+Where torch finds a GPU: the network of the paper, bf16, its batch of 128, and the full 65,536 generated images. Otherwise sizes
+that a CPU bears. --root DIR names the folder of CIFAR-10's official files (random bytes without it).
 """
 
 import argparse
