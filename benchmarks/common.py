@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from stages.progress import Progress
+from stages.run.progress import Progress
 
 
 def arguments(description, threads=None, **options):

@@ -20,7 +20,8 @@ import numpy as np  # noqa: E402
 
 from benchmarks import project  # noqa: E402
 from stages import image_sets  # noqa: E402
-from stages.method import neighbours, redistribution, sharding  # noqa: E402
+from stages.iet import redistribution, sharding  # noqa: E402
+from stages.measures import neighbours  # noqa: E402
 
 SHAPE = (32, 32, 3)
 GENERATED, QUERIES = 65_536, 1024

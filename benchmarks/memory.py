@@ -19,9 +19,11 @@ import numpy as np  # noqa: E402 (the thread pools are set first)
 import torch  # noqa: E402
 
 from benchmarks.networks import NETWORKS  # noqa: E402
-from stages import training  # noqa: E402
-from stages.method import diffusion, initial_weights, neighbours, sampling, shard_state, unet  # noqa: E402
-from stages.training import loop  # noqa: E402
+from stages import methods  # noqa: E402
+from stages.diffusion import ddpm, initial_weights, sampling, unet  # noqa: E402
+from stages.iet import shard_state  # noqa: E402
+from stages.measures import neighbours  # noqa: E402
+from stages.methods import loop  # noqa: E402
 
 SETTINGS = {
     "batch_size": CHOSEN.batch, "learning_rate": 2e-4, "warmup_steps": 0, "grad_clip_norm": 1.0, "ema_decay": 0.9999,
@@ -45,13 +47,13 @@ def training_steps(device, augmented):
     """Two steps, as Adam's moments are in use from the first on; `augmented`: every sample goes through the network twice."""
     taa = {"R": float("inf"), "A": 5.0, "magnitude": 3, "num_ops": 2, "max_level": 30}
     settings = {"name": "agc", "lambda": 1e-6, "eta": 0.8} | ({"taa": taa} if augmented else {})
-    method, net = training.method(settings), network(device).train()
+    method, net = methods.method(settings), network(device).train()
     carried = method.initial_state(T, device)
     carried["bank"] += 1  # as if every timestep had been visited
     images = torch.from_numpy(random_images(SHARD)).permute(0, 3, 1, 2).contiguous().to(device)
     state = shard_state.fresh_state(list(net.parameters()), carried)
     record = loop.Record.empty(SHARD, 1, device)
-    alpha_bar = diffusion.alpha_bars(T, 1e-4, 0.02).float().to(device)
+    alpha_bar = ddpm.alpha_bars(T, 1e-4, 0.02).float().to(device)
     for _ in range(2):
         loop.train_step(
             net, state, record, loop.Images(images, torch.arange(SHARD)), method, SETTINGS, alpha_bar, 0, 0, 0
@@ -61,7 +63,7 @@ def training_steps(device, augmented):
 
 def sampling_steps(device):
     net, noise = network(device).eval(), sampling.starting_noise(0, CHOSEN.batch, (3, 32, 32), 0).to(device)
-    sampling.ddim(net, noise, diffusion.alpha_bars(T, 1e-4, 0.02), 2, "paper", CHOSEN.precision)
+    sampling.ddim(net, noise, ddpm.alpha_bars(T, 1e-4, 0.02), 2, "paper", CHOSEN.precision)
 
 
 def measure(part, device):

@@ -7,7 +7,7 @@ CHOSEN = common.arguments(__doc__, network="small", batch=64, turns=5, steps=50,
 import torch  # noqa: E402 (the thread pools are set first)
 
 from benchmarks.networks import NETWORKS  # noqa: E402
-from stages.method import diffusion, initial_weights, sampling, unet  # noqa: E402
+from stages.diffusion import ddpm, initial_weights, sampling, unet  # noqa: E402
 
 
 def main():
@@ -22,7 +22,7 @@ def main():
         diffusers.UNet2DModel.from_config(network.config).to(device).eval(), diffusers.DDIMScheduler(1000, 1e-4, 0.02)
     )
     pipeline.set_progress_bar_config(disable=True)
-    alpha_bars = diffusion.alpha_bars(1000, 1e-4, 0.02)
+    alpha_bars = ddpm.alpha_bars(1000, 1e-4, 0.02)
 
     def ours():
         noise = sampling.starting_noise(0, CHOSEN.batch, (3, 32, 32), 0).to(device)

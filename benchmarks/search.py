@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402 (the thread pools are set first)
 import torch  # noqa: E402
 
 from stages import image_sets  # noqa: E402
-from stages.method import neighbours  # noqa: E402
+from stages.measures import neighbours  # noqa: E402
 
 
 def images(number, part):

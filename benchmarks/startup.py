@@ -16,7 +16,7 @@ from benchmarks import project  # noqa: E402
 # Runs the train stage as `python -m stages.train` does and ends the process when the first optimiser step is done.
 FIRST_STEP = """
 import os, runpy, sys
-from stages.training import loop
+from stages.methods import loop
 train_step = loop.train_step
 def first(*arguments):
     float(train_step(*arguments))

@@ -19,10 +19,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.networks import NETWORKS  # noqa: E402
-from stages import training  # noqa: E402
-from stages.method import diffusion, initial_weights, shard_state, unet  # noqa: E402
-from stages.training import loop  # noqa: E402
-from stages.training.agc import memory_bank  # noqa: E402
+from stages import methods  # noqa: E402
+from stages.diffusion import ddpm, initial_weights, unet  # noqa: E402
+from stages.iet import shard_state  # noqa: E402
+from stages.methods import loop  # noqa: E402
+from stages.methods.agc import memory_bank  # noqa: E402
 
 TAA = {"R": 1.7, "A": 5.0, "magnitude": 3, "num_ops": 2, "max_level": 30}
 SETTINGS = {
@@ -39,13 +40,13 @@ class Ours:
         self.network = unet.build(NETWORKS[CHOSEN.network], (3, 32, 32))
         unet.load(self.network, initial_weights.initial_weights(self.network, 0), "the initialisation")
         self.network.to(device).train()
-        self.method = training.method(method)
+        self.method = methods.method(method)
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
         self.images = loop.Images(pixels, torch.arange(len(images)))
         carried = self.method.initial_state(T, device)
         self.state = shard_state.fresh_state(list(self.network.parameters()), carried)
         self.record = loop.Record.empty(len(images), 1, device)
-        self.alpha_bar = diffusion.alpha_bars(T, 1e-4, 0.02).float().to(device)
+        self.alpha_bar = ddpm.alpha_bars(T, 1e-4, 0.02).float().to(device)
 
     def __call__(self):
         for _ in range(CHOSEN.steps):

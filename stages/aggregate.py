@@ -4,8 +4,8 @@ reads     artifacts/train/<run>/round<r>/shard<k> of exactly the K shards of the
 writes    artifacts/model/<run>/round<r>/raw.safetensors, ema.safetensors
 """
 
-from stages import cli, files
-from stages.method import averaging
+from stages.iet import averaging
+from stages.run import cli, files
 
 
 def main(arguments):

@@ -21,9 +21,10 @@ import math
 import numpy as np
 import pandas as pd
 
-from stages import cli, device, files, network, params, similarity, text
-from stages.method import image_complexity, leaks, loss_profile, memorisation, randomness, roc, skip_analysis
-from stages.progress import Progress
+from stages import network, params, randomness, similarity, text
+from stages.measures import image_complexity, leaks, loss_profile, memorisation, roc, skip_analysis
+from stages.run import cli, device, files
+from stages.run.progress import Progress
 
 NO_SKIPS = "no image was skipped"
 
@@ -66,7 +67,7 @@ class Run:
 
     def _copies(self):
         """The nearest training image of each generated image, its ratio (or minus the similarity), and whether it is a copy: [M] each."""
-        from stages.method import similarity as sscd
+        from stages.measures import sscd
 
         if self.is_text and similarity.wanted(self.job.params):
             images = files.load_table(files.similarity_dir(self.job.run) / "nearest.parquet")
@@ -88,7 +89,7 @@ class Run:
 
     def distance_to_generated(self):
         """[N] float64: distance of each training image to the nearest generated one, in grey levels of [0, 1]."""
-        from stages.method import neighbours
+        from stages.measures import neighbours
 
         parts = range(params.section(self.job.params, "sample", self.job.arm)["parts"])
         samples = [files.load_array(files.samples_dir(self.job.run, p) / f"{self.weights}.npy") for p in parts]
@@ -100,7 +101,7 @@ class Run:
 
     def model(self):
         """The final model with the headline's weights, in evaluation mode: base.Model."""
-        from stages.method import unet
+        from stages.diffusion import unet
 
         height, width, channels = self.train.shape[1:]
         built = (text if self.is_text else network).build(self.job, (channels, height, width))
@@ -113,11 +114,11 @@ class Run:
         """The images of groups as loss_profile.losses takes them: network, x_0 and labels."""
         import torch
 
-        from stages.method import diffusion
+        from stages.diffusion import ddpm
 
         images = self._of_groups(groups, {"train": self.train, "heldout": self.heldout})
         images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(self.job.device)
-        x_0 = diffusion.normalise(images)
+        x_0 = ddpm.normalise(images)
         if self.is_text:
             from stages.text import latents
 
@@ -316,7 +317,7 @@ def skip_by_timestep(run, tables):
 
 
 def told_apart(group, rest):
-    """Area (stages.method.roc) of a group against the rest, with the sizes of both; None where one of them is empty."""
+    """Area (stages.measures.roc) of a group against the rest, with the sizes of both; None where one of them is empty."""
     if not len(group) or not len(rest):
         return None
     found = roc.area(np.concatenate([group, rest]), np.arange(len(group) + len(rest)) < len(group))

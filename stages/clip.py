@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import cli, device, files, params, weight_files
-from stages.progress import Progress
+from stages import params
+from stages.run import cli, device, files, weight_files
+from stages.run.progress import Progress
 
 LEFT_OUT = (
     "the CLIP score is left out, as params.yaml names no CLIP model: add a section clip with model: FOLDER, preprocess: clip and "
@@ -34,7 +35,7 @@ def wanted(experiment):
 def check(experiment):
     """Raises ValueError if the folder of the model is not there, lacks a file, or would be removed with artifacts/."""
     if wanted(experiment):
-        from stages.method import clip_score
+        from stages.measures import clip_score
 
         folder = Path(experiment["clip"]["model"])
         if folder.resolve().is_relative_to(files.ARTIFACTS.resolve()):
@@ -51,7 +52,7 @@ def main(arguments):
         job.device = device.claim(job.params["compute"])
         import pandas as pd
 
-        from stages.method import clip_score
+        from stages.measures import clip_score
 
         settings, sampled = job.params["clip"], params.section(job.params, "sample", job.arm)
         asked = files.load_generations(job.run, sampled["parts"])

@@ -12,9 +12,10 @@ import math
 
 import numpy as np
 
-from stages import cli, files, image_sets, params
-from stages.method import randomness, sharding
-from stages.progress import Progress
+from stages import image_sets, params, randomness
+from stages.iet import sharding
+from stages.run import cli, files
+from stages.run.progress import Progress
 
 
 def split(pool_labels, data, has_test):

@@ -16,8 +16,9 @@ import json
 
 import numpy as np
 
-from stages import cli, device, files, params, text
-from stages.progress import Progress
+from stages import params, text
+from stages.run import cli, device, files
+from stages.run.progress import Progress
 
 LEFT_OUT = (
     "the magnitude detector is left out: add a section detect with num_prompts: 500, images_per_prompt: 4, num_steps: 50, "
@@ -75,7 +76,7 @@ def chosen(captions, settings, seed):
     captions   dict: train, heldout, each a list of lists of texts
     Returns    list of texts; [n] bool: a training image has that caption
     """
-    from stages.method import randomness
+    from stages import randomness
 
     groups = [list(dict.fromkeys(texts[0] for texts in captions["train"])), text.unseen(captions)]
     generator = randomness.numpy_generator("detect", seed)
@@ -85,8 +86,8 @@ def chosen(captions, settings, seed):
 
 def _magnitudes(job, source, prompts, what):
     """A dict a prompt: raw and rms, each as magnitude_detector.scores has it."""
-    from stages.method import magnitude_detector, sampling
-    from stages.text import generation
+    from stages.diffusion import sampling
+    from stages.text import generation, magnitude_detector
 
     settings, frozen = job.params["detect"], source.frozen
     alpha_bars, per_prompt = source.built.alpha_bars, settings["images_per_prompt"]
@@ -114,7 +115,7 @@ def _magnitudes(job, source, prompts, what):
 
 
 def _summary(found, trained):
-    from stages.method import roc
+    from stages.measures import roc
 
     summary = {}
     for kind in ("raw", "rms"):

@@ -5,7 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from stages import weight_files
+from stages.run import weight_files
 
 LEFT_OUT = (
     "the quality phase (FID, KID, precision, recall) is left out, as params.yaml names no Inception weights: add "

@@ -1,6 +1,7 @@
 """The method and the network of an arm, as the phases that run one need them."""
 
-from stages import files, training
+from stages import methods
+from stages.run import files
 
 
 def build(job, image_shape):
@@ -10,10 +11,10 @@ def build(job, image_shape):
     Returns       base.Model
     Raises        ValueError: a class-conditional model on images without classes; see unet.build
     """
-    from stages.method import diffusion, initial_weights, unet
-    from stages.training import base
+    from stages.diffusion import ddpm, initial_weights, unet
+    from stages.methods import base
 
-    method = training.method(job.recipe["method"])
+    method = methods.method(job.recipe["method"])
     num_classes = None
     if job.params["model"].get("class_conditional"):
         num_classes = len(files.load_json(files.DATA / "classes.json"))
@@ -28,6 +29,6 @@ def build(job, image_shape):
         method=method,
         network=network,
         num_classes=num_classes,
-        alpha_bars=diffusion.alpha_bars(**job.params["diffusion"]),
+        alpha_bars=ddpm.alpha_bars(**job.params["diffusion"]),
         first_weights=lambda seed: initial_weights.initial_weights(network, seed),
     )

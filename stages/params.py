@@ -7,8 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from stages import audit, image_sets, training
-from stages.method import prompt_mitigations
+from stages import image_sets, methods
+from stages.image_sets import elsewhere
+from stages.text import prompt_mitigations
 
 PARAMS_FILE = "params.yaml"
 # Keys that only a text-conditioned model knows.
@@ -204,7 +205,7 @@ def check_num_train(params, num_train, path=PARAMS_FILE):
 
 def _methods():
     """Schema of arms.<arm>.method: a name, and the settings which that method's own module declares."""
-    return _by_name(training.declared(), "training method: a module of stages/training/")
+    return _by_name(methods.declared(), "training method: a module of stages/methods/")
 
 
 def _by_name(methods, description):
@@ -350,7 +351,7 @@ def _check_together(params):
                 "second round ends with averaging"
             )
         counting = [
-            n for n, method in training.declared().items() if method["COUNTS_SKIPS"] and kind in method["MODELS"]
+            n for n, method in methods.declared().items() if method["COUNTS_SKIPS"] and kind in method["MODELS"]
         ]
         if recipe["redistribute"].get("select") == "memory" and recipe["method"]["name"] not in counting:
             raise ValueError(
@@ -393,9 +394,9 @@ def _check_kind(params):
                 raise ValueError(f"{places[0]}{where}.{key} has no effect without model.pipeline: remove it")
     _check_captions(params)
     for arm, recipe in trained(params).items():
-        methods = training.declared()
-        if kind not in methods[recipe["method"]["name"]]["MODELS"]:
-            fitting = [name for name, method in methods.items() if kind in method["MODELS"]]
+        known = methods.declared()
+        if kind not in known[recipe["method"]["name"]]["MODELS"]:
+            fitting = [name for name, method in known.items() if kind in method["MODELS"]]
             trains = "a model without captions" if text else "a model with captions, model.pipeline"
             raise ValueError(
                 f"arms.{arm}.method.name is {recipe['method']['name']}, which trains {trains}: use one of {', '.join(fitting)}"
@@ -465,7 +466,7 @@ def _check_generator(arm, params):
     generator = recipe.get("generator")
     if generator is None:
         return
-    kinds = [kind for kind in (*audit.KINDS, "arm") if kind in generator]
+    kinds = [kind for kind in (*elsewhere.KINDS, "arm") if kind in generator]
     if len(kinds) != 1:
         raise ValueError(
             f"arms.{arm}.generator has {' and '.join(kinds) or 'no source of images'}, expected one of folder, file, pipeline and arm"

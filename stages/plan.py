@@ -12,33 +12,23 @@ from pathlib import Path
 
 import yaml
 
-from stages import (
-    audit,
-    cli,
-    clip,
-    detect,
-    files,
-    image_sets,
-    inception_weights,
-    params,
-    processes,
-    similarity,
-    training,
-)
+from stages import clip, detect, image_sets, inception_weights, methods, params, similarity
+from stages.image_sets import elsewhere
+from stages.run import cli, files, processes
 from stages.text import model as pipeline
 
 PLAN_FILE = Path("plan.yaml")
 HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
 # In the place of the counts of a round before, where images moved after that or there is none: the code that deals them anew.
-NO_COUNTS = "stages/method/sharding.py"
+NO_COUNTS = "stages/iet/sharding.py"
 # DVC wants a file for every dependency. Round 1 follows no round: its model and state come from the code that makes them.
-INITIAL_MODEL = "stages/method/initial_weights.py"
-INITIAL_STATE = "stages/method/shard_state.py"
+INITIAL_MODEL = "stages/diffusion/initial_weights.py"
+INITIAL_STATE = "stages/iet/shard_state.py"
 # What builds the network of a stage, or reads images from elsewhere, beside a method; and the folder of a model that is fine-tuned,
 # or code in its place.
-NETWORK = {"network": "stages/network.py", "folder": "stages/training/__init__.py"}
+NETWORK = {"network": "stages/network.py", "folder": "stages/methods/__init__.py"}
 TEXT_NETWORK = "stages/text"
-AUDIT = {**NETWORK, "method": "stages/audit.py", "network": "stages/image_sets/folders.py"}
+AUDIT = {**NETWORK, "method": "stages/image_sets/elsewhere.py", "network": "stages/image_sets/folders.py"}
 # What says which images a set has where DVC need not watch a folder: the pinned packages, which hold the images or check them.
 # The folder of such a set may be missing, too, until a download makes it.
 PINNED_DATA = "requirements.txt"
@@ -49,7 +39,7 @@ FETCHED_WEIGHTS = "requirements.txt"
 NO_QUALITY = "stages/inception_weights.py"
 NO_SIMILARITY, NO_CLIP, NO_DETECT = "stages/similarity.py", "stages/clip.py", "stages/detect.py"
 # The features of the training images come after no other stage of their phase, but from weights that this looks at.
-NO_REFERENCE = "stages/weight_files.py"
+NO_REFERENCE = "stages/run/weight_files.py"
 
 
 def expand(experiment):
@@ -80,7 +70,7 @@ def expand(experiment):
             run = files.run_name(arm, seed)
             this = {"arm": arm, "seed": seed, "run": run}
             if (other := params.maker(experiment, arm)) is None:
-                made = {"section": "generator", **AUDIT, "model": audit.source(recipe["generator"])}
+                made = {"section": "generator", **AUDIT, "model": elsewhere.source(recipe["generator"])}
             else:
                 trains, trained = "generator" not in recipe, experiment["arms"][other]
                 if trains:
@@ -217,7 +207,7 @@ def left_out(experiment):
 
 
 def _method_of(recipe):
-    return str(training.source_of(recipe["method"]["name"]))
+    return str(methods.source_of(recipe["method"]["name"]))
 
 
 def check_source(experiment):
@@ -248,7 +238,7 @@ def check_source(experiment):
             file=sys.stderr,
         )
     for arm, recipe in experiment["arms"].items():
-        path = audit.source(recipe["generator"]) if params.maker(experiment, arm) is None else None
+        path = elsewhere.source(recipe["generator"]) if params.maker(experiment, arm) is None else None
         if path and Path(path).resolve().is_relative_to(files.ARTIFACTS.resolve()):
             raise ValueError(
                 f"{path} of arms.{arm}.generator lies in artifacts/, which is cleared of what no stage makes: move your images"
@@ -391,7 +381,7 @@ def _rewrite_lock(names, parse, dump):
 
 
 def main(arguments):
-    from stages import room  # which reads plans
+    from stages.run import room  # which reads plans
 
     with cli.stage("plan", __doc__, arguments) as job:
         check_source(job.params)

@@ -3,7 +3,7 @@
     python -m stages.quality --reference              the network, and the features of the training images
     python -m stages.quality --arm ddpm --seed 0      the measures of one run, which read that
 
-params    compute, quality.protocols, quality.batch_size; where the weights come from: quality.weights, sha256, download
+params    compute, image_quality.protocols, image_quality.batch_size; where the weights come from: image_quality.weights, sha256, download
 reads     artifacts/data/train.npy as it is, no flips; the Inception weights
           for a run: artifacts/quality/reference, artifacts/samples/<run>/part<p> of exactly the parts of the plan
 writes    artifacts/quality/reference/
@@ -15,8 +15,9 @@ The reference is a stage of its own because its features are the same for every 
 850,000 images through the network instead of 50,000. It takes 0.5 GB a protocol at 50,000 images.
 """
 
-from stages import cli, device, files, inception_weights, params
-from stages.progress import Progress
+from stages import inception_weights, params
+from stages.run import cli, device, files
+from stages.run.progress import Progress
 
 
 def main(arguments):
@@ -26,7 +27,7 @@ def main(arguments):
 def reference(job):
     _check_wanted(job)
     job.device = device.claim(job.params["compute"])
-    from stages.method import frechet, inception
+    from stages.measures import frechet, inception
 
     settings = job.params["quality"]
     weights = inception_weights.load(job.params)
@@ -43,7 +44,8 @@ def reference(job):
 def measure(job):
     _check_wanted(job)
     job.device = device.claim(job.params["compute"])
-    from stages.method import inception, quality, randomness
+    from stages import randomness
+    from stages.measures import image_quality, inception
 
     folder = files.quality_dir(files.REFERENCE)
     source = folder / "inception.safetensors"
@@ -60,7 +62,7 @@ def measure(job):
             what = f"quality@{job.key} {weights} {protocol}"
             features, logits = _features(job, network, images, protocol, what)
             moments = train["mean"], train["cov"]
-            scores[weights][protocol] = quality.measures(
+            scores[weights][protocol] = image_quality.measures(
                 features, logits, train["features"], moments, rng_seed, job.device
             )
     with files.publish(files.quality_dir(job.run)) as folder:
@@ -73,7 +75,7 @@ def _check_wanted(job):
 
 
 def _features(job, network, images, protocol, what):
-    from stages.method import inception
+    from stages.measures import inception
 
     progress = Progress(what, "images").update
     return inception.features(network, images, protocol, job.params["quality"]["batch_size"], progress)

@@ -8,8 +8,9 @@ writes    artifacts/shards/<run>/round<r+1>/shard<k>.npy
 
 import numpy as np
 
-from stages import cli, files
-from stages.method import randomness, redistribution
+from stages import randomness
+from stages.iet import redistribution
+from stages.run import cli, files
 
 
 def main(arguments):

@@ -17,8 +17,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from stages import audit, checkpoint, cli, device, files, network, params
-from stages.progress import Progress
+from stages import network, params
+from stages.image_sets import elsewhere
+from stages.run import checkpoint, cli, device, files
+from stages.run.progress import Progress
 
 
 def main(arguments):
@@ -28,7 +30,7 @@ def main(arguments):
         if other is None and "pipeline" not in job.recipe["generator"]:
             _take_over(job)
             return
-        from stages.method import sampling
+        from stages.diffusion import sampling
 
         settings = params.section(job.params, "sample", job.arm) | {"precision": job.params["compute"]["precision"]}
         batch_size = settings["batch_size"]
@@ -104,14 +106,14 @@ class _Model:
         self.inputs = [self.folder / f"{weights}.safetensors" for weights in settings["weights"]]
 
     def load(self, weights):
-        from stages.method import unet
+        from stages.diffusion import unet
 
         path = self.folder / f"{weights}.safetensors"
         unet.load(self.network, files.load_arrays(path), path)
 
     def labels(self, first, last):
         """The classes asked for: [last - first] int64, None for an unconditional network."""
-        from stages.method import sampling
+        from stages.diffusion import sampling
 
         return sampling.class_labels(first, last, self.num_classes, self.job.seed) if self.num_classes else None
 
@@ -123,7 +125,7 @@ class _Model:
         """Images start..stop-1 with the weights loaded last: [stop - start,H,W,C] uint8."""
         import torch
 
-        from stages.method import sampling
+        from stages.diffusion import sampling
 
         job = self.job
         x_T = sampling.starting_noise(start, stop, self.shape, job.seed).to(job.device)
@@ -141,7 +143,7 @@ class _Pipeline:
 
     def __init__(self, job, settings, shape):
         path = Path(job.recipe["generator"]["pipeline"])
-        self.pipeline = audit.pipeline(path, shape, job.device)
+        self.pipeline = elsewhere.pipeline(path, shape, job.device)
         self.job, self.settings, self.shape = job, settings, shape
         self.network = self.pipeline.unet
         self.inputs = sorted(file for file in path.rglob("*") if file.is_file())
@@ -156,7 +158,7 @@ class _Pipeline:
         return []
 
     def generate(self, start, stop):
-        return audit.generated(self.pipeline, self.shape, start, stop, self.job.seed, self.settings["num_steps"])
+        return elsewhere.generated(self.pipeline, self.shape, start, stop, self.job.seed, self.settings["num_steps"])
 
 
 class InPieces:
@@ -204,7 +206,7 @@ def _take_over(job):
     shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
     progress = Progress(f"sample@{job.key}", "images")
     num_images = params.section(job.params, "sample", job.arm)["num_images"]
-    images = audit.images(job.recipe["generator"], shape, num_images, progress.update)
+    images = elsewhere.images(job.recipe["generator"], shape, num_images, progress.update)
     with files.publish(files.samples_dir(job.run, job.part)) as folder:
         files.save_array(folder / "raw.npy", images)
 

@@ -12,9 +12,10 @@ writes    artifacts/score/<run>/
 import numpy as np
 import pandas as pd
 
-from stages import cli, device, files, params
-from stages.method import frechet, memorisation, neighbours, randomness
-from stages.progress import Progress
+from stages import params, randomness
+from stages.measures import frechet, memorisation, neighbours
+from stages.run import cli, device, files
+from stages.run.progress import Progress
 
 GALLERY_IMAGES = 24
 

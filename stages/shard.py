@@ -5,8 +5,9 @@ reads     artifacts/data
 writes    artifacts/shards/<run>/round1/shard<k>.npy: [n] int64 sorted indices into the training set
 """
 
-from stages import cli, files
-from stages.method import randomness, sharding
+from stages import randomness
+from stages.iet import sharding
+from stages.run import cli, files
 
 
 def main(arguments):

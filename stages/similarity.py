@@ -4,7 +4,7 @@
     python -m stages.similarity --arm ddpm --seed 0      the similarities of one run, which read that
 
 params    compute, similarity
-reads     artifacts/data; the weights similarity.weights
+reads     artifacts/data; the weights sscd.weights
           for a run: artifacts/similarity/reference, artifacts/samples/<run>/part<p> of exactly the parts of the plan
 writes    artifacts/similarity/reference/
               network.pt             the checked weights, which every run uses: one network for both sides
@@ -15,7 +15,7 @@ writes    artifacts/similarity/reference/
               nearest.parquet        one row a generated image and kind of weights: the most similar training image; where images
                                      have prompts, also the prompt, and the similarity to the training image that it belongs to
               scores.json            as above, the summary by kind of weights
-              pictures.safetensors   where similarity.show_images asks for pictures: near-copies and first images, see `_pictures`
+              pictures.safetensors   where sscd.show_images asks for pictures: near-copies and first images, see `_pictures`
 """
 
 import shutil
@@ -23,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import cli, device, files, params, weight_files
-from stages.progress import Progress
+from stages import params
+from stages.run import cli, device, files, weight_files
+from stages.run.progress import Progress
 
 LEFT_OUT = (
     "the similarity phase (SSCD) is left out, as params.yaml names no weights of SSCD: add a section similarity with "
@@ -45,9 +46,7 @@ def shows_pictures(experiment):
 def check(experiment):
     """Raises ValueError if the file of weights is not there, or another one."""
     if wanted(experiment):
-        weight_files.check(
-            "similarity", experiment["similarity"], "put the SSCD weights there, or mend similarity.weights"
-        )
+        weight_files.check("similarity", experiment["similarity"], "put the SSCD weights there, or mend sscd.weights")
 
 
 def main(arguments):
@@ -60,21 +59,21 @@ def reference(job):
     job.device = device.claim(job.params["compute"])
     import pandas as pd
 
-    from stages.method import similarity
+    from stages.measures import sscd
 
     settings = job.params["similarity"]
     path = Path(settings["weights"])
     train = files.load_array(files.DATA / "train.npy", mmap=True)
     keys = np.array(files.load_json(files.DATA / "keys.json")["train"])
-    features = _features(job, similarity.load(path), train, "training images")
-    found, nearest = similarity.nearest_other(features, job.params["compute"]["threads"])
+    features = _features(job, sscd.load(path), train, "training images")
+    found, nearest = sscd.nearest_other(features, job.params["compute"]["threads"])
     rows = {"index": np.arange(len(keys)), "key": keys, "similarity": found, "nearest_train": nearest}
     with files.publish(files.similarity_dir(files.REFERENCE)) as folder:
         folder.mkdir()
         shutil.copyfile(path, folder / "network.pt")
         files.save_arrays(folder / "features.safetensors", {"features": features})
         pd.DataFrame(rows | {"nearest_key": keys[nearest]}).to_parquet(folder / "nearest.parquet", index=False)
-        files.write_json(folder / "scores.json", _used(path, settings) | {"train": similarity.summary(found)})
+        files.write_json(folder / "scores.json", _used(path, settings) | {"train": sscd.summary(found)})
 
 
 def measure(job):
@@ -82,14 +81,15 @@ def measure(job):
     job.device = device.claim(job.params["compute"])
     import pandas as pd
 
-    from stages.method import randomness, similarity
+    from stages import randomness
+    from stages.measures import sscd
 
     folder = files.similarity_dir(files.REFERENCE)
     scores = files.load_json(folder / "scores.json")
     del scores["train"]
     train = files.load_arrays(folder / "features.safetensors")["features"]
     keys = files.load_table(folder / "nearest.parquet", ["key"])["key"].to_numpy()
-    network = similarity.load(folder / "network.pt").to(job.device)
+    network = sscd.load(folder / "network.pt").to(job.device)
     sampled = params.section(job.params, "sample", job.arm)
     asked = files.load_generations(job.run, sampled["parts"])
     own = _own(asked, keys)
@@ -97,8 +97,8 @@ def measure(job):
     for weights in sampled["weights"]:
         images = files.load_samples(job.run, sampled["parts"], weights)
         features = _features(job, network, images, weights)
-        found, nearest = similarity.nearest(features, train, job.params["compute"]["threads"])
-        scores[weights] = similarity.summary(found, randomness.numpy_generator("similarity", job.seed))
+        found, nearest = sscd.nearest(features, train, job.params["compute"]["threads"])
+        scores[weights] = sscd.summary(found, randomness.numpy_generator("similarity", job.seed))
         table = {"weights": weights, "image": np.arange(len(images)), "similarity": found, "nearest_train": nearest}
         table["nearest_key"] = keys[nearest]
         if own is not None:
@@ -129,12 +129,12 @@ def _used(path, settings):
 
 
 def _features(job, network, images, what):
-    from stages.method import similarity
+    from stages.measures import sscd
 
     settings = job.params["similarity"]
     progress = Progress(f"similarity@{job.key} {what}", "images").update
     network.to(job.device)
-    return similarity.features(network, images, settings["preprocess"], settings["batch_size"], progress)
+    return sscd.features(network, images, settings["preprocess"], settings["batch_size"], progress)
 
 
 def _own(asked, keys):
@@ -146,7 +146,7 @@ def _own(asked, keys):
 
 
 def _pictures(job, images, similarity, nearest, own):
-    """Pictures for the report, as many of each kind as similarity.show_images says; none by default, as they show training images.
+    """Pictures for the report, as many of each kind as sscd.show_images says; none by default, as they show training images.
 
     Returns   dict: copies, originals [n,H,W,C] uint8, the most similar images and their training images, each training image once;
               copy_image, copy_train [n] int64, copy_similarity [n] float32;

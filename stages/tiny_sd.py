@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import cli, files
+from stages.run import cli, files
 
 COLOURS = {
     "red": (210, 40, 40),

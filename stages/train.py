@@ -13,8 +13,9 @@ import sys
 
 import numpy as np
 
-from stages import checkpoint, cli, device, files, network, params, text
-from stages.progress import Progress
+from stages import network, params, text
+from stages.run import checkpoint, cli, device, files
+from stages.run.progress import Progress
 
 
 def main(arguments):
@@ -22,7 +23,7 @@ def main(arguments):
         job.device = device.claim(job.params["compute"])
         import torch
 
-        from stages.training import loop
+        from stages.methods import loop
 
         settings = params.section(job.params, "train", job.arm) | {"precision": job.params["compute"]["precision"]}
         index = files.load_array(files.current_shards_dir(job.recipe, job.run, job.round) / f"shard{job.shard}.npy")
@@ -106,7 +107,8 @@ def _start(job, built, names, carried, ema_decay):
     """
     import torch
 
-    from stages.method import shard_state, unet
+    from stages.diffusion import unet
+    from stages.iet import shard_state
 
     network = built.network
     if job.round == 1:
@@ -164,7 +166,7 @@ def _ema(names, state):
 
 
 def _write(job, method, network, names, state, record, index, num_steps, spent):
-    from stages.training import loop
+    from stages.methods import loop
 
     counts = loop.as_arrays(record, index) | {
         **{f"carried.{name}": value.cpu().numpy() for name, value in state.carried.items()},

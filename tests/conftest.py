@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from stages import files, plan  # sets one thread, before torch is imported: float sums depend on it
+from stages import plan  # sets one thread, before torch is imported: float sums depend on it
+from stages.run import files  # sets one thread, before torch is imported: float sums depend on it
 
 ROOT = Path(__file__).parent.parent
 

@@ -30,7 +30,7 @@ from conftest import TINY, Project
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from stages import processes
+from stages.run import processes
 
 COMPUTE = ("train@", "sample@")  # the phases that compute for long
 VICTIMS = ("stage", "dvc", "snakemake", "group")

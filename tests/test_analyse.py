@@ -11,8 +11,10 @@ import pytest
 import yaml
 from conftest import TINY
 
-from stages import analyse, data, files, params, report_analyses
-from stages.method import image_complexity, roc, skip_analysis
+from stages import analyse, data, params
+from stages.measures import image_complexity, roc, skip_analysis
+from stages.report.sections import analyses
+from stages.run import files
 
 IET, DDPM = "iet_agc_plus-seed3", "ddpm-seed3"
 NUM_IMAGES, NUM_SAMPLES = 60, 50
@@ -53,7 +55,7 @@ def iet_history():
 
 
 def write_run(run, rounds, train):
-    from stages.method import initial_weights, unet
+    from stages.diffusion import initial_weights, unet
 
     network = unet.build(yaml.safe_load(TINY)["model"], (1, 8, 8))
     weights = initial_weights.initial_weights(network, 3)
@@ -270,7 +272,7 @@ def page(ready):
     """Blocks of both arms, by title; the numbers are those of `ready`."""
     ready("ddpm")
     ready("iet_agc_plus")
-    return {block.title: block for block in report_analyses.blocks(params.load())}
+    return {block.title: block for block in analyses.blocks(params.load())}
 
 
 def test_the_page_has_every_analysis_and_names_arms_without_one(page):
@@ -318,12 +320,12 @@ def area(auc, low, high, group=50, rest=70):
     ],
 )
 def test_what_an_area_says(found, told):
-    assert report_analyses._verdict(found, "more", "less") == told
+    assert analyses._verdict(found, "more", "less") == told
 
 
 def test_what_moves_say():
     def told(**found):
-        return report_analyses._moved_verdict({"pairs": 40} | found)
+        return analyses._moved_verdict({"pairs": 40} | found)
 
     assert told(low=-0.2, high=-0.1) == "moved images are skipped less"
     assert told(low=0.1, high=0.2) == "moved images are skipped more"
@@ -333,7 +335,7 @@ def test_what_moves_say():
 
 def test_one_pair_has_no_interval():
     one = skip_analysis.Move(np.array([0.5]), np.array([0.2]), np.array([[0.5, 0.5]]), np.array([[0.2, 0.4]]))
-    cells = report_analyses._move_cells(skip_analysis.premise([one]))
+    cells = analyses._move_cells(skip_analysis.premise([one]))
     assert cells["difference [95 %]"] == "−20" and cells["stayed of the pairs"] == "50 → 40"
     none = skip_analysis.Move(np.empty(0), np.empty(0), np.empty((0, 2)), np.empty((0, 2)))
-    assert set(report_analyses._move_cells(skip_analysis.premise([none])).values()) == {"0", "–", "– → –"}
+    assert set(analyses._move_cells(skip_analysis.premise([none])).values()) == {"0", "–", "– → –"}

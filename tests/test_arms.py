@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 OWN_METHOD = '''"""Min-SNR weighting (Hang et al. 2023): losses weighed by min(SNR, gamma) / SNR."""
 
-from stages.training import base
+from stages.methods import base
 
 SETTINGS = {
     "required": ["gamma"],
@@ -32,7 +32,7 @@ class Method(base.Method):
 def extended(finished, tmp_path_factory):
     """The finished run with an arm of a new method, and with DDPM's own images as those of somebody else."""
     project = finished.copy(tmp_path_factory.mktemp("extended") / "project")
-    (project.root / "stages/training/min_snr.py").write_text(OWN_METHOD)
+    (project.root / "stages/methods/min_snr.py").write_text(OWN_METHOD)
     samples = [np.load(project.root / f"artifacts/samples/ddpm-seed3/part{p}/raw.npy") for p in range(2)]
     (project.root / "elsewhere").mkdir()
     for i, image in enumerate(np.concatenate(samples)):
@@ -82,7 +82,7 @@ def test_a_method_in_a_new_file_is_an_arm_like_any_other(extended):
     metrics = json.loads((extended.root / "metrics.json").read_text())
     assert metrics["mine"]["training"]["optimizer_steps"] == 18 and metrics["mine"]["raw"]["fd_pixels"] > 0
     lock = extended.lock()["train@mine-seed3-round1-shard0"]
-    assert "stages/training/min_snr.py" in [dep["path"] for dep in lock["deps"]]
+    assert "stages/methods/min_snr.py" in [dep["path"] for dep in lock["deps"]]
     extended.edit(arms__mine__method__gamma=-1)
     told = extended.run("snakemake", "-n", check=False)
     assert told.returncode != 0
@@ -91,7 +91,7 @@ def test_a_method_in_a_new_file_is_an_arm_like_any_other(extended):
 
 
 def test_editing_one_method_retrains_its_arms_only(extended):
-    file = extended.root / "stages/training/agc/augmentation.py"
+    file = extended.root / "stages/methods/agc/augmentation.py"
     text = file.read_text()
     file.write_text(text + "\n# edited\n")
     planned = extended.run("snakemake", "-n").text

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages import audit
+from stages.image_sets import elsewhere
 
 RNG = np.random.default_rng(6)
 SHAPE = (8, 8, 1)
@@ -20,13 +20,13 @@ def pixels(count, *shape):
 
 def read(generator, shape=SHAPE, sample=ALL):
     if "pipeline" in generator:
-        pipeline = audit.pipeline(Path(generator["pipeline"]), shape, "cpu")
+        pipeline = elsewhere.pipeline(Path(generator["pipeline"]), shape, "cpu")
         starts = range(0, sample["num_images"], sample["batch_size"])
         stops = [min(start + sample["batch_size"], sample["num_images"]) for start in starts]
-        parts = [audit.generated(pipeline, shape, *ends, 0, sample["num_steps"]) for ends in zip(starts, stops)]
+        parts = [elsewhere.generated(pipeline, shape, *ends, 0, sample["num_steps"]) for ends in zip(starts, stops)]
         found = np.concatenate(parts)
     else:
-        found = audit.images(generator, shape, sample["num_images"], lambda *_: None)
+        found = elsewhere.images(generator, shape, sample["num_images"], lambda *_: None)
     assert found.dtype == np.uint8 and found.shape[1:] == shape
     return found
 

@@ -1,4 +1,4 @@
-"""Tests of stages/training/agc/augmentation.py. Oracle: the pinned torchvision, one image and one operation at a time."""
+"""Tests of stages/methods/agc/augmentation.py. Oracle: the pinned torchvision, one image and one operation at a time."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode, RandAugment
 from torchvision.transforms.autoaugment import _apply_op
 
-from stages.training.agc.augmentation import OPS, apply_ops, draw_ops, op_parameter, rand_augment, relative_strength
+from stages.methods.agc.augmentation import OPS, apply_ops, draw_ops, op_parameter, rand_augment, relative_strength
 
 UNSIGNED = ("Identity", "Posterize", "Solarize", "AutoContrast", "Equalize")
 NO_STRENGTH = ("Identity", "AutoContrast", "Equalize")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.method import averaging
+from stages.iet import averaging
 
 
 def model(*values, dtype=np.float32):

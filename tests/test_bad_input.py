@@ -8,7 +8,8 @@ import pytest
 import yaml
 from conftest import TINY, Project, written_anew
 
-from stages import cli, data, files, shard, train
+from stages import data, shard, train
+from stages.run import cli, files
 
 IET = "iet_agc_plus-seed3"
 
@@ -83,7 +84,7 @@ def refusal(decoded, monkeypatch, capsys):
 
 def write_round_1(change_raw=None, change_state=None, model=None):
     """What round 2 of shard 1 reads: the model of round 1, the shard's state and index list, all of them fresh."""
-    from stages.method import initial_weights, unet
+    from stages.diffusion import initial_weights, unet
 
     network = unet.build(model or yaml.safe_load(TINY)["model"], (1, 8, 8))
     weights = initial_weights.initial_weights(network, 3)
@@ -278,7 +279,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(refusal):
 def test_a_batch_that_memory_does_not_suffice_for_names_one_to_try(refusal, monkeypatch):
     import torch
 
-    from stages.training import loop
+    from stages.methods import loop
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nSee the manual")

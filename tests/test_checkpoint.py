@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from stages import checkpoint, files
+from stages.run import checkpoint, files
 
 
 class Clock:

@@ -8,8 +8,8 @@ import tiny_clip
 import torch
 from conftest import random_images
 
-from stages.method import clip_score as method
-from stages.method import similarity
+from stages.measures import clip_score as method
+from stages.measures import sscd
 
 PROMPTS = ["a red square", "the blue circle on the cross", "a red square", "purple"]
 
@@ -75,7 +75,7 @@ def test_dcr_shows_the_network_what_sscd_is_shown(tmp_path, clip):
     large, shown = method.load(tmp_path / "clip"), images(3, 3)
     found = method.image_embeddings(large, shown, "dcr", 2)
     with torch.no_grad():
-        features = large.model.get_image_features(pixel_values=similarity.network_input(shown, "dcr"))
+        features = large.model.get_image_features(pixel_values=sscd.network_input(shown, "dcr"))
     expected = torch.nn.functional.normalize(features.pooler_output, dim=1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found - method.image_embeddings(large, shown, "clip", 3)).max() > 1e-3

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from stages import device
+from stages.run import device
 
 AUTO, CPU, CUDA = ({"device": name, "threads": 1} for name in ("auto", "cpu", "cuda"))
 CLAIMER = (

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from stages import params, report_tables, report_trade_off, tiny_sd
+from stages import params, tiny_sd
+from stages.report import published, trade_off
 
 sys.path.insert(0, str(ROOT / "workflow/scripts"))
 import seeds
@@ -57,7 +58,7 @@ def test_the_optional_arms_of_cifar10_are_valid(tmp_path):
 def test_an_experiment_has_the_arms_of_its_tables_and_two_controls(name, arms, controls):
     experiment, tiny = load(name), load(f"tiny/{name}")
     assert list(experiment["arms"]) == list(tiny["arms"]) == [*arms.split(), *controls]
-    assert report_trade_off.controls(experiment) == report_trade_off.controls(tiny) == controls
+    assert trade_off.controls(experiment) == trade_off.controls(tiny) == controls
 
 
 def optimiser_steps(experiment, num_train, arm):
@@ -108,7 +109,7 @@ def test_budgets_are_the_specified_ones(name, num_train, one_shard, sharded):
 def test_networks_have_the_specified_size(name, image_shape, num_classes, num_parameters):
     import torch
 
-    from stages.method import unet
+    from stages.diffusion import unet
 
     model = load(name)["model"]
     assert model.get("class_conditional", False) == (num_classes is not None)
@@ -140,7 +141,7 @@ def test_rows_of_the_tables_are_bound_to_arms_with_their_settings():
     experiment = yaml.safe_load(with_optional_arms())
     arms = experiment["arms"]
     bound = set()
-    for table in report_tables.read()["tables"]:
+    for table in published.read()["tables"]:
         name = table["data"]
         if name == "captioned_folder":
             continue
@@ -173,7 +174,7 @@ def test_rows_of_the_text_conditioned_tables_are_bound_to_the_arms_of_laion10k()
     text = (FOLDER / "laion10k.yaml").read_text(encoding="utf-8")
     before, optional = text.split('  # Optional arms, in no table: take the "# " away.\n')
     arms = yaml.safe_load(before + re.sub(r"^  # ", "  ", optional, flags=re.MULTILINE))["arms"]
-    tables = [table for table in report_tables.read()["tables"] if table["data"] == "captioned_folder"]
+    tables = [table for table in published.read()["tables"] if table["data"] == "captioned_folder"]
     rows = [row for table in tables for row in table["rows"]]
     assert {row["arm"] for row in rows} == set(arms)
     kinds = {"RT": "rt", "CWR": "cwr", "GNI": "gni", "RNA": "rna", "Wen et al.": "wen"}
@@ -217,7 +218,7 @@ def test_flickr8k_16px_has_equal_budgets_and_controls_and_the_bank_is_visited_of
         500: ["default_40"],
         875: ["default_70"],
     }
-    assert report_trade_off.controls(experiment) == ["default_40", "default_70"]
+    assert trade_off.controls(experiment) == ["default_40", "default_70"]
     timesteps = tiny_sd.CONFIGS["E"]["timesteps"]
     for arm, recipe in trained.items():
         visits = recipe["rounds"] * recipe["train"]["steps"] * experiment["train"]["batch_size"] / timesteps

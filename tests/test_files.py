@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from stages import files
+from stages.run import files
 
 
 @pytest.fixture(autouse=True)

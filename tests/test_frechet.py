@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from stages.method import frechet
+from stages.measures import frechet
 
 
 def random_moments(seed, size, rank):

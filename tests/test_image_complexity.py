@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.method import image_complexity
+from stages.measures import image_complexity
 
 RANDOM = np.random.default_rng(0)
 
@@ -82,7 +82,7 @@ def itself(train, chosen):
 
 
 def always_second(train, chosen):
-    from stages.method import neighbours
+    from stages.measures import neighbours
 
     return np.sqrt(neighbours.nearest(train[chosen], train, 3)[0][:, 2]) / 255
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import report_leaks
-from stages.method import leaks
+from stages.measures import leaks
+from stages.report import leaks as leak_list
 
 
 def test_by_hand():
@@ -80,8 +80,8 @@ def frame_of(keys):
 def check_csv():
     """Read by Python's csv, as a spreadsheet would split it."""
     frame = frame_of(KEYS)
-    rows = list(csv.DictReader(io.StringIO(report_leaks.csv_text(frame), newline="")))
-    assert [list(row) for row in rows] == [report_leaks.COLUMNS] * len(KEYS)
+    rows = list(csv.DictReader(io.StringIO(leak_list.csv_text(frame), newline="")))
+    assert [list(row) for row in rows] == [leak_list.COLUMNS] * len(KEYS)
     for row in rows:
         for cell in row.values():
             assert not cell.strip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")), "a formula"
@@ -108,6 +108,6 @@ def test_csv_holds_no_formula_and_every_key_comes_back():
     ],
 )
 def test_the_check_tells_unsafe_cells(monkeypatch, safe_cell, told):
-    monkeypatch.setattr(report_leaks, "safe_cell", safe_cell)
+    monkeypatch.setattr(leak_list, "safe_cell", safe_cell)
     with pytest.raises(AssertionError, match=told):
         check_csv()

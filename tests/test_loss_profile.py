@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.method import diffusion, image_complexity, loss_profile, randomness
+from stages import randomness
+from stages.diffusion import ddpm
+from stages.measures import image_complexity, loss_profile
 
-ALPHA_BAR = diffusion.alpha_bars(10, 0.01, 0.3).float()
+ALPHA_BAR = ddpm.alpha_bars(10, 0.01, 0.3).float()
 
 
 def test_most_similar_by_hand():
@@ -79,7 +81,7 @@ def eps_of(shape, seed, timestep, draw):
 
 def test_losses_by_hand():
     images = torch.tensor([0, 255, 100], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 4, 4).contiguous()
-    found = loss_profile.losses(Network(0.5), diffusion.normalise(images), [0, 7], 3, ALPHA_BAR, seed=5, batch_size=2)
+    found = loss_profile.losses(Network(0.5), ddpm.normalise(images), [0, 7], 3, ALPHA_BAR, seed=5, batch_size=2)
     for i, grey in enumerate([-1.0, 1.0, 100 / 127.5 - 1]):
         for s, timestep in enumerate([0, 7]):
             signal = float(ALPHA_BAR[timestep])
@@ -91,9 +93,7 @@ def test_losses_by_hand():
 def test_all_images_see_the_same_noise():
     """A network that predicts nothing has the mean squared noise as its loss: equal for images that see the same."""
     images = torch.randint(256, (7, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = loss_profile.losses(
-        Network(0.0), diffusion.normalise(images), [0, 3, 9], 2, ALPHA_BAR, seed=1, batch_size=3
-    )
+    found = loss_profile.losses(Network(0.0), ddpm.normalise(images), [0, 3, 9], 2, ALPHA_BAR, seed=1, batch_size=3)
     assert (found == found[0]).all() and len(np.unique(found[0])) == 3
     assert found[0, 1] == pytest.approx(np.mean([(eps_of((1, 4, 4), 1, 3, d) ** 2).mean() for d in (0, 1)]), rel=1e-6)
 
@@ -101,20 +101,18 @@ def test_all_images_see_the_same_noise():
 def test_fewer_timesteps_and_other_batches_change_no_loss():
     images = torch.randint(256, (5, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     every = loss_profile.losses(
-        Network(0.3), diffusion.normalise(images), list(range(10)), 2, ALPHA_BAR, seed=1, batch_size=5
+        Network(0.3), ddpm.normalise(images), list(range(10)), 2, ALPHA_BAR, seed=1, batch_size=5
     )
-    some = loss_profile.losses(Network(0.3), diffusion.normalise(images), [0, 4, 8], 2, ALPHA_BAR, seed=1, batch_size=2)
+    some = loss_profile.losses(Network(0.3), ddpm.normalise(images), [0, 4, 8], 2, ALPHA_BAR, seed=1, batch_size=2)
     assert every[:, [0, 4, 8]] == pytest.approx(some, rel=1e-6)
-    other = loss_profile.losses(
-        Network(0.3), diffusion.normalise(images), [0, 4, 8], 2, ALPHA_BAR, seed=2, batch_size=2
-    )
+    other = loss_profile.losses(Network(0.3), ddpm.normalise(images), [0, 4, 8], 2, ALPHA_BAR, seed=2, batch_size=2)
     assert (other != some).all()
 
 
 def test_a_loss_that_is_not_finite_is_refused():
     images = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
     with pytest.raises(FloatingPointError, match="not finite: the model has diverged"):
-        loss_profile.losses(Network(float("nan")), diffusion.normalise(images), [0], 1, ALPHA_BAR, seed=0, batch_size=1)
+        loss_profile.losses(Network(float("nan")), ddpm.normalise(images), [0], 1, ALPHA_BAR, seed=0, batch_size=1)
 
 
 def test_band_by_hand():

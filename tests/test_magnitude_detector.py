@@ -7,7 +7,7 @@ import pytest
 import tiny_sd
 import torch
 
-from stages.method import magnitude_detector as method
+from stages.text import magnitude_detector as method
 
 
 def test_differences_of_v_are_read_as_noise():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.method import memorisation, neighbours
+from stages.measures import memorisation, neighbours
 
 
 def test_every_ratio_by_hand():

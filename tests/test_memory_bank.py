@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.training.agc import memory_bank
+from stages.methods.agc import memory_bank
 
 
 def loop(bank, t, loss, eta):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages import training
-from stages.method import diffusion, initial_weights, randomness, unet
-from stages.training import added_noise, ambient, base, dp_sgd
+from stages import methods, randomness
+from stages.diffusion import ddpm, initial_weights, unet
+from stages.methods import added_noise, ambient, base, dp_sgd
 
 T = 20
 SEED, SHARD = 5, 3
@@ -26,7 +26,7 @@ def step_of(network, x, ids=None, settings=None, number=0, labels=None):
         labels=labels,
         t=torch.randint(T, (len(x),), generator=random),
         eps=torch.randn(x.shape, generator=random),
-        alpha_bar=diffusion.alpha_bars(T, 0.005, 0.3).float(),
+        alpha_bar=ddpm.alpha_bars(T, 0.005, 0.3).float(),
         carried={},
         settings={"precision": "fp32", "batch_size": 4, "grad_clip_norm": 1.0} | (settings or {}),
         key=(SEED, SHARD, number),
@@ -42,7 +42,7 @@ def pictures(count, channels=1, side=8):
 
 
 def test_every_method_is_found_by_its_module():
-    assert set(training.declared()) == {
+    assert set(methods.declared()) == {
         "added_noise",
         "agc",
         "ambient",
@@ -52,20 +52,20 @@ def test_every_method_is_found_by_its_module():
         "text_noise",
         "wen",
     }
-    assert [name for name, method in training.declared().items() if method["COUNTS_SKIPS"]] == ["agc", "wen"]
-    for name in training.declared():
-        assert issubclass(type(training.method({"name": name})), base.Method)
-        assert training.source_of(name).exists()
+    assert [name for name, method in methods.declared().items() if method["COUNTS_SKIPS"]] == ["agc", "wen"]
+    for name in methods.declared():
+        assert issubclass(type(methods.method({"name": name})), base.Method)
+        assert methods.source_of(name).exists()
 
 
 def test_what_a_module_says_must_be_plain_data(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("SETTINGS = dict(required=[])\n")
-    monkeypatch.setattr(training, "FOLDER", tmp_path)
-    training.declared.cache_clear()
-    with pytest.raises(ValueError, match=r"SETTINGS in stages/training/mine.py is computed, expected plain data"):
-        training.declared()
+    monkeypatch.setattr(methods, "FOLDER", tmp_path)
+    methods.declared.cache_clear()
+    with pytest.raises(ValueError, match=r"SETTINGS in stages/methods/mine.py is computed, expected plain data"):
+        methods.declared()
     monkeypatch.undo()
-    training.declared.cache_clear()
+    methods.declared.cache_clear()
 
 
 # Added noise.
@@ -74,11 +74,11 @@ def test_what_a_module_says_must_be_plain_data(tmp_path, monkeypatch):
 def test_added_noise_has_its_variance_and_is_drawn_anew():
     method = added_noise.Method({"name": "added_noise", "variance": 0.1})
     x = pictures(64, side=16)
-    noise = [method.images(step_of(None, x, number=n)) - diffusion.normalise(x) for n in (0, 1)]
+    noise = [method.images(step_of(None, x, number=n)) - ddpm.normalise(x) for n in (0, 1)]
     for draw in noise:
         assert float(draw.var()) == pytest.approx(0.1, rel=0.03) and abs(float(draw.mean())) < 0.01
     assert abs(float(torch.corrcoef(torch.stack([n.flatten() for n in noise]))[0, 1])) < 0.03
-    again = method.images(step_of(None, x, number=1)) - diffusion.normalise(x)
+    again = method.images(step_of(None, x, number=1)) - ddpm.normalise(x)
     assert torch.equal(again, noise[1])
 
 
@@ -96,7 +96,7 @@ def test_added_noise_is_on_the_image_not_on_what_the_network_is_scored_by():
     losses = method.losses(step)
     assert float(losses.minimised) == 0 and losses.skipped is None
     x_0 = seen[0] / step.alpha_bar[step.t].sqrt().view(-1, 1, 1, 1)
-    assert float((x_0 - diffusion.normalise(step.x)).var()) == pytest.approx(0.25, rel=0.05)
+    assert float((x_0 - ddpm.normalise(step.x)).var()) == pytest.approx(0.25, rel=0.05)
 
 
 # DP-SGD.

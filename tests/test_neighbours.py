@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.method import neighbours
+from stages.measures import neighbours
 
 
 @pytest.fixture(autouse=True)

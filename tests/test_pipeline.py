@@ -146,7 +146,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp
     assert planned(project) == longer | {"report"}
 
     (project.root / "params.yaml").write_text(TINY)
-    sampler = project.root / "stages/method/sampling.py"
+    sampler = project.root / "stages/diffusion/sampling.py"
     sampler.write_text(sampler.read_text() + "\n# edited\n")
     assert planned(project) == end | {"sample@ddpm-seed3-part0", "sample@ddpm-seed3-part1", "score@ddpm-seed3"}
 

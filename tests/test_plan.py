@@ -9,7 +9,8 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, Project
 
-from stages import files, inception_weights, params, plan
+from stages import inception_weights, params, plan
+from stages.run import files
 
 
 def experiment(**changes):
@@ -79,16 +80,16 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
     assert found["shard"] == found["score"] == {"a-seed7": a}
     assert list(found["train"]) == [f"a-seed7-round{r}-shard{k}" for r in (1, 2, 3) for k in (0, 1)]
     assert found["train"]["a-seed7-round1-shard1"] == a | {
-        "method": "stages/training/ddpm.py",
+        "method": "stages/methods/ddpm.py",
         **plan.NETWORK,
         "round": 1,
         "shard": 1,
         "index": "artifacts/shards/a-seed7/round1/shard1.npy",
-        "model": "stages/method/initial_weights.py",
-        "state": "stages/method/shard_state.py",
+        "model": "stages/diffusion/initial_weights.py",
+        "state": "stages/iet/shard_state.py",
     }
     assert found["train"]["a-seed7-round3-shard0"] == a | {
-        "method": "stages/training/ddpm.py",
+        "method": "stages/methods/ddpm.py",
         **plan.NETWORK,
         "round": 3,
         "shard": 0,
@@ -102,7 +103,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         | {
             "round": r,
             "shards": f"artifacts/shards/a-seed7/round{r}",
-            "counts_before": "stages/method/sharding.py",
+            "counts_before": "stages/iet/sharding.py",
             "next_shards": f"artifacts/shards/a-seed7/round{r + 1}",
         }
         for r in (1, 2)
@@ -111,7 +112,7 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         f"a-seed7-part{p}": a
         | {
             "section": "method",
-            "method": "stages/training/ddpm.py",
+            "method": "stages/methods/ddpm.py",
             **plan.NETWORK,
             "part": p,
             "model": "artifacts/model/a-seed7/round3",
@@ -202,7 +203,7 @@ def test_an_arm_that_samples_the_model_of_another_arm_trains_nothing_whatever_th
     }
     for seed in (5, 2):
         item = found["sample"][f"b-seed{seed}-part0"]
-        assert (item["section"], item["method"]) == ("generator", "stages/training/agc")
+        assert (item["section"], item["method"]) == ("generator", "stages/methods/agc")
         assert item["model"] == f"artifacts/model/iet_agc_plus-seed{seed}/round2"
 
 
@@ -221,7 +222,7 @@ def test_every_run_is_analysed_where_the_section_is_there():
     assert without["analyse"] == {} and without["report"]["analysis"] == "stages/analyse.py"
     assert with_section["analyse"].keys() == with_section["score"].keys() and len(with_section["analyse"]) == 4
     assert with_section["analyse"]["iet_agc_plus-seed2"] == {
-        "arm": "iet_agc_plus", "seed": 2, "run": "iet_agc_plus-seed2", "method": "stages/training/agc",
+        "arm": "iet_agc_plus", "seed": 2, "run": "iet_agc_plus-seed2", "method": "stages/methods/agc",
         "model": "artifacts/model/iet_agc_plus-seed2/round2", "network": "stages/network.py",
         "nearest": "artifacts/score/iet_agc_plus-seed2",
     }  # fmt: skip

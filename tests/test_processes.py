@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from stages import processes
+from stages.run import processes
 
 HEAD = f"import os, subprocess, sys, time; sys.path.insert(0, {str(ROOT)!r}); from stages import processes\n"
 # A stage: ties itself to its parent, says its pid, and would live for a minute.

@@ -5,8 +5,8 @@ import pytest
 import tiny_sd
 import torch
 
-from stages.method import prompt_mitigations as method
-from stages.method import randomness
+from stages import randomness
+from stages.text import prompt_mitigations as method
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = {name: {"name": name, "num_words": 4} for name in ("rt", "cwr", "rna")}

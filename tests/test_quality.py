@@ -20,9 +20,10 @@ from conftest import TINY, Project, random_images, write_params, write_samples
 from torch_fidelity import feature_extractor_inceptionv3, metric_fid
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from stages import files, inception_weights, params, plan, quality, report
-from stages.method import frechet, inception
-from stages.method import quality as method
+from stages import inception_weights, params, plan, quality, report
+from stages.measures import frechet, inception
+from stages.measures import image_quality as method
+from stages.run import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROTOCOLS = ["torch_fidelity", "pytorch_fid"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.method import randomness
+from stages import randomness
 
 STAGES = pathlib.Path(__file__).parents[1] / "stages"
 KEYS = {  # how many numbers follow the purpose, as the table in randomness.py says

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.method import randomness, redistribution, sharding
+from stages import randomness
+from stages.iet import redistribution, sharding
 
 
 def generator(seed=0):

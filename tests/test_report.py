@@ -12,8 +12,9 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from stages import params, report, report_figures, report_page, report_tables
-from stages.method import intervals
+from stages import params, report
+from stages.measures import intervals
+from stages.report import figures, page
 
 NUM_IMAGES = 100  # generated
 THRESHOLDS = [0.4, 0.5, 0.6]
@@ -265,7 +266,7 @@ def test_the_gallery_says_what_counts_as_given_out(one_seed):
 
 def test_a_gallery_without_leaks_shows_the_closest_pairs(one_seed):
     leaks, galleries = {"plain": (0, 0), "iet": (4, 12)}, {"plain": [], "iet": [{"copies": 1, "ratio": 0.1} | PAIR]}
-    html = report_page._gallery(SETTINGS, one_seed[1], galleries, leaks, 5)
+    html = page._gallery(SETTINGS, one_seed[1], galleries, leaks, 5)
     assert "No training image counts as given out by 100 generated images. The closest pairs:" in html
     assert "12 of 100 generated images are copies of 4 of the 5 training images. The 1 clearest:" in html
 
@@ -282,9 +283,9 @@ def test_every_reference_inside_the_drawings_has_its_target(one_seed):
 
 def test_without_any_skipping_no_axes_are_drawn():
     histogram = pd.DataFrame({"arm": ["a"], "seed": [0], "skips": [0], "images": [5]})
-    assert report_figures.skip_histogram(histogram, ["a"]) is None
+    assert figures.skip_histogram(histogram, ["a"]) is None
     epochs = pd.DataFrame({"arm": ["a"], "epoch": [1], "round": [1], "skipped_share": [0.0]})
-    assert report_figures.over_epochs(epochs, ["a"], "skipped_share", "skipped") is None
+    assert figures.over_epochs(epochs, ["a"], "skipped_share", "skipped") is None
 
 
 def results_of(arms, weights="raw"):
@@ -313,19 +314,19 @@ def test_the_trade_off_names_each_arm_once_and_draws_what_stopping_early_buys():
         "early": [(5, 20), (4, 30)],
         "earlier": [(8, 2), (9, 3)],
     }
-    drawn = report_figures.excess_against_fidelity(
+    drawn = figures.excess_against_fidelity(
         results_of(points), list(points), ["earlier", "early"], "raw", "code_sq", 0.5
     )
     words = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
     assert [words.count(word) for word in ["plain", "ours", "early", "earlier", "plain stopped early"]] == [1] * 5
     assert drawn.count("stroke-dasharray") == 2  # the line, and its sample in the legend
-    without = report_figures.excess_against_fidelity(results_of(points), list(points), [], "raw", "code_sq", 0.5)
+    without = figures.excess_against_fidelity(results_of(points), list(points), [], "raw", "code_sq", 0.5)
     assert "stopped early" not in without and "stroke-dasharray" not in without
-    assert report_figures.excess_against_fidelity(results_of(points), list(points), [], "ema", "code_sq", 0.5) is None
+    assert figures.excess_against_fidelity(results_of(points), list(points), [], "ema", "code_sq", 0.5) is None
 
 
 def test_a_line_between_means_is_straight_in_their_own_scale():
-    x, y = report_figures._straight(np.array([1.0, 2.0, 10.0]), np.array([0.0, 4.0, 20.0]), num_points=4)
+    x, y = figures._straight(np.array([1.0, 2.0, 10.0]), np.array([0.0, 4.0, 20.0]), num_points=4)
     assert x.tolist() == [1, 1.25, 1.5, 1.75, 2, 4, 6, 8, 10] and y.tolist() == [0, 1, 2, 3, 4, 8, 12, 16, 20]
 
 
@@ -337,7 +338,7 @@ def test_the_page_holds_the_published_tables_of_its_data_set(tmp_path, monkeypat
     published = {"source": "Someone", "num_images": 100, "neighbours": 50, "notes": {"why": "Because <b>."}}
     published["columns"] = [{"name": "MQ0.5", "better": "lower", "protocol": "l2_from_gen", "threshold": 0.5}]
     published["tables"] = [{"title": "Table X", "data": "digits", "num_train": 5, "notes": [], "rows": rows}]
-    monkeypatch.setattr(report_tables, "read", lambda: published)
+    monkeypatch.setattr(published, "read", lambda: published)
     with built(tmp_path, ONE_SEED) as (root, _):
         page = (root / "report.html").read_text()
     section = page[page.index('<h2 id="published">') : page.index('<h2 id="curves">')]
@@ -358,18 +359,18 @@ def test_the_page_has_no_section_of_published_numbers_where_none_match(one_seed)
 
 def test_headline_says_less_more_and_overlap(metrics_copy):
     metrics = metrics_copy
-    told = " ".join(report_page.headline(SETTINGS, metrics))
+    told = " ".join(page.headline(SETTINGS, metrics))
     assert "iet has an excess of 15 [11, 20] images of 100, the baseline plain has an excess of 60 [56, 65]" in told
     assert "75 % less" in told and "below the baseline's for iet" in told and "no less faithful" in told
 
     cell = metrics["iet"]["raw"]["l2_from_gen"]["0.5"]
     cell.update(excess=90, excess_low=80, excess_high=99)
     metrics["iet"]["raw"]["fd_pixels"] = 9.0
-    told = " ".join(report_page.headline(SETTINGS, metrics))
+    told = " ".join(page.headline(SETTINGS, metrics))
     assert "50 % more" in told and "above the baseline's for iet" in told and "is less faithful" in told
 
     cell.update(excess=55, excess_low=45, excess_high=57)
-    assert "so not told apart, for iet" in " ".join(report_page.headline(SETTINGS, metrics))
+    assert "so not told apart, for iet" in " ".join(page.headline(SETTINGS, metrics))
 
 
 def test_without_held_out_images(tmp_path):
@@ -404,7 +405,7 @@ def test_a_missing_file_is_named(one_seed, missing):
 )
 def test_a_logarithmic_axis_has_numbers_however_short_it_is(losses, shown):
     epochs = pd.DataFrame({"arm": "a", "epoch": [1, 2], "round": 1, "loss": losses})
-    svg = report_figures.over_epochs(epochs, ["a"], "loss", "loss", log=True)
+    svg = figures.over_epochs(epochs, ["a"], "loss", "loss", log=True)
     assert shown <= set(re.findall(r">([0-9.]+)</text>", svg))
 
 
@@ -427,7 +428,7 @@ def test_long_names_are_cut_in_the_table(one_seed):
     _, metrics = one_seed
     name = "iet_" + 120 * "x"
     settings = SETTINGS | {"arms": {"plain": {}, name: {}}}
-    text = report_page.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]})
+    text = page.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]})
     assert max(map(len, text.splitlines())) <= 120 and "x…" in text
 
 
@@ -444,7 +445,7 @@ def test_columns_give_way_before_names_are_cut(one_seed, length, left_out, cut):
     _, metrics = one_seed
     name = "iet_" + (length - 4) * "x"
     settings = SETTINGS | {"arms": {"plain": {}, name: {}}}
-    lines = report_page.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]}).splitlines()
+    lines = page.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]}).splitlines()
     assert {"simplic.", "distinct"} - set(lines[1].split()) == left_out
     assert ("and distinct" in lines[0]) == ("distinct" not in left_out)
     assert ("…" in lines[-1], name in lines[-1]) == (cut, not cut) and max(map(len, lines)) <= 120
@@ -481,7 +482,7 @@ def test_page_alone_takes_what_records_there_are(own):
 
 def test_arms_that_generate_unlike_many_images_are_compared_by_share(metrics_copy):
     metrics_copy["iet"]["num_images"] = 25  # 15 of 25 images is as much as 60 of 100
-    told = " ".join(report_page.headline(SETTINGS, metrics_copy))
+    told = " ".join(page.headline(SETTINGS, metrics_copy))
     assert "15 [11, 20] images of 25, the baseline plain has an excess of 60 [56, 65] images of 100: the same" in told
     assert "so not told apart, for iet" in told
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import yaml
 
-from stages import report_tables
+from stages.report import published
 
 # Two metrics and two tables of made-up numbers, all of them different.
 PUBLISHED = """
@@ -78,7 +78,7 @@ METRICS = {
 
 
 def shown(file, *, num_train=77, metrics=METRICS, **of_settings):
-    return report_tables.views(settings(**of_settings), metrics, num_train, report_tables.read(file))
+    return published.views(settings(**of_settings), metrics, num_train, published.read(file))
 
 
 def test_a_view_holds_published_numbers_and_ours(file):
@@ -168,7 +168,7 @@ def test_a_table_may_have_columns_and_a_number_of_images_of_its_own(file):
     assert f"MQ0.4{nbsp}↓ published" in other.rows[0] and "scaled to the 1,000" in other.caption
     file.write_text((PUBLISHED + OWN).replace("[0.25, 31, 16.5]", "[0.25, 31]"), encoding="utf-8")
     with pytest.raises(ValueError, match="the row of arm ours in Table Z has 2 published numbers, expected 3"):
-        report_tables.read(file)
+        published.read(file)
 
 
 def test_a_view_needs_its_data_set_and_two_of_its_arms(file):
@@ -228,14 +228,14 @@ def test_what_we_have_not_measured_is_a_dash(file):
 )
 def test_a_wrong_file_is_told_in_one_sentence(file, old, new, told):
     with pytest.raises(ValueError, match=told) as caught:
-        report_tables.read(changed(file, old, new))
+        published.read(changed(file, old, new))
     assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
 def test_the_published_tables_agree_with_themselves():
     """The numbers were typed by hand: what the paper repeats must be repeated, and its percentages must come out."""
-    published = report_tables.read()
-    tables = {table["title"].split(",")[0] + " " + table["data"]: table["rows"] for table in published["tables"]}
+    content = published.read()
+    tables = {table["title"].split(",")[0] + " " + table["data"]: table["rows"] for table in content["tables"]}
     assert list(tables) == [
         "Table I cifar10",
         "Table I cifar100",
@@ -270,8 +270,6 @@ def test_the_published_tables_agree_with_themselves():
     assert round(100 * (1 - sim["iet_agc_plus"] / sim["default"]), 1) == 46.7
     assert round(100 * (1 - sim["plus_gni"] / sim["default_gni"]), 1) == 45.2
     assert len(text) == 18 and max(len(found) for found in text.values()) == 1
-    assert all(len(yaml.safe_dump(note)) > 20 for note in published["notes"].values())
-    used = {
-        name for table in published["tables"] for owner in [table, *table["rows"]] for name in owner.get("notes", [])
-    }
-    assert used == set(published["notes"])
+    assert all(len(yaml.safe_dump(note)) > 20 for note in content["notes"].values())
+    used = {name for table in content["tables"] for owner in [table, *table["rows"]] for name in owner.get("notes", [])}
+    assert used == set(content["notes"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from stages.method import roc
+from stages.measures import roc
 
 
 def every_pair(score, positive):

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from conftest import TINY, text_experiment
 
-from stages import files, params, room
-from stages.method import unet
+from stages import params
+from stages.diffusion import unet
+from stages.run import files, room
 
 EXPERIMENT = yaml.safe_load(TINY)
 IET = "iet_agc_plus-seed3"

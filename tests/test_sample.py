@@ -8,7 +8,8 @@ import torch
 from conftest import TINY, written_anew
 from safetensors.numpy import load_file
 
-from stages import device, progress, sample
+from stages import sample
+from stages.run import device, progress
 
 IET = "iet_agc_plus-seed3"
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.method import diffusion, randomness, sampling, unet
+from stages import randomness
+from stages.diffusion import ddpm, sampling, unet
 
 SCHEDULE = {"beta_start": 1e-4, "beta_end": 0.02}
 
@@ -58,7 +59,7 @@ def diffusers_ddim(model, x, num_timesteps, num_steps, set_alpha_to_one):
 @pytest.mark.parametrize(("protocol", "set_alpha_to_one"), [("paper", False), ("clean", True)])
 def test_ddim_equals_diffusers(num_timesteps, num_steps, protocol, set_alpha_to_one):
     x_T = torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(1))
-    alpha_bars = diffusion.alpha_bars(num_timesteps, **SCHEDULE)
+    alpha_bars = ddpm.alpha_bars(num_timesteps, **SCHEDULE)
     x = sampling.ddim(analytic, x_T, alpha_bars, num_steps, protocol)
     expected = diffusers_ddim(analytic, x_T, num_timesteps, num_steps, set_alpha_to_one)
     other = diffusers_ddim(analytic, x_T, num_timesteps, num_steps, not set_alpha_to_one)
@@ -70,14 +71,14 @@ def test_ddim_equals_diffusers(num_timesteps, num_steps, protocol, set_alpha_to_
 @pytest.mark.parametrize(("protocol", "set_alpha_to_one"), [("paper", False), ("clean", True)])
 def test_ddim_equals_diffusers_with_a_network(network, protocol, set_alpha_to_one):
     x_T = sampling.starting_noise(0, 3, (1, 8, 8), 5)
-    x = sampling.ddim(network, x_T, diffusion.alpha_bars(1000, **SCHEDULE), 50, protocol)
+    x = sampling.ddim(network, x_T, ddpm.alpha_bars(1000, **SCHEDULE), 50, protocol)
     assert torch.allclose(x, diffusers_ddim(network, x_T, 1000, 50, set_alpha_to_one), rtol=0, atol=1e-5)
     assert not x.requires_grad
 
 
 def test_paper_leaves_noise_of_a_hundredth_on_the_clean_image():
     x_T = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(2))
-    alpha_bars = diffusion.alpha_bars(1000, **SCHEDULE)
+    alpha_bars = ddpm.alpha_bars(1000, **SCHEDULE)
     answers = []
 
     def model(x, t):
@@ -92,12 +93,12 @@ def test_paper_leaves_noise_of_a_hundredth_on_the_clean_image():
 
 def test_unknown_protocol_is_refused():
     with pytest.raises(KeyError):
-        sampling.ddim(analytic, torch.zeros(1, 1, 2, 2), diffusion.alpha_bars(10, **SCHEDULE), 5, "pure")
+        sampling.ddim(analytic, torch.zeros(1, 1, 2, 2), ddpm.alpha_bars(10, **SCHEDULE), 5, "pure")
 
 
 def test_bf16_samples_are_float32_and_near_the_fp32_ones(network):
     x_T = sampling.starting_noise(0, 4, (1, 8, 8), 6)
-    alpha_bars = diffusion.alpha_bars(1000, **SCHEDULE)
+    alpha_bars = ddpm.alpha_bars(1000, **SCHEDULE)
     full = sampling.ddim(network, x_T, alpha_bars, 2, "clean")
     half = sampling.ddim(network, x_T, alpha_bars, 2, "clean", "bf16")
     assert half.dtype == torch.float32 and not torch.equal(full, half)
@@ -158,4 +159,4 @@ def test_stored_clamps_rounds_and_puts_channels_last():
 
 def test_stored_is_the_inverse_of_normalise():
     every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    assert np.array_equal(sampling.stored(diffusion.normalise(every))[0, :, :, 0], every[0, 0].numpy())
+    assert np.array_equal(sampling.stored(ddpm.normalise(every))[0, :, :, 0], every[0, 0].numpy())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.method import sharding
+from stages.iet import sharding
 
 
 def generator(seed=0):

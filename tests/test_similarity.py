@@ -15,8 +15,9 @@ import torch
 import yaml
 from conftest import TINY, Project, random_images, write_params, write_samples
 
-from stages import files, params, plan, report, similarity
-from stages.method import similarity as method
+from stages import params, plan, report, similarity
+from stages.measures import sscd as method
+from stages.run import files
 
 
 @pytest.fixture(scope="module")

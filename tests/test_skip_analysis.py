@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from stages.method import skip_analysis
+from stages.measures import skip_analysis
 
 
 def counts(index, skips, visits, **more):

@@ -15,7 +15,7 @@ import pytest
 from conftest import TINY, Project
 from kill_harness import GONE_S, Harness, Watch, check_aftermath, processes_in
 
-from stages import cli, files
+from stages.run import cli, files
 
 IET = "iet_agc_plus-seed3"
 

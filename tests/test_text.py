@@ -12,11 +12,13 @@ import torch
 import yaml
 from conftest import ROOT, TINY
 
-from stages import files, params, training
-from stages.method import randomness, sampling, shard_state, unet
+from stages import methods, params, randomness
+from stages.diffusion import sampling, unet
+from stages.iet import shard_state
+from stages.methods import base, caption_noise, loop, wen
+from stages.methods.agc import augmentation
+from stages.run import files
 from stages.text import generation, latents, model
-from stages.training import base, caption_noise, loop, wen
-from stages.training.agc import augmentation
 
 SEED, SHARD = 5, 3
 CAPTIONS = [["a red square", "a square of red"], ["a blue circle", "the circle"], ["a green cross", "x"], ["the white triangle", "y"],
@@ -322,7 +324,7 @@ def test_agc_judges_the_clean_loss_and_takes_that_of_augmented_images_with_the_s
     t = step_of(learnt, network, pixels, ids).t
     bank[t] = plain / torch.tensor([0.5, 0.9, 2.0])
     taa = {"R": 1.5, "A": 5.0, "magnitude": 30, "num_ops": 2, "max_level": 30}
-    method = training.method({"name": "agc", "lambda": 0.8, "eta": 0.8, "taa": taa})
+    method = methods.method({"name": "agc", "lambda": 0.8, "eta": 0.8, "taa": taa})
     step = step_of(learnt, network, pixels, ids, carried={"bank": bank.clone()})
     calls = []
     monkey = learnt.sample_losses
@@ -345,7 +347,7 @@ AUTHORS = {"name": "agc", "lambda": 0.8, "eta": 0.8,
 
 def test_the_authors_two_passes_by_hand(learnt, folder, pixels):
     """Two of three are kept: no step. Then all three: the first three of five are learnt, at one level, and two are dropped."""
-    network, method = network_of(folder), training.method(AUTHORS)
+    network, method = network_of(folder), methods.method(AUTHORS)
     shard = loop.Images(pixels, torch.arange(6), objective=learnt)
     carried = method.initial_state(1000, "cpu")
 
@@ -389,8 +391,8 @@ def test_a_batch_that_only_waits_moves_no_weight(epsilon, pixels, tmp_path, monk
     before = network_of(epsilon)
     settings = settings_of(batch_size=3)
     with pytest.raises(ValueError, match=r"taa.R is 2.0, expected .inf with taa.authors"):
-        training.method(AUTHORS | {"taa": AUTHORS["taa"] | {"R": 2.0}}).initial_state(10, "cpu")
-    monkeypatch.setattr("stages.training.agc.memory_bank.skip_mask", lambda loss, *_: loss > -1)
+        methods.method(AUTHORS | {"taa": AUTHORS["taa"] | {"R": 2.0}}).initial_state(10, "cpu")
+    monkeypatch.setattr("stages.methods.agc.memory_bank.skip_mask", lambda loss, *_: loss > -1)
     network, state, record = trained(epsilon, learnt, pixels, AUTHORS, settings)
     assert state.step == 5 and record.skips.sum() == 15
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), before.parameters(), strict=True))
@@ -406,7 +408,7 @@ def shown(method, learnt, pixels, number=0):
         return SimpleNamespace(sample=torch.zeros_like(x))
 
     step = step_of(learnt, network, pixels, [4, 0, 3, 1, 5, 2], number)
-    training.method(method).losses(step)
+    methods.method(method).losses(step)
     return step.prompts, seen[0]
 
 
@@ -471,12 +473,12 @@ def test_wen_leaves_out_what_reacts_to_its_caption(learnt, folder, pixels):
     rms = by * factor
     for kind, scale in (("rms", 1.0), ("raw", 16.0)):  # 4 x 8 x 8 values: the norm is 16 times the root mean square
         limit = float(rms.sort().values[1:].mean()) * scale
-        method = training.method({"name": "wen", "threshold": {"kind": kind, "value": limit}})
+        method = methods.method({"name": "wen", "threshold": {"kind": kind, "value": limit}})
         losses = method.losses(step_of(learnt, Reacting(learnt, by), pixels, [4, 0, 3]))
         expected = rms * scale >= limit
         assert losses.skipped.tolist() == expected.tolist() and expected.sum() == 1
         assert float(losses.minimised) == pytest.approx(float(losses.original[~expected].mean()), rel=1e-6)
-    none = training.method({"name": "wen", "threshold": {"kind": "rms", "value": 1e-6}})
+    none = methods.method({"name": "wen", "threshold": {"kind": "rms", "value": 1e-6}})
     losses = none.losses(step_of(learnt, Reacting(learnt, by), pixels, [4, 0, 3]))
     assert losses.skipped.all() and float(losses.minimised) == 0
     assert none.remark(0.31).startswith("31% of the samples were left out, more than 30%") and none.remark(0.3) is None
@@ -511,7 +513,7 @@ def settings_of(**more):
 
 def trained(folder, learnt, pixels, method, settings, stop=None):
     """Weights after a round of 5 steps; with `stop` the state is written and read back by then, as after a kill."""
-    method = training.method(method)
+    method = methods.method(method)
     network, images = network_of(folder), loop.Images(pixels, torch.arange(len(pixels)), objective=learnt)
     state = shard_state.fresh_state(list(network.parameters()), method.initial_state(1000, "cpu"), keeps_ema=False)
     record = loop.Record.empty(len(pixels), loop.num_epochs(len(pixels), settings), "cpu")
@@ -542,7 +544,7 @@ def test_adamw_is_that_of_torch(epsilon, pixels, tmp_path, monkeypatch):
     assert (
         state.step == 5 and state.ema == [] and record.epoch_visited.tolist() == [6, 4]
     )  # 3 steps an epoch of 6 images
-    network, method = network_of(epsilon).train(), training.method({"name": "ddpm"})
+    network, method = network_of(epsilon).train(), methods.method({"name": "ddpm"})
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.1)
     for step in range(5):
         places = method.batch(6, 2, SEED, SHARD, step)

@@ -12,7 +12,7 @@ import tiny_sd  # noqa: F401 (see there)
 import torch
 from test_fuzz import MIB, damaged
 
-from stages.method import unet
+from stages.diffusion import unet
 from stages.text import generation, model
 
 FILES = [

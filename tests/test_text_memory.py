@@ -9,9 +9,10 @@ import tiny_sd
 import torch
 from conftest import text_experiment
 
-from stages import cli, detect, device, files, sample, train
+from stages import detect, sample, train
+from stages.methods import loop
+from stages.run import cli, device, files
 from stages.text import generation, memory, model
-from stages.training import loop
 
 MIB = 2**20
 RUN = ["--arm", "default", "--seed", "0"]

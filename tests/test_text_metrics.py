@@ -15,8 +15,9 @@ import torch
 import yaml
 from conftest import TINY, Project, random_images, text_experiment, write_params, write_samples
 
-from stages import clip, detect, files, params, plan
-from stages.method import clip_score
+from stages import clip, detect, params, plan
+from stages.measures import clip_score
+from stages.run import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLIP = {"model": "clip", "preprocess": "clip", "batch_size": 4}
@@ -37,7 +38,7 @@ def test_an_experiment_with_captions_has_both_phases_and_others_must_not():
         "model": "artifacts/model/default-seed0/round1",
         "folder": "model",
         "network": "stages/text",
-        "method": "stages/training/ddpm.py",
+        "method": "stages/methods/ddpm.py",
     }
     assert (found["report"]["clip"], found["report"]["detect"]) == ("artifacts/clip", "artifacts/detect")
     outputs = set(plan.output_folders(found))
@@ -169,7 +170,7 @@ def test_prompts_of_both_kinds_are_distinct():
 
 def test_the_stage_measures_both_kinds_of_prompts(tmp_path, monkeypatch):
     """The weights as they come with the model; each magnitude against two passes of the network at the first step."""
-    from stages.method import sampling
+    from stages.diffusion import sampling
     from stages.text import model
 
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, Project
 
-from stages import files
+from stages.run import files
 
 pytestmark = pytest.mark.slow
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

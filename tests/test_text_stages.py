@@ -11,8 +11,10 @@ import tiny_sscd
 import torch
 from conftest import text_experiment, write_params
 
-from stages import aggregate, analyse, detect, files, params, plan, report, report_analyses, sample, similarity, train
-from stages.method import randomness, sampling
+from stages import aggregate, analyse, detect, params, plan, randomness, report, sample, similarity, train
+from stages.diffusion import sampling
+from stages.report.sections import analyses
+from stages.run import files
 from stages.text import model
 
 RUN = ["--arm", "default", "--seed", "0"]
@@ -239,7 +241,7 @@ def test_analyses_take_what_was_given_out_from_the_similarity(looked_into):
     assert summary["train_images"]["rarely_skipped_share"] == pytest.approx((SKIPS < 3).mean())
     assert summary["skip_by_timestep"]["rate"] == pytest.approx(list(np.arange(10) / 12))
     assert summary["extremes"]["images"] == 3 and summary["moves"] == {"absent": "no image moved"}
-    blocks = report_analyses.blocks(params.load())
+    blocks = analyses.blocks(params.load())
     assert (
         "(similarity by SSCD above 0.5, raw weights)" in blocks[3].text and blocks[3].rows[0]["given out"] == "3 of 12"
     )
@@ -247,7 +249,7 @@ def test_analyses_take_what_was_given_out_from_the_similarity(looked_into):
     summary, folder = looked_into(sscd=False)  # without it from the ratio of distances
     table = pd.read_parquet(folder / "train_images.parquet")
     assert table.emitted[table.emitted > 0].to_dict() == {0: 1}
-    assert "(l2_from_gen at 0.5, raw weights)" in report_analyses.blocks(params.load())[3].text
+    assert "(l2_from_gen at 0.5, raw weights)" in analyses.blocks(params.load())[3].text
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages import tiny_sd
-from stages.method import similarity
+from stages.measures import sscd
 from stages.text import model
 
 
@@ -41,12 +41,12 @@ def test_fewer_timesteps_end_in_as_much_noise(folder, tmp_path):
 
 def test_pooled_pixels_in_the_place_of_sscd(folder):
     """Copies and brighter copies have similarity 1, negatives -1; by hand for one pair of images of another size."""
-    network = similarity.load(folder / "pooled_pixels.torchscript.pt")
+    network = sscd.load(folder / "pooled_pixels.torchscript.pt")
     images = np.random.default_rng(0).integers(30, 220, (2, 48, 48, 3), np.uint8)
-    found = similarity.features(network, np.concatenate([images, images[:1] + 20, 255 - images[:1]]), "dcr", 3)
+    found = sscd.features(network, np.concatenate([images, images[:1] + 20, 255 - images[:1]]), "dcr", 3)
     assert found.shape == (4, 192)
     assert found[0] @ found[2] == pytest.approx(1, abs=1e-3) and found[0] @ found[3] == pytest.approx(-1, abs=1e-3)
-    x = similarity.network_input(images, "dcr").numpy().reshape(2, 3, 8, 28, 8, 28).mean(axis=(3, 5)).reshape(2, -1)
+    x = sscd.network_input(images, "dcr").numpy().reshape(2, 3, 8, 28, 8, 28).mean(axis=(3, 5)).reshape(2, -1)
     assert found[0] @ found[1] == pytest.approx(np.corrcoef(x)[0, 1], abs=1e-4)
 
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from stages import report_trade_off
-from stages.method.trade_off import Comparison, Point, compare, curve_at
+from stages.measures.trade_off import Comparison, Point, compare, curve_at
+from stages.report import trade_off
 
 # Trained for 1, 2 and 4 units: from (8, 2) over (4, 10) to (2, 30).
 CURVE = [Point(8.0, 2.0, 3.0), Point(4.0, 10.0, 4.0), Point(2.0, 30.0, 8.0)]
@@ -77,9 +77,9 @@ ARMS = {
 
 def test_controls_are_the_baseline_trained_for_less_and_nothing_else():
     settings = {"train": {"batch_size": 5}, "arms": ARMS}
-    assert report_trade_off.controls(settings) == ["third", "half"]  # the shortest first, not in their order
+    assert trade_off.controls(settings) == ["third", "half"]  # the shortest first, not in their order
     audit = {"train": {}, "arms": {"theirs": ARMS["theirs"], "plain": ARMS["plain"]}}
-    assert report_trade_off.controls(audit) == []
+    assert trade_off.controls(audit) == []
 
 
 HEADLINE = {
@@ -111,7 +111,7 @@ def experiment():
 
 def test_the_page_says_where_each_arm_lies(experiment):
     settings, metrics = experiment
-    view = report_trade_off.view(settings, metrics)
+    view = trade_off.view(settings, metrics)
     assert "stopped early: third, half;" in view.caption
     assert (
         "With ema weights, at equal fidelity, below the line: other_method; outside: more faithful than the baseline at any "
@@ -138,7 +138,7 @@ def test_both_kinds_of_weights_are_compared_the_headline_first(experiment):
     for arm_metrics in metrics.values():
         arm_metrics["raw"] = copy.deepcopy(arm_metrics["ema"])
     metrics["other_method"]["raw"]["fd_pixels"] = 100.0
-    view = report_trade_off.view(settings, metrics)
+    view = trade_off.view(settings, metrics)
     assert [row["weights"] for row in view.rows] == ["ema", "ema", "raw", "raw"]
     assert view.caption.index("With ema") < view.caption.index("With raw")
     assert (
@@ -150,10 +150,10 @@ def test_without_controls_or_held_out_images_the_page_says_so(experiment):
     settings, metrics = experiment
     cell = metrics["other_method"]["ema"]["code_sq"]["0.5"]
     cell.update(excess=None, excess_low=None, excess_high=None)
-    assert report_trade_off.view(settings, metrics)[1:3] == (
+    assert trade_off.view(settings, metrics)[1:3] == (
         "There is no held-out set, so there is no excess to compare.",
         (),
     )
     del settings["arms"]["half"], settings["arms"]["third"]
-    view = report_trade_off.view(settings, metrics)
+    view = trade_off.view(settings, metrics)
     assert "No arm is the baseline plain trained for less" in view.caption and not view.rows

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages import training
-from stages.method import averaging, diffusion, initial_weights, randomness, redistribution, shard_state, unet
-from stages.training import agc, base, loop
-from stages.training.agc import augmentation, memory_bank
+from stages import methods, randomness
+from stages.diffusion import ddpm, initial_weights, unet
+from stages.iet import averaging, redistribution, shard_state
+from stages.methods import agc, base, loop
+from stages.methods.agc import augmentation, memory_bank
 
 T = 20
 BATCH = 8
@@ -37,7 +38,7 @@ SEED, SHARD = 5, 3
 
 @pytest.fixture(scope="module")
 def alpha_bar():
-    return diffusion.alpha_bars(T, 0.005, 0.3).float()
+    return ddpm.alpha_bars(T, 0.005, 0.3).float()
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +74,12 @@ def shard_of(images):
 
 
 def train_round(network, state, record, images, settings, *rest):
-    method = training.method(settings["method"])
+    method = methods.method(settings["method"])
     loop.train_round(network, state, record, shard_of(images), method, settings, *rest)
 
 
 def step(network, state, record, images, settings, alpha_bar, epoch=0):
-    method = training.method(settings["method"])
+    method = methods.method(settings["method"])
     return loop.train_step(network, state, record, shard_of(images), method, settings, alpha_bar, SEED, SHARD, epoch)
 
 
@@ -304,7 +305,7 @@ def test_result_does_not_depend_on_what_was_drawn_before(images, alpha_bar):
 def loss_alone(network, x, t, eps, alpha_bar, j):
     """Loss of sample j in a batch of its own, a tensor with its gradient."""
     own = slice(j, j + 1)
-    answer = network(diffusion.noised(diffusion.normalise(x[own]), t[own], eps[own], alpha_bar), t[own]).sample
+    answer = network(ddpm.noised(ddpm.normalise(x[own]), t[own], eps[own], alpha_bar), t[own]).sample
     return ((answer - eps[own]) ** 2).mean()
 
 
@@ -515,13 +516,13 @@ def test_division_by_the_batch_size_would_be_noticed(images, alpha_bar, monkeypa
 
 
 def test_augmented_images_keep_their_timestep_and_noise(images, alpha_bar, monkeypatch):
-    calls, sample_losses = [], diffusion.sample_losses
+    calls, sample_losses = [], ddpm.sample_losses
 
     def spied(network, x_0, t, eps, *rest):
         calls.append((x_0, t, eps))
         return sample_losses(network, x_0, t, eps, *rest)
 
-    monkeypatch.setattr(diffusion, "sample_losses", spied)
+    monkeypatch.setattr(ddpm, "sample_losses", spied)
     network, state = judging()
     record = loop.Record.empty(NUM_IMAGES, 1, "cpu")
     step(network, state, record, images, EVERY, alpha_bar)
@@ -569,8 +570,8 @@ def test_band_of_no_width_is_agc_only(images, alpha_bar):
 
 
 def test_images_are_mirrored_or_left_but_never_mixed(images, alpha_bar, monkeypatch):
-    seen, normalise = [], diffusion.normalise
-    monkeypatch.setattr(diffusion, "normalise", lambda x: seen.append(x.clone()) or normalise(x))
+    seen, normalise = [], ddpm.normalise
+    monkeypatch.setattr(ddpm, "normalise", lambda x: seen.append(x.clone()) or normalise(x))
     for settings in (PLAIN, PLAIN | {"flip": False}):
         run(*fresh(), images, settings, alpha_bar, num_epochs=6)
     places = np.concatenate([drawn(images, s)[0] for s in range(12)])
@@ -739,10 +740,10 @@ def test_bf16_decides_as_fp32_does(images, alpha_bar):
     bank = state.carried["bank"]
     assert (bank > 0).sum() > 0.8 * T
     random = torch.Generator().manual_seed(3)
-    x_0 = diffusion.normalise(images[torch.randint(NUM_IMAGES, (1500,), generator=random)])
+    x_0 = ddpm.normalise(images[torch.randint(NUM_IMAGES, (1500,), generator=random)])
     t, eps = torch.randint(T, (1500,), generator=random), torch.randn(1500, 1, 8, 8, generator=random)
     with torch.no_grad():
-        full, half = (diffusion.sample_losses(network, x_0, t, eps, alpha_bar, p) for p in ("fp32", "bf16"))
+        full, half = (ddpm.sample_losses(network, x_0, t, eps, alpha_bar, p) for p in ("fp32", "bf16"))
     skipped = [memory_bank.skip_mask(loss, bank, t, 0.8) for loss in (full, half)]
     assert not torch.equal(full, half)
     assert 0.1 < skipped[0].float().mean() < 0.9

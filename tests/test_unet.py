@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.method import initial_weights, unet
+from stages.diffusion import initial_weights, unet
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAPER = {"attention_levels": [1], "layers_per_block": 2, "dropout": 0.1, "norm_groups": 32}
@@ -144,7 +144,7 @@ SHORT_CUT = """
 found = {"built": list(sys.modules)}
 from stages import training
 from stages.method import diffusion, shard_state
-from stages.training import loop
+from stages.methods import loop
 images = loop.Images(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8), torch.arange(9))
 settings = {"batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "grad_clip_norm": 1.0, "ema_decay": 0.9, "flip": True,
             "precision": "bf16"}

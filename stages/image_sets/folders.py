@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.image_sets.parts import ImageSet, NotThereError, Part
-from stages.progress import Progress
+from stages.run.progress import Progress
 
 FORMATS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 # What Pillow raises for a file that is no image, or half of one.

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 from stages.image_sets.parts import ImageSet, NotThereError, from_array
-from stages.progress import Progress
+from stages.run.progress import Progress
 
 TIMEOUT_S = 60  # of a download, without a byte
 

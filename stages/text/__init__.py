@@ -1,6 +1,7 @@
 """The text-conditioned half: fine-tuning a Stable Diffusion model. What differs from the unconditional half, and nothing else."""
 
-from stages import files, params, training
+from stages import methods, params
+from stages.run import files
 
 
 def unseen(captions):
@@ -19,8 +20,8 @@ def build(job, image_shape):
     Returns       base.Model
     Raises        ValueError: the folder is no such model, does not take images of that shape, or is too large for the GPU
     """
+    from stages.methods import base
     from stages.text import latents, memory, model
-    from stages.training import base
 
     folder = job.params["model"]["pipeline"]
     estimate = memory.check(job, image_shape)
@@ -36,7 +37,7 @@ def build(job, image_shape):
         return latents.build(frozen, captions, shape, settings["flip"], any_caption)
 
     return base.Model(
-        method=training.method(job.recipe["method"]),
+        method=methods.method(job.recipe["method"]),
         network=model.unet(folder),
         num_classes=None,
         alpha_bars=frozen.alpha_bars,

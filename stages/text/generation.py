@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import torch
 
-from stages import files, params, text
-from stages.method import diffusion, magnitude_detector, prompt_mitigations, randomness, sampling
-from stages.text import latents
+from stages import params, randomness, text
+from stages.diffusion import ddpm, sampling
+from stages.run import files
+from stages.text import latents, magnitude_detector, prompt_mitigations
 
 NUM_UNSEEN = 100  # captions, at most, that the default target of Wen et al. is computed from
 
@@ -93,7 +94,7 @@ class Source:
             self.unseen = unseen[:: -(-len(unseen) // NUM_UNSEEN)]
 
     def load(self, weights):
-        from stages.method import unet
+        from stages.diffusion import unet
 
         path = self.folder / f"{weights}.safetensors"
         unet.load(self.network, files.load_arrays(path), path)
@@ -165,7 +166,7 @@ class Source:
         at = torch.full((len(x_T),), t, device=x_T.device)
 
         def predict(embedding):
-            return diffusion.predicted(self.network, x_T, at, self.settings["precision"], condition=embedding)
+            return ddpm.predicted(self.network, x_T, at, self.settings["precision"], condition=embedding)
 
         return prompt_mitigations.first_difference(predict, uncond, self.frozen.prediction_type, float(alpha_bars[t]))
 

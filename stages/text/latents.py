@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from stages import files, processes
-from stages.method import diffusion, randomness
-from stages.progress import Progress
+from stages import randomness
+from stages.diffusion import ddpm
+from stages.run import files, processes
+from stages.run.progress import Progress
 from stages.text.model import files_of
 
 AT_ONCE = 16  # images or captions that go through a frozen part together; changes results in the last digits
@@ -92,14 +93,12 @@ class Latents:
     def noised(self, step, images=None, rows=slice(None)):
         """What the network is shown, and what it is to say of it: x_t and target, both [b,c,h,w]."""
         x_0, t, eps = self.latents_of(step, images, rows), step.t[rows], step.eps[rows]
-        x_t = diffusion.noised(x_0, t, eps, step.alpha_bar)
+        x_t = ddpm.noised(x_0, t, eps, step.alpha_bar)
         return x_t, target(self.frozen.prediction_type, x_0, t, eps, step.alpha_bar)
 
     def predicted(self, step, x_t, condition, rows=slice(None)):
         """condition   [B,L,D], of the whole batch"""
-        return diffusion.predicted(
-            step.network, x_t, step.t[rows], step.settings["precision"], condition=condition[rows]
-        )
+        return ddpm.predicted(step.network, x_t, step.t[rows], step.settings["precision"], condition=condition[rows])
 
     def squared_error(self, found, wanted):
         return (found - wanted).square().mean(dim=(1, 2, 3))
@@ -170,7 +169,7 @@ def build(frozen, captions, latent_shape, flip, any_caption):
         pixels = files.load_array(files.DATA / "train.npy", mmap=True)
         for start in range(0, len(pixels), AT_ONCE):
             images = torch.from_numpy(pixels[start : start + AT_ONCE].copy()).permute(0, 3, 1, 2).to(frozen.device)
-            images = diffusion.normalise(images)
+            images = ddpm.normalise(images)
             both = [frozen.moments(images), *([frozen.moments(images.flip(-1))] if flip else [])]
             yield torch.stack(both, dim=1).cpu().numpy()
 

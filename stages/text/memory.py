@@ -12,7 +12,8 @@ With compute.precision bf16 a copy of the weights adds 2 P, and the outputs of t
 
 import sys
 
-from stages import device, files, params
+from stages import params
+from stages.run import device, files
 from stages.text import model
 
 

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages import cli
+from stages.run import cli
 
 DATABASE = "https://api.osv.dev/v1/querybatch"
 WAIT_S = 60

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages import cli, files, params
+from stages import params
+from stages.run import cli, files
 
 FOLDER = Path("experiments")
 

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 
-from stages.progress import duration
+from stages.run.progress import duration
 
 LOOK_S = 2
 EVERY_S = 30

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages import files, processes
+from stages.run import files, processes
 
 LOCK_WAIT_S = 3600  # of DVC's repository lock, which is held for seconds at a time
 STAGE_ENDS_S, DVC_ENDS_S = 10, 2  # after SIGTERM

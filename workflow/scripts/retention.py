@@ -22,7 +22,8 @@ from pathlib import Path
 
 import yaml
 
-from stages import files, plan, processes, room
+from stages import plan
+from stages.run import files, processes, room
 
 LOOK_S = 2
 SHARD_FOLDER = re.compile(r"artifacts/train/(.+)/round(\d+)/shard\d+")

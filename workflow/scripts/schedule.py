@@ -23,7 +23,8 @@ import how_far
 import psutil
 import retention
 
-from stages import device, files, params, plan, processes, room
+from stages import params, plan
+from stages.run import device, files, processes, room
 
 END_PHASES = ("sample", "score", "quality", "similarity", "clip", "detect", "analyse", "report")
 START_UP = 6000  # of a stage that runs the network, in images: about 4 s on a CPU with the digits' UNet

@@ -12,7 +12,9 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages import audit, cli, params
+from stages import params
+from stages.image_sets import elsewhere
+from stages.run import cli
 
 COPY = Path("scratch/seeds")
 
@@ -30,7 +32,7 @@ def _from_anywhere(experiment, seeds):
     make_absolute(experiment.get("similarity", {}), {"weights"})
     make_absolute(experiment.get("clip", {}), {"model"})
     for recipe in experiment["arms"].values():
-        make_absolute(recipe.get("generator", {}), set(audit.KINDS))
+        make_absolute(recipe.get("generator", {}), set(elsewhere.KINDS))
     return experiment | {"seeds": seeds}
 
 

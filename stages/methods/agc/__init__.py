@@ -1,0 +1,119 @@
+"""AGC and TAA: skip samples with abnormally low loss, augment those just above the threshold (Eq. 3 to 8 of the paper).
+
+B batch, T timesteps.
+"""
+
+import torch
+
+from stages import randomness
+from stages.diffusion import ddpm
+from stages.methods import base
+from stages.methods.agc import augmentation, memory_bank, two_pass
+
+SETTINGS = {
+    "required": ["lambda", "eta"],
+    "properties": {
+        "lambda": {"description": "skip when the loss is below lambda times the bank", "type": "number", "minimum": 0},
+        "eta": {
+            "description": "decay of the memory bank per sample",
+            "type": "number",
+            "minimum": 0,
+            "exclusiveMaximum": 1,
+        },
+        "taa": {
+            "description": "augmentation of samples just above the threshold",
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["R", "A", "magnitude", "num_ops", "max_level"],
+            "properties": {
+                "R": {
+                    "description": "augment when the loss is below R times the threshold; .inf for every sample that is not skipped",
+                    "type": "number",
+                    "minimum": 1,
+                },
+                "A": {
+                    "description": "decay of the strength with the distance from the threshold",
+                    "type": "number",
+                    "minimum": 0,
+                },
+                "magnitude": {
+                    "description": "M, level of RandAugment at the threshold itself",
+                    "type": "number",
+                    "minimum": 0,
+                },
+                "num_ops": {"description": "operations of RandAugment per image", "type": "integer", "minimum": 1},
+                "max_level": {
+                    "description": "level at which an operation has its full strength",
+                    "type": "number",
+                    "exclusiveMinimum": 0,
+                },
+                "authors": {
+                    "description": "as in the authors' code for Stable Diffusion, with R infinite: kept samples are queued, augmented at "
+                    "one level and given new noise, and no image is learnt as it is (default: false)",
+                    "type": "boolean",
+                },
+            },
+        },
+    },
+}
+COUNTS_SKIPS = True
+MODELS = ["pixels", "text"]
+
+# The second pass is filled up with repeats, whose losses are dropped, to a multiple of this many samples: every new batch
+# size is compiled anew by oneDNN and cuDNN, and it would have another at nearly every step.
+SECOND_PASS = 8
+
+
+class Method(base.Method):
+    """AGC, with TAA where the section taa is there."""
+
+    def initial_state(self, num_timesteps, device):
+        queue = two_pass.initial_state(device) if self._as_authors() else {}
+        return {"bank": torch.zeros(num_timesteps, device=device), **queue}
+
+    def _as_authors(self):
+        taa = self.settings.get("taa", {})
+        if taa.get("authors") and taa["R"] != float("inf"):
+            raise ValueError(
+                f"taa.R is {taa['R']}, expected .inf with taa.authors, which augments every sample it keeps (params.yaml)"
+            )
+        return bool(taa.get("authors"))
+
+    def losses(self, step):
+        """The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8): the mean over the kept,
+        those of augmented samples taken anew."""
+        if self._as_authors():
+            return two_pass.losses(step, self.settings)
+        taa, lam, bank = self.settings.get("taa"), self.settings["lambda"], step.carried["bank"]
+        loss = step.sample_losses()
+        original = loss.detach()
+        skipped = memory_bank.skip_mask(original, bank, step.t, lam)
+        threshold, augmented = lam * bank[step.t], None
+        if taa:
+            augmented = memory_bank.augment_mask(original, bank, step.t, lam, taa["R"])
+        # Eq. 3: the losses of the originals only, those of skipped samples included
+        step.carried["bank"] = memory_bank.updated(bank, step.t, original, self.settings["eta"])
+        first = memory_bank.batch_loss(loss, skipped, ~skipped if augmented is None else ~(skipped | augmented))
+        if augmented is None or not len(subset := augmented.nonzero().squeeze(1)):
+            return base.Losses(first, original, skipped, augmented)
+
+        def rest():
+            anew = original.index_put((subset,), self._augmented_losses(step, subset, original, threshold))
+            return memory_bank.batch_loss(anew, skipped, augmented)
+
+        return base.Losses(first, original, skipped, augmented, rest)
+
+    def _augmented_losses(self, step, subset, original, threshold):
+        """Losses of a subset from augmented images, with the same timestep and noise (Eq. 5 to 7): [n] float32."""
+        taa = self.settings["taa"]
+        places = torch.arange(-(-len(subset) // SECOND_PASS) * SECOND_PASS, device=subset.device)
+        rounded = subset[places % len(subset)]
+        rho = augmentation.relative_strength(original[rounded], threshold[rounded], taa["A"])
+        x_aug = augmentation.rand_augment(
+            step.x[rounded],
+            taa["magnitude"] * rho,
+            randomness.torch_generator("cpu", "augment", *step.key),
+            num_ops=taa["num_ops"],
+            max_level=taa["max_level"],
+        )
+        return step.sample_losses(ddpm.normalise(x_aug), rounded)[: len(subset)]

@@ -1,0 +1,184 @@
+"""What every training method has in common: plain DDPM. A method overrides what it changes.
+
+B batch, C H W image, n images of the shard, T timesteps, N images of the training set.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from stages import randomness
+from stages.diffusion import sampling
+from stages.methods.objective import Pixels
+
+
+@dataclass
+class Model:
+    """A method and a network that it can train, whatever its kind.
+
+    method          training.base.Method
+    network         uninitialised, on the CPU: (x, t [B]) -> prediction in .sample
+    num_classes     of a class-conditional network, else None
+    alpha_bars      [T] float64
+    first_weights   function: seed -> dict name -> float32 array, the weights of round 0
+    objective       function () -> what the network learns of the training images
+    inputs          files that all this depends on beside the settings
+    frozen          what only a text-conditioned model has: text.model.Frozen
+    memory          what it takes of a GPU's memory, in words; "" where that is not known
+    """
+
+    method: object
+    network: torch.nn.Module
+    num_classes: int | None
+    alpha_bars: torch.Tensor
+    first_weights: Callable
+    objective: Callable = Pixels
+    inputs: list = field(default_factory=list)
+    frozen: object = None
+    memory: str = ""
+
+
+@dataclass
+class Step:
+    """One optimiser step as a method sees it.
+
+    network     in training mode
+    x           [B,C,H,W] uint8, flipped where that was drawn
+    flipped     [B] bool: the image is mirrored
+    ids         [B] int64 on the CPU: index of each image in the training set
+    labels      [B] int64 class of each image, None for an unconditional network
+    t           [B] int64, 0 <= t < T
+    eps         float32, standard normal, of the shape of what is noised: [B,C,H,W] for the images themselves
+    alpha_bar   [T] float32
+    carried     dict name -> tensor: what the method carries from step to step (see `initial_state`); change it in place
+    settings    dict: batch_size, grad_clip_norm, precision, ...
+    key         (seed, shard, step counted over all rounds), for draws of the method's own
+    objective   what the network learns of an image: objective.Pixels or text.latents.Latents
+    prompts     list of B texts that the network is shown; a method may change it before the first loss is asked for
+    condition   [B,tokens,width] float32: embeddings of the prompts, made when they are first needed; None without text
+    shard       loop.Images: all images of the shard
+    """
+
+    network: torch.nn.Module
+    x: torch.Tensor
+    flipped: torch.Tensor
+    ids: torch.Tensor
+    labels: torch.Tensor | None
+    t: torch.Tensor
+    eps: torch.Tensor
+    alpha_bar: torch.Tensor
+    carried: dict
+    settings: dict
+    key: tuple
+    objective: Pixels = field(default_factory=Pixels)
+    prompts: list | None = None
+    condition: torch.Tensor | None = None
+    shard: object = None
+
+    def sample_losses(self, images=None, rows=slice(None)):
+        """Losses of some samples of the batch, each with its own timestep, noise and caption.
+
+        images   [b,C,H,W] float32 in [-1, 1]: other images in the place of x; None for x as it is
+        rows     which samples of the batch they are: a slice, or [b] int64
+        Returns  [b] float32: squared error, mean over all but the batch
+        """
+        return self.objective.sample_losses(self, images, rows)
+
+
+@dataclass
+class Losses:
+    """What a step came to.
+
+    minimised            scalar whose gradient is taken; None: this batch is not followed by an optimiser step
+    original             [B] float32, detached: loss of each image as it came
+    skipped, augmented   [B] bool, or None where the method does neither
+    rest                 function () -> scalar that is minimised as well, or None. It is called when the gradient of the first has
+                         been taken, so that never the activations of both are held: half the memory
+    """
+
+    minimised: torch.Tensor | None
+    original: torch.Tensor
+    skipped: torch.Tensor | None = None
+    augmented: torch.Tensor | None = None
+    rest: Callable | None = None
+
+
+class Method:
+    """Plain DDPM (Ho et al. 2020)."""
+
+    predicts_noise = (
+        True  # of the images themselves, given the timestep: what the loss against the timestep is asked of
+    )
+
+    passes = 1  # forward passes through the network at each visit of an image
+
+    def __init__(self, settings):
+        """settings   section arms.<arm>.method"""
+        self.settings = settings
+
+    def network_channels(self, channels):
+        """Channels that the network takes in and gives out, for images of so many channels."""
+        return channels, channels
+
+    def initial_state(self, num_timesteps, device):
+        """dict name -> float32 tensor that each shard carries from step to step and from round to round."""
+        return {}
+
+    def batch(self, num_images, batch_size, seed, shard, step):
+        """Positions in the shard of the batch of one step; the images left over at the end of an epoch wait for the next.
+
+        Returns   [B] int64 numpy array
+        """
+        epoch, batch = divmod(step, num_images // batch_size)
+        order = randomness.numpy_generator("order", seed, shard, epoch).permutation(num_images)
+        return order[batch * batch_size : (batch + 1) * batch_size]
+
+    def images(self, step):
+        """Other images that are learnt in the place of x: [B,C,H,W] float32 in [-1, 1]; None for x as it is."""
+        return None
+
+    def losses(self, step):
+        """Losses of a batch (Eq. 2)."""
+        loss = step.sample_losses(self.images(step))
+        return Losses(loss.mean(), loss.detach())
+
+    def gradients(self, step):
+        """Puts the gradient of a batch into the parameters, clipped, and returns its Losses."""
+        losses = self.losses(step)
+        if losses.minimised is None:
+            return losses
+        losses.minimised.backward()
+        if losses.rest:
+            rest = losses.rest()
+            rest.backward()
+            losses.minimised = losses.minimised.detach() + rest.detach()
+        torch.nn.utils.clip_grad_norm_(step.network.parameters(), step.settings["grad_clip_norm"], foreach=True)
+        return losses
+
+    def spent(self, num_images, batch_size, num_steps):
+        """Numbers for the report on what a shard's training spent so far, by name; such as the epsilon of a privacy accountant.
+
+        num_images   of the shard
+        num_steps    optimiser steps of the shard over all rounds so far
+        """
+        return {}
+
+    def remark(self, skipped_share):
+        """A sentence on a round in which this share of the visits was skipped, or None."""
+        return None
+
+    def sample(self, network, x, images, seed, labels, alpha_bars, settings):
+        """Images from noise.
+
+        network      in evaluation mode
+        x            [B,C,H,W] float32 on the device: standard normal, the noise of images
+        images       [B] int: number of each image, for draws of the method's own keyed by (seed, image)
+        labels       [B] int64 or None
+        alpha_bars   [T] float64
+        settings     dict: protocol, num_steps, precision, ...
+        Returns      [B,C,H,W] float32, about [-1, 1]
+        """
+        return sampling.ddim(
+            network, x, alpha_bars, settings["num_steps"], settings["protocol"], settings["precision"], labels
+        )

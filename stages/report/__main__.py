@@ -1,0 +1,4 @@
+from stages.report import main
+from stages.run import cli
+
+cli.run(main)

@@ -1,0 +1,1 @@
+"""A file a section of the page."""

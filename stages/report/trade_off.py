@@ -1,0 +1,112 @@
+"""The trade-off: each arm's excess against what the baseline, trained for less, has at the same fidelity."""
+
+from stages import params
+from stages.measures.trade_off import Point, compare
+from stages.report.page import DASH, View, number
+
+WORDS = {
+    "below": "below the line",
+    "above": "above the line",
+    "not told apart": "not told apart from the line",
+    "more faithful": "outside: more faithful than the baseline at any of its lengths",
+    "less faithful": "outside: less faithful than the baseline at any of its lengths",
+}
+
+
+def controls(settings):
+    """Arms that are the baseline trained for less, and nothing else: the same recipe but for fewer rounds or epochs.
+
+    settings   params.yaml; the first arm that is trained is the baseline
+    Returns    list of names, the shortest training first
+    """
+    baseline, *others = params.trained(settings)
+
+    def passes(arm):
+        recipe = settings["arms"][arm]
+        train = recipe.get("train", {})  # an audited generator has none
+        return recipe.get("rounds", 0) * train.get("epochs", train.get("steps", 0))
+
+    def rest(arm):
+        recipe = settings["arms"][arm]
+        train = settings.get("train", {}) | recipe.get("train", {})
+        unit = "steps" if "steps" in train else "epochs"
+        return {**recipe, "rounds": unit, "train": {key: value for key, value in train.items() if key != unit}}
+
+    shorter = [arm for arm in others if rest(arm) == rest(baseline) and passes(arm) < passes(baseline)]
+    return sorted(shorter, key=passes)
+
+
+def view(settings, metrics):
+    """Table and sentences of the page on the trade-off, at the headline's protocol and threshold, for every kind of weights.
+
+    metrics   as in metrics.json
+    Returns   View
+    """
+    if not params.trained(settings):
+        return View("", "No arm is trained here, so there is no early-stopped baseline to compare with.")
+    baseline, stopped = next(iter(params.trained(settings))), controls(settings)
+    headline = settings["score"]["headline"]
+    at = f"{headline['threshold']:g}"
+    if not stopped:
+        return View(
+            "",
+            f"No arm is the baseline {baseline} trained for less and otherwise the same, so nothing here says how much of a lower "
+            "excess plain early stopping would buy: add such an arm, a control.",
+        )
+    sentences, rows = [], []
+    for weights in [headline["weights"], *(w for w in ("raw", "ema") if w != headline["weights"])]:
+        points = {
+            arm: _point(metrics[arm], weights, headline["protocol"], at)
+            for arm in settings["arms"]
+            if weights in metrics[arm]
+        }
+        if baseline not in points:
+            continue
+        if None in points.values():
+            return View("", "There is no held-out set, so there is no excess to compare.")
+        line = [points[arm] for arm in [*stopped, baseline] if arm in points]
+        if len(line) < 2:
+            continue
+        compared = {arm: compare(point, line) for arm, point in points.items() if arm not in (*stopped, baseline)}
+        sentences.append(_sentence(weights, compared))
+        rows += [_row(arm, weights, points[arm], comparison) for arm, comparison in compared.items()]
+    caption = (
+        f"The line is the baseline {baseline}, and the same recipe stopped early: {', '.join(stopped)}; straight in between. "
+        f"Excess is that of {headline['protocol']} at {at}, in % of the generated images. The interval of the difference holds that "
+        "of the line's ends, but not the uncertainty of fd_pixels. " + " ".join(sentences)
+    )
+    return View("", caption, rows)
+
+
+def _point(metrics_of_arm, weights, protocol, threshold):
+    """Point of an arm in % of its generated images; None without held-out images."""
+    cell = metrics_of_arm[weights][protocol][threshold]
+    if cell["excess"] is None:
+        return None
+    percent = 100 / metrics_of_arm["num_images"]
+    half_width = (cell["excess_high"] - cell["excess_low"]) / 2
+    return Point(metrics_of_arm[weights]["fd_pixels"], percent * cell["excess"], percent * half_width)
+
+
+def _sentence(weights, compared):
+    arms_by_verdict = {verdict: [] for verdict in WORDS}
+    for arm, comparison in compared.items():
+        arms_by_verdict[comparison.verdict].append(arm)
+    parts = [f"{WORDS[verdict]}: {', '.join(arms)}" for verdict, arms in arms_by_verdict.items() if arms]
+    return f"With {weights} weights, at equal fidelity, {'; '.join(parts) or 'there is no other arm to compare'}."
+
+
+def _row(arm, weights, point, comparison):
+    difference = DASH
+    if comparison.difference is not None:
+        low, high = comparison.difference - comparison.half_width, comparison.difference + comparison.half_width
+        difference = f"{number(comparison.difference)} [{number(low)}, {number(high)}]"
+    return {
+        "arm": arm,
+        "weights": weights,
+        "fd_pixels": number(point.fidelity),
+        "excess %": number(point.excess),
+        "line %": number(comparison.line),
+        "difference [95 %]": difference,
+        "verdict": WORDS[comparison.verdict],
+    }

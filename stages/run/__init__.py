@@ -1,0 +1,1 @@
+"""What runs a stage: command line, locks, checkpoints, devices, files. It knows nothing of what a stage computes."""

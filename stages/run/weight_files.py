@@ -1,0 +1,38 @@
+"""Files of weights that params.yaml names: whether they are there, and the right ones."""
+
+import hashlib
+from pathlib import Path
+
+from stages.run import files
+
+
+def check(section, settings, what_to_do):
+    """Looks at the file <section>.weights before anything runs.
+
+    settings     that section of params.yaml: weights, and sha256 where it is to be checked
+    what_to_do   where the file is missing, in words
+    Raises       ValueError: it is not there, would be removed with artifacts/, or has another checksum
+    """
+    path = Path(settings["weights"])
+    if path.resolve().is_relative_to(files.ARTIFACTS.resolve()):
+        raise ValueError(
+            f"{section}.weights = {path} lies in artifacts/, which is cleared of what no stage makes: move the file"
+        )
+    if not path.is_file():
+        raise ValueError(f"the file {section}.weights = {path} does not exist: {what_to_do} (params.yaml)")
+    check_sum(section, path, settings)
+
+
+def check_sum(section, path, settings):
+    """Raises ValueError if the section names a sha256 and the file has another."""
+    expected = settings.get("sha256")
+    if expected is not None and (found := sha256(path)) != expected.lower():
+        raise ValueError(
+            f"{path} has the sha256 {found}, expected {expected}: put the right file there, or mend {section}.sha256 (params.yaml)"
+        )
+
+
+def sha256(path):
+    """Checksum of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
