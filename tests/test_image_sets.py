@@ -4,15 +4,19 @@ import os
 import random
 import shutil
 import struct
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT, TINY
 from PIL import Image, PngImagePlugin
 
-from stages import image_sets, params
-from stages.image_sets import folders
+from stages import image_sets
+from stages.image_sets import folders, registry
+from stages.run import params
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)  # 8 wide, 6 high
@@ -439,10 +443,80 @@ def test_afhq_that_is_not_there_says_where_it_comes_from(tmp_path):
     )
 
 
-def test_the_schema_names_the_sets_that_there_are():
-    schema = yaml.safe_load(params.SCHEMA_FILE.read_text())["properties"]["data"]["properties"]
-    assert schema["name"]["enum"] == list(image_sets.SETS)
+def test_the_schema_knows_the_keys_of_every_set():
+    schema = params.schema()["properties"]["data"]["properties"]
+    assert list(image_sets.SETS) == sorted(image_sets.SETS)
     for name, entry in image_sets.SETS.items():
         assert {*entry.needs, *entry.takes} <= set(schema), name
-        if entry.download:
-            assert name in schema["download"]["description"], name
+
+
+NEW_SET = """
+import numpy as np
+
+from stages.image_sets.parts import ImageSet, from_array
+from stages.image_sets.registry import image_set
+
+
+@image_set("its images are drawn with numpy", needs=(), takes=("size",))
+def stripes(data, progress):
+    progress("drawing", "stripes").update(1, 1)
+    images = np.zeros((3, 4, 4, 1), np.uint8)
+    return ImageSet((4, 4, 1), [], from_array(["a", "b", "c"], [0, 0, 0], images))
+"""
+USE = """
+import sys
+
+import yaml
+
+from stages import image_sets, rules
+
+experiment = yaml.safe_load(sys.stdin)
+rules.check(experiment)
+found = image_sets.load(experiment["data"])
+print(found.pool.keys, image_sets.stored(experiment["data"]), list(image_sets.SETS))
+"""
+
+
+def test_one_function_adds_a_set(tmp_path):
+    """In a file of its own, in a copy of the package: params.yaml may name it, and it can be loaded."""
+    for folder in ("stages", "workflow/schemas"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    experiment = yaml.safe_load(TINY)
+    experiment["data"] = {"name": "stripes", "split_seed": 0}
+
+    def use():
+        command = [sys.executable, "-c", USE]
+        given = yaml.safe_dump(experiment)
+        return subprocess.run(command, input=given, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert "data.name is 'stripes', expected one of afhq_dog, captioned_folder," in use().stderr
+    (tmp_path / "stages/image_sets/mine.py").write_text(NEW_SET)
+    expected = sorted([*image_sets.SETS, "stripes"])
+    assert use().stdout == f"['a', 'b', 'c'] None {expected}\n", use().stderr
+
+
+def test_two_sets_of_one_name_are_refused():
+    def digits(data, progress):
+        raise AssertionError
+
+    with pytest.raises(
+        ValueError, match=r"two image sets are called digits, in .*packaged and .*test_image_sets: rename"
+    ):
+        registry.image_set("from nowhere")(digits)
+
+
+def test_progress_is_told_to_whoever_asks_for_it(root):
+    save(root / "a.png", GREY)
+    save(root / "b.png", GREY)
+    told = []
+
+    class Told:
+        def __init__(self, what, unit):
+            told.append((what, unit))
+
+        def update(self, done, total):
+            told.append((done, total))
+
+    image_sets.load({"name": "image_folder", "root": str(root)}, Told)
+    assert told == [("looking at the images", "images"), (1, 2), (2, 2)]

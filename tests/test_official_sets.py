@@ -22,6 +22,7 @@ from conftest import TINY, Project
 
 from stages import image_sets
 from stages.image_sets import official
+from stages.run.progress import Progress
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch and torchvision warn of themselves when imported
 RNG = np.random.default_rng(0)
@@ -108,7 +109,7 @@ def mirror(tmp_path, monkeypatch):
 
 
 def load(name, root, **section):
-    return image_sets.load({"name": name, "root": str(root), "split_seed": 0, **section})
+    return image_sets.load({"name": name, "root": str(root), "split_seed": 0, **section}, Progress)
 
 
 def refusal(name, root, **section):

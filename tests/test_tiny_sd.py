@@ -1,12 +1,12 @@
-"""What `python -m stages.tiny_sd` makes to measure with: a VAE that averages patches, few timesteps, a network in the place of SSCD."""
+"""What `python workflow/scripts/tiny_sd.py` makes to measure with: a VAE that averages patches, few timesteps, a network in the place of SSCD."""
 
 import json
 
 import numpy as np
 import pytest
+import tiny_sd
 import torch
 
-from stages import tiny_sd
 from stages.measures import sscd
 from stages.text import model
 

@@ -1,123 +1,48 @@
-"""The image sets that an experiment can name. To add one: a function that returns its ImageSet, in the module for its kind
-(`packaged`: comes with a package; `official`: files with checksums; `folders`: image files), an entry of SETS here, its name
-in workflow/schemas/params.schema.yaml.
+"""The image sets that an experiment can name.
+
+To add one, write a function `name(data, progress)` that returns an ImageSet, under the decorator `image_set`, in any module of
+this folder or in a new one; `data.name: name` then finds it. The modules sort the sets by kind: `packaged` come with a package,
+`official` are files with known checksums, `folders` are image files, `captions` image files with captions.
 """
 
+import importlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import pkgutil
 
-from stages.image_sets import captions, folders, official, packaged
-from stages.image_sets.parts import ImageSet, NotThereError
+from stages.image_sets import folders
+from stages.image_sets.parts import ImageSet, NotThereError, silent
+from stages.image_sets.registry import DECLARED
 
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)  # which declares the sets in it
 
-@dataclass(frozen=True)
-class Entry:
-    """What the rest of the project knows of an image set.
-
-    load       function: section data of params.yaml -> ImageSet
-    obtain     words that say where the images come from and what to put under data.root
-    needs      keys of the section that must be there, beside name and split_seed
-    takes      further keys that have an effect
-    pinned     the pinned packages alone say what its images are, as they hold them or check their files: DVC need not
-               watch data.root
-    download   data.download: true fetches it
-    captions   its images have captions, which a text-conditioned model is trained with
-    stored     function: section data -> (number of images, (H, W, C)), without reading them; for an estimate
-    """
-
-    load: Callable
-    obtain: str
-    needs: tuple = ("root",)
-    takes: tuple = ("num_train",)
-    pinned: bool = False
-    download: bool = False
-    captions: bool = False
-    stored: Callable = None
+SETS = dict(sorted(DECLARED.items()))  # name -> Entry
 
 
-def _of_size(num_images, side, channels):
-    """For a set that is known: data.size may change the side, and makes no other channels."""
-    return lambda data: (num_images, (data.get("size", side), data.get("size", side), channels))
+def load(data, progress=None) -> ImageSet:
+    """The image set of the section data of params.yaml. The images themselves are decoded later, one at a time.
 
-
-SETS = {
-    "digits": Entry(
-        packaged.digits,
-        "its images come with scikit-learn",
-        needs=("num_train",),
-        takes=(),
-        pinned=True,
-        stored=_of_size(1797, 8, 1),
-    ),
-    "fashion_mnist": Entry(
-        official.fashion_mnist,
-        "put the four official files (train-images-idx3-ubyte.gz and so on, packed) into FashionMNIST/raw under data.root",
-        pinned=True,
-        download=True,
-        stored=_of_size(70_000, 28, 1),
-    ),
-    "cifar10": Entry(
-        official.cifar10,
-        "put the folder cifar-10-batches-py with its official files (of cifar-10-python.tar.gz) under data.root",
-        takes=("num_train", "size"),
-        pinned=True,
-        download=True,
-        stored=_of_size(60_000, 32, 3),
-    ),
-    "cifar100": Entry(
-        official.cifar100,
-        "put the folder cifar-100-python with its official files (of cifar-100-python.tar.gz) under data.root",
-        takes=("num_train", "size"),
-        pinned=True,
-        download=True,
-        stored=_of_size(60_000, 32, 3),
-    ),
-    "afhq_dog": Entry(
-        folders.afhq_dog,
-        "put the folders train/dog and val/dog of AFHQ v1 (from the project stargan-v2 of clovaai: download.sh afhq-dataset) "
-        "under data.root",
-        takes=("num_train", "heldout_share"),
-        stored=_of_size(sum(folders.AFHQ_DOG.values()), folders.AFHQ_TO_PX, 3),
-    ),
-    "image_folder": Entry(
-        folders.image_folder,
-        "put your images under data.root",
-        takes=("size", "num_train", "heldout_share"),
-        stored=folders.stored,
-    ),
-    "captioned_folder": Entry(
-        captions.captioned_folder,
-        "put your images under data.root, with captions.json, metadata.jsonl or a .txt beside each (README, Stable Diffusion)",
-        takes=("size", "captions", "num_train", "heldout_share"),
-        captions=True,
-        stored=folders.stored,
-    ),
-}
-
-
-def load(data) -> ImageSet:
-    """The image set of the section data of params.yaml.
-
-    Raises   ValueError: missing or damaged files, an unreadable image, images of several sizes and no data.size
+    progress   function (what is being done, unit) -> object whose update(done, total) tells how far it is; None: nothing is told
+    Raises     ValueError: missing or damaged files, an unreadable image, images of several sizes and no data.size
     """
     check_root(data)
     try:
-        return SETS[data["name"]].load(data)
+        return SETS[data["name"]].load(data, progress or silent)
     except NotThereError as error:
         raise ValueError(f"{error}: {_advice(data)}") from None
 
 
 def stored(data):
-    """Number and shape (H, W, C) of the images that the data stage will store, for an estimate; None where that cannot be seen."""
+    """Number and shape (H, W, C) of the images that the data stage will store, for an estimate; None where that is not known."""
+    estimate = SETS[data["name"]].stored
     try:
-        return SETS[data["name"]].stored(data)
-    except (ValueError, OSError):  # told by the data stage
+        return estimate(data) if estimate else None
+    except (ValueError, OSError):  # the data stage says what is wrong
         return None
 
 
 def check_root(data):
-    """Raises   ValueError: there is no folder data.root, and it will not be made by a download"""
+    """Raises   ValueError: there is no folder data.root, and no download will make it"""
     if "root" in data and not os.path.isdir(data["root"]) and not data.get("download"):
         raise ValueError(f"the folder {os.path.abspath(data['root'])} does not exist: {_advice(data)}")
 

@@ -6,26 +6,33 @@ from pathlib import Path, PurePosixPath
 
 from stages.image_sets import folders
 from stages.image_sets.parts import NotThereError
+from stages.image_sets.registry import image_set
 
-SHOWN = 5  # keys named in a message
+SHOWN = 5  # names of images that a message gives at most
 
 
-def captioned_folder(data):
-    """A folder of images of any depth, in colour, and their captions in one of three layouts:
+@image_set(
+    "put your images under data.root, with captions.json, metadata.jsonl or a .txt beside each (README, Stable Diffusion)",
+    takes=("size", "captions", "num_train", "heldout_share"),
+    captions=True,
+    stored=folders.stored,
+)
+def captioned_folder(data, progress):
+    """A folder of images, at any depth and in colour, with their captions in one of three layouts:
 
-    captions.json    one object: an image's path -> its caption, or a list of them. Paths are below data.root, or end in such a
-                     path: the longest end that names one image counts. So a file made elsewhere need not be rewritten.
-    metadata.jsonl   a line an image: {"file_name": path below data.root, "text": caption}
+    captions.json    one object: path of an image -> its caption, or a list of captions. A path is either below data.root, or ends
+                     in such a path, so that a file made elsewhere can be used as it is. Of several ends that name an image the
+                     longest counts.
+    metadata.jsonl   one line for each image: {"file_name": path below data.root, "text": caption}
     NAME.txt         beside NAME.jpg or the like: its whole content is the caption
 
-    An image's name is its path inside the folder, whatever the order or layout. With data.size the shorter side is resized to it
-    (bilinear) and the middle cut out.
+    An image's name is its path inside the folder. Sub-folders are no classes. data.size works as for `folders.image_folder`.
 
     Raises   NotThereError: no image, or no captions
              ValueError: captions in several layouts, images without captions or captions without images, an empty caption
     """
     root = Path(data["root"])
-    images = folders.image_folder(data, mode="RGB")
+    images = folders.image_folder(data, progress, mode="RGB")
     keys = images.pool.keys
     captions = _read(root, data.get("captions"), keys)
     for key in keys:
@@ -41,7 +48,12 @@ def captioned_folder(data):
 
 
 def _read(root, name, keys):
-    """Captions by key: dict key -> list of texts, of exactly the images `keys`."""
+    """The captions of all images.
+
+    name      data.captions, the name of the JSON file, or None
+    keys      names of the images
+    Returns   dict key -> list of texts, for exactly these keys
+    """
     found = {
         "captions.json": root / (name or "captions.json"),
         "metadata.jsonl": root / "metadata.jsonl",
@@ -87,10 +99,11 @@ def _counted(keys, what):
 
 
 def _by_suffix(given, keys, source):
-    """Captions of images by the longest end of a given path that is an image's path below the root.
+    """Finds the image of each given path: the longest end of the path that is the name of an image.
 
-    Returns   dict key -> list of texts; given paths that name no image
-    Raises    ValueError: two given paths name one image
+    given     dict path -> list of texts
+    Returns   dict key -> list of texts; list of the paths that name no image
+    Raises    ValueError: two paths name one image
     """
     known, captions, sources, unmatched = set(keys), {}, {}, []
     for path, texts in given.items():
@@ -109,7 +122,7 @@ def _of_json(path):
     try:
         given = json.loads(_text(path))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): mend it") from None
+        raise ValueError(f"{path} is not valid JSON ({error}): mend it") from None
     if not isinstance(given, dict):
         raise ValueError(
             f"{path} holds a {type(given).__name__}, expected an object: path of an image -> caption or list of captions"
@@ -131,7 +144,7 @@ def _of_lines(path):
         except (ValueError, KeyError, TypeError):
             raise ValueError(f'{path}, line {number}: expected {{"file_name": ..., "text": ...}}') from None
         if key in given:
-            raise ValueError(f"{path}, line {number}: {key} stands twice")
+            raise ValueError(f"{path}, line {number}: {key} occurs twice")
         given[key] = [text]
     return given
 

@@ -1,10 +1,9 @@
-"""Images of a generator that someone else trained: a folder of images, an array file, or a saved diffusers pipeline.
+"""Images of a generator that someone else trained: a folder of images or an array file.
 
 An arm with a section `generator` in the place of a training recipe has these as its samples; nothing is trained for it. Only
-data is read: no pickle is loaded, and no code that lies beside a pipeline is run.
+data is read: no pickle is loaded. The third kind of generator, a saved pipeline, is in `stages.diffusion.saved_pipeline`.
 """
 
-import json
 import lzma
 import math
 import struct
@@ -18,31 +17,24 @@ import psutil
 
 from stages.image_sets import folders
 
-KINDS = ("folder", "file", "pipeline")
 # What numpy and zipfile raise for a file that is none of theirs, or a damaged one. RuntimeError: a password is asked for.
 BROKEN = (
     OSError, ValueError, EOFError, LookupError, SyntaxError, TypeError, RuntimeError, MemoryError, AttributeError, OverflowError,
     struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError,
 )  # fmt: skip
-PIPELINES = ("DDPMPipeline", "DDIMPipeline")  # of diffusers: unconditional, in pixels
-
-
-def source(generator):
-    """The path that a section arms.<arm>.generator names."""
-    return next(generator[kind] for kind in KINDS if kind in generator)
 
 
 def images(generator, shape, num_images, progress):
     """The images of a folder or a file, in the shape of the training images.
 
-    generator  section arms.<arm>.generator: folder or file, and optionally resize (folder)
-    shape      (H, W, C) of the training images
-    num_images how many are wanted: None = all there are
-    progress   function (done, total)
-    Returns    [M,H,W,C] uint8
-    Raises     ValueError: nothing there, another size, too few images, no images of 8 bits
+    generator    section arms.<arm>.generator: folder or file; with folder optionally resize
+    shape        (H, W, C) of the training images
+    num_images   M, how many are wanted: the first ones by name or position; None: all there are
+    progress     as that of `stages.image_sets.load`; of a folder only
+    Returns      [M,H,W,C] uint8
+    Raises       ValueError: nothing there, another size, too few images, no images of 8 bits
     """
-    path = Path(source(generator))
+    path = Path(generator.get("folder") or generator["file"])
     if "folder" in generator:
         found = _of_folder(path, shape, generator.get("resize", False), num_images, progress)
     else:
@@ -61,18 +53,19 @@ def _of_folder(path, shape, resize, num_images, progress):
     if resize and shape[0] != shape[1]:
         raise ValueError("generator.resize works for square images only, and the training images are not square")
     try:
-        found = folders.image_folder(data)
-        _check_size(path, found.shape, shape, "set generator.resize: true to resize and centre-crop them, or ")
+        found = folders.image_folder(data, progress)
+        check_size(path, found.shape, shape, "set generator.resize: true to resize and centre-crop them, or ")
         chosen = range(len(found.pool.keys))[:num_images]
         array = np.empty((len(chosen), *shape[:2], found.shape[2]), np.uint8)
+        reading = progress(f"reading the images of {path}", "images")
         for i, image in enumerate(found.pool.images(chosen)):
             array[i] = image
-            progress(i + 1, len(chosen))
+            reading.update(i + 1, len(chosen))
     except ValueError as error:  # sentences about folders name the keys of the section data
         told = str(error).replace("data.root", "generator.folder")
         told = told.replace("give data.size, the side in pixels to which all are brought", "set generator.resize: true")
         raise ValueError(told) from None
-    return _with_channels(path, array, shape[2])
+    return with_channels(path, array, shape[2])
 
 
 def _of_file(path, shape, num_images):
@@ -87,7 +80,7 @@ def _of_file(path, shape, num_images):
             f"{path} holds {dtype} {found}, expected uint8 [images, height, width, channels] in 0..255: convert it, "
             "for values x in [0, 1] with (255 * x).round().astype('uint8')"
         )
-    _check_size(path, found[1:], shape, "")
+    check_size(path, found[1:], shape)
     num_bytes, free = math.prod(found), psutil.virtual_memory().available
     if path.suffix == ".npz" and num_bytes > free:  # unpacked as a whole
         raise ValueError(
@@ -99,7 +92,7 @@ def _of_file(path, shape, num_images):
         array = np.ascontiguousarray((array[..., None] if array.ndim == 3 else array)[:num_images])
     except BROKEN as error:
         raise _unreadable(path, error) from None
-    return _with_channels(path, array, shape[2])
+    return with_channels(path, array, shape[2])
 
 
 def _unreadable(path, error):
@@ -108,7 +101,11 @@ def _unreadable(path, error):
 
 
 def _described(path):
-    """What the headers say, before anything is unpacked: (name in the archive or None, shape, dtype)."""
+    """What the header of the array says, before anything is unpacked.
+
+    Returns   name in the archive, None for a .npy file; shape; dtype
+    Raises    those of BROKEN
+    """
     if path.suffix != ".npz":
         with open(path, "rb") as stream:
             return None, *_header(stream)
@@ -137,7 +134,14 @@ def _unpacked(path, name):
         return arrays[name.removesuffix(".npy")]
 
 
-def _check_size(path, found, expected, remedy):
+def check_size(path, found, expected, remedy=""):
+    """Refuses images that are not as wide and as high as the training images.
+
+    path              where the images come from
+    found, expected   (H, W) or (H, W, C): of these images, of the training images
+    remedy            what else the user can do, the beginning of a sentence
+    Raises            ValueError: another height or width
+    """
     if tuple(found[:2]) != tuple(expected[:2]):
         raise ValueError(
             f"the images of {path} are {found[1]}x{found[0]} pixels, but the training images are {expected[1]}x{expected[0]}: "
@@ -145,8 +149,15 @@ def _check_size(path, found, expected, remedy):
         )
 
 
-def _with_channels(path, array, channels):
-    """Grey images as colour where the training images have colour; colour as grey only where it is grey."""
+def with_channels(path, array, channels):
+    """Images with as many channels as the training images: grey is repeated, and colour becomes grey only where it is grey.
+
+    path       where the images come from
+    array      [M,H,W,1] or [M,H,W,3] uint8
+    channels   1 or 3
+    Returns    [M,H,W,channels] uint8
+    Raises     ValueError: colour, where the training images are grey; another number of channels
+    """
     if array.shape[3] == channels:
         return array
     if array.shape[3] == 1 and channels == 3:
@@ -156,67 +167,3 @@ def _with_channels(path, array, channels):
     raise ValueError(
         f"the images of {path} have {array.shape[3]} channels, but the training images have {channels}: convert one of them"
     )
-
-
-def generated(pipeline, shape, start, stop, seed, num_steps):
-    """Images start..stop-1 of a pipeline, image i from a generator of its own: [stop - start,H,W,C] uint8.
-
-    Torch's CPU generator reads 32 bits of a seed: they are counted up from one that follows from `seed`, so no two are equal.
-
-    shape   (H, W, C) of the training images
-    """
-    import torch
-
-    from stages import randomness
-
-    first = randomness.seed_of("sample", seed, 0)
-    generators = [torch.Generator().manual_seed((first + i) % 2**32) for i in range(start, stop)]
-    with torch.no_grad():
-        made = pipeline(
-            batch_size=len(generators), generator=generators, num_inference_steps=num_steps, output_type="np"
-        ).images
-    return _with_channels("the pipeline", (made * 255).round().clip(0, 255).astype(np.uint8), shape[2])
-
-
-def pipeline(path, shape, device):
-    """A saved DDPM or DDIM pipeline, on the device.
-
-    shape   (H, W, C) of the training images
-    Raises  ValueError: no pipeline, another one, one with code of its own, images of another size
-    """
-    loaded = _pipeline(path).to(device)
-    loaded.set_progress_bar_config(disable=True)
-    config = loaded.unet.config
-    size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
-    _check_size(path, (*size, config.out_channels), shape, "")
-    return loaded
-
-
-def _pipeline(path):
-    index = path / "model_index.json"
-    if not index.is_file():
-        raise ValueError(
-            f"{path} is no saved pipeline of diffusers: it has no model_index.json (params.yaml, generator.pipeline)"
-        )
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        name, unet, scheduler = (content[key] for key in ("_class_name", "unet", "scheduler"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} cannot be read ({error})") from None
-    if name not in PIPELINES:
-        raise ValueError(
-            f"{path} is a {name}, expected one of {', '.join(PIPELINES)}: generate its images yourself and give their folder"
-        )
-    # Any other library named here would be imported, from a file beside the pipeline too.
-    if unet != ["diffusers", "UNet2DModel"] or not isinstance(scheduler, list) or scheduler[:1] != ["diffusers"]:
-        raise ValueError(
-            f"{index} names unet {unet} and scheduler {scheduler}, expected UNet2DModel and a scheduler of diffusers: generate "
-            "its images yourself and give their folder"
-        )
-    import diffusers
-
-    try:
-        return getattr(diffusers, name).from_pretrained(path, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the pipeline {path} cannot be loaded: {reason[:300]}") from None

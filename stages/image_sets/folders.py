@@ -1,4 +1,4 @@
-"""Image sets that are folders of image files of any common format."""
+"""Image sets that are folders of image files, in any common format."""
 
 import os
 import struct
@@ -9,25 +9,41 @@ from pathlib import Path
 import numpy as np
 
 from stages.image_sets.parts import ImageSet, NotThereError, Part
-from stages.run.progress import Progress
+from stages.image_sets.registry import image_set, of_size
 
 FORMATS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 # What Pillow raises for a file that is no image, or half of one.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, MemoryError, LookupError, TypeError, struct.error)
-# Images of AFHQ version 1 in train/dog and val/dog; version 2 has others. 512x512, as the authors of the paper they are
-# brought to 64x64.
+# Images of AFHQ version 1 in train/dog and val/dog; version 2 has other numbers. They are 512x512, and are resized to 64x64 as
+# the authors of the paper do.
 AFHQ_DOG = {"train": 4739, "val": 500}
 AFHQ_PX, AFHQ_TO_PX = 512, 64
 
 
-def image_folder(data, mode=None):
-    """A folder of images: sub-folders are classes where there are any, an image's name is its path inside the folder.
+def stored(data):
+    """`Entry.stored` of a folder of images: as if all images had the size of the first, and were in colour."""
+    paths = _images_under(data["root"])
+    if not paths:
+        raise NotThereError(f"{data['root']} holds no image")
+    if size := data.get("size"):
+        return len(paths), (size, size, 3)
+    with _opened(paths[0]) as image:
+        width, height = _upright_size(paths[0], image)
+    return len(paths), (height, width, 3)
 
-    EXIF orientation is honoured, transparency dropped, 16-bit grey reduced to 8 bits. All grey images make a set of one
-    channel, any colour image makes it three. With data.size the shorter side is resized to it (bilinear) and the middle cut
-    out; without it all images must have one size.
 
-    mode   "RGB" brings grey images to three channels too
+@image_set("put your images under data.root", takes=("size", "num_train", "heldout_share"), stored=stored)
+def image_folder(data, progress, mode=None):
+    """A folder of images. Its sub-folders, if it has any, are the classes; an image's name is its path inside the folder.
+
+    EXIF orientation is applied, transparency is dropped, and 16-bit grey is reduced to 8 bits. If all images are grey, the set
+    has one channel, otherwise three. With data.size the shorter side is resized to it (bilinear) and the middle is cut out;
+    without it all images must have one size.
+
+    progress   see `stages.image_sets.load`
+    mode       "RGB": three channels even if all images are grey; "L": one channel; None: as the images are
+    Raises     NotThereError: no image
+               ValueError: an unreadable image, several sizes and no data.size, and what `listing` refuses
     """
     root = Path(data["root"])
     paths = _images_under(root)
@@ -41,7 +57,7 @@ def image_folder(data, mode=None):
 
     size = data.get("size")
     grey, first = True, None
-    progress = Progress("looking at the images", "images")
+    looking = progress("looking at the images", "images")
     for i, path in enumerate(paths):
         with _opened(path) as image:
             grey = grey and image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
@@ -52,28 +68,22 @@ def image_folder(data, mode=None):
                 f"the images have several sizes ({first[0]} is {first[1][0]}x{first[1][1]}, {path} is {shape[0]}x{shape[1]}): "
                 "give data.size, the side in pixels to which all are brought (params.yaml)"
             )
-        progress.update(i + 1, len(paths))
+        looking.update(i + 1, len(paths))
     width, height = first[1]
     mode = mode or ("L" if grey else "RGB")
     return ImageSet((height, width, 1 if mode == "L" else 3), classes, _part(keys, labels, paths, mode, size))
 
 
-def stored(data):
-    """Number and shape of the images, as if all were like the first and in colour."""
-    paths = _images_under(data["root"])
-    if not paths:
-        raise NotThereError(f"{data['root']} holds no image")
-    if size := data.get("size"):
-        return len(paths), (size, size, 3)
-    with _opened(paths[0]) as image:
-        width, height = _upright_size(paths[0], image)
-    return len(paths), (height, width, 3)
-
-
-def afhq_dog(data):
+@image_set(
+    "put the folders train/dog and val/dog of AFHQ v1 (from the project stargan-v2 of clovaai: download.sh afhq-dataset) "
+    "under data.root",
+    takes=("num_train", "heldout_share"),
+    stored=of_size(sum(AFHQ_DOG.values()), AFHQ_TO_PX, 3),
+)
+def afhq_dog(data, progress):
     """The 4,739 dogs of AFHQ version 1, in colour, resized from 512x512 to 64x64 (bilinear, with Pillow's antialiasing).
 
-    Where its 500 images of val/dog lie beside train/dog, they are the test part.
+    If val/dog with its 500 images lies beside train/dog, it is the test part.
     """
     root = Path(data["root"])
     if not (root / "train/dog").is_dir():
@@ -90,14 +100,14 @@ def afhq_dog(data):
                 f"complete it, or read another selection with data.name: image_folder, root: {root / 'train/dog'} and "
                 f"size: {AFHQ_TO_PX} (params.yaml)"
             )
-        progress = Progress(f"looking at the images of {folder}", "images")
+        looking = progress(f"looking at the images of {folder}", "images")
         for i, path in enumerate(paths):
             with _opened(path) as image:
                 if image.size != (AFHQ_PX, AFHQ_PX):
                     raise ValueError(
                         f"{path} is {image.size[0]}x{image.size[1]}, expected {AFHQ_PX}x{AFHQ_PX} as all of AFHQ version 1"
                     )
-            progress.update(i + 1, len(paths))
+            looking.update(i + 1, len(paths))
         keys = [path.relative_to(root).as_posix() for path in paths]
         parts.append(_part(keys, np.zeros(len(paths)), paths, "RGB", AFHQ_TO_PX))
     if len(parts) > 1 and "heldout_share" in data:
@@ -116,11 +126,11 @@ def _part(keys, labels, paths, mode, size):
 
 
 def listing(root):
-    """All files under a folder, also behind links to folders.
+    """All files under a folder, those behind links to folders included.
 
-    Returns  (files, linked): lists of paths, in order; linked are the folders that are symbolic links
-    Raises   ValueError: a link to nothing; a folder that is reached twice, as by a link to a folder above it; a name that
-             is not UTF-8, which neither DVC nor keys.json can hold
+    Returns  (files, linked): sorted lists of paths; linked are the folders that are symbolic links
+    Raises   ValueError: a link to nothing; a folder that is reached twice, for example by a link to a folder above it; a name
+             that is not UTF-8, which neither DVC nor keys.json can hold
     """
     files, linked, reached, todo = [], [], {}, [Path(root)]
     while todo:

@@ -3,9 +3,17 @@
 import numpy as np
 
 from stages.image_sets.parts import ImageSet, from_array
+from stages.image_sets.registry import image_set, of_size
 
 
-def digits(data):
+@image_set(
+    "its images come with scikit-learn",
+    needs=("num_train",),
+    takes=(),
+    pinned=True,
+    stored=of_size(1797, 8, 1),
+)
+def digits(data, progress):
     """The 1,797 handwritten digits of scikit-learn: 8x8 grey, 10 classes.
 
     The 17 grey levels become 0, 15, ..., 240. Not 255: RandAugment's Solarize inverts a saturated pixel at any strength,

@@ -6,13 +6,18 @@ import numpy as np
 
 
 class NotThereError(ValueError):
-    """What is not there; `image_sets.load` adds what to put where."""
+    """Files are missing; `image_sets.load` adds to the sentence what to put where."""
 
 
 @dataclass
 class Part:
-    """keys [N] names of the images; labels [N] int64, 0 to C-1; images: function (indices) -> iterator of [H,W,C] uint8;
-    captions [N]: a list of at least one text for each image, None for a set without captions"""
+    """N images of a set, C classes.
+
+    keys       [N] names of the images, all different
+    labels     [N] int64, 0 to C-1; all 0 where images have no classes
+    images     function (indices) -> iterator over [H,W,C] uint8 arrays, decoded when they are asked for
+    captions   [N] lists of at least one text; None for a set without captions
+    """
 
     keys: list[str]
     labels: np.ndarray
@@ -22,8 +27,13 @@ class Part:
 
 @dataclass
 class ImageSet:
-    """shape (H, W, C) of every image; classes: names in the order of the labels, [] where images have no classes; pool:
-    what training images are drawn from; test: the official test part, which is held out, None where the set has none"""
+    """An image set whose images are known and not yet decoded.
+
+    shape     (H, W, C) of every image; here C is the number of channels, 1 or 3
+    classes   names in the order of the labels; [] where images have no classes
+    pool      what training images are drawn from
+    test      the official test part, which is held out; None where the set has none
+    """
 
     shape: tuple
     classes: list[str]
@@ -32,7 +42,11 @@ class ImageSet:
 
 
 def from_array(keys, labels, images, size=None):
-    """A part whose images are all in memory: [N,H,W,C] uint8, C = 3 where there is a size to bring them to (PIL's bilinear)."""
+    """A part whose images are all in memory.
+
+    images   [N,H,W,C] uint8, C = 3 where a size is given
+    size     side in pixels to which images are resized (Pillow's bilinear filter); None: as they are
+    """
 
     def chosen(indices):
         if size is None:
@@ -44,3 +58,13 @@ def from_array(keys, labels, images, size=None):
             yield np.asarray(Image.fromarray(images[index]).resize((size, size), Image.Resampling.BILINEAR))
 
     return Part(keys, np.asarray(labels, np.int64), chosen)
+
+
+def silent(what, unit):
+    """A `progress` that tells nothing; see `image_sets.load`."""
+    return _Silent()
+
+
+class _Silent:
+    def update(self, done, total):
+        pass

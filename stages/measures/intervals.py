@@ -1,8 +1,10 @@
-"""Confidence intervals of means."""
+"""What confidence intervals are made of."""
 
 import math
 
 import numpy as np
+
+NORMAL_97_5 = 1.959963984540054  # 97.5 % quantile of the standard normal, for two-sided 95 % intervals
 
 
 def t_interval(values):

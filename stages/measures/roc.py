@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.measures.memorisation import NORMAL_97_5
+from stages.measures.intervals import NORMAL_97_5
 
 
 class Area(NamedTuple):

@@ -1,19 +1,26 @@
-"""Tiny Stable Diffusion folders from configurations alone, and toy images with captions: to try the text-conditioned half on a CPU.
+"""Makes a tiny Stable Diffusion model and toy images with captions: to try the text-conditioned half of the project on a CPU.
 
-`python -m stages.tiny_sd data/tiny_text` writes data/tiny_text/model, a model in diffusers' layout with random weights,
+`python workflow/scripts/tiny_sd.py data/tiny_text` writes data/tiny_text/model, a model in diffusers' layout with random weights,
 data/tiny_text/images, coloured shapes with a metadata.jsonl, and data/tiny_text/pooled_pixels.torchscript.pt, which stands in for
-SSCD. Nothing is downloaded, and the same files come out every time.
+SSCD. Nothing is downloaded. Model and images have the same bytes every time; the bytes of the stand-in vary, its features do not.
 """
 
 import argparse
 import itertools
 import json
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from stages.run import cli, files
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from stages.run import cli, files  # before torch: `import stages` sets the number of threads
+
+# isort: split
+import torch
+import transformers
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 COLOURS = {
     "red": (210, 40, 40),
@@ -26,9 +33,11 @@ COLOURS = {
 SHAPES = ("square", "circle", "triangle", "cross")
 WORDS = (*COLOURS, *SHAPES, "a", "the", "of", "on", "black")
 
-# C: factor 8 and the levels of Stable Diffusion itself, at 64 px. D: two levels and factor 4, at 32 px: learns by heart in half
-# a minute. E: to measure with, at 16 px: a VAE that loses little of an image (`average_patches`), and so few timesteps that each is
-# visited often enough for AGC to act in a short run, with steps of noise as much larger. All have 8x8 latents.
+# All have latents of 8x8.
+# C: images of 64 px, with the levels and the downsampling by 8 of Stable Diffusion itself.
+# D: 32 px, two levels, downsampling by 4. It learns its images by heart in half a minute.
+# E: 16 px, to measure with. Its VAE loses little of an image (`average_patches`). It has 100 timesteps, each with more noise, so that
+#    each is visited often enough for AGC to act in a short run.
 CONFIGS = {
     "C": {
         "size": 64,
@@ -51,71 +60,84 @@ CONFIGS["E"] = CONFIGS["D"] | {"size": 16, "vae": (8, 16), "averages": True, "ti
 def build(folder, config="D", prediction_type="epsilon", seed=0):
     """Writes a Stable Diffusion model with random weights, in diffusers' layout.
 
-    The text encoder is drawn five times wider than usual, as embeddings of different captions would be nearly equal otherwise;
-    the VAE's posterior is narrow, as that of a trained one is, and its scaling_factor brings latents of toy images to
-    standard deviation 1.
-
-    folder            where to; parents are made
+    folder            path of the folder; its parents are made
     config            C, D or E, see CONFIGS
     prediction_type   epsilon or v_prediction
     seed              of the weights
     """
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    parts = CONFIGS[config]
-    words = tokenizer()
+    transformers.utils.logging.disable_progress_bar()
+    parts, words = CONFIGS[config], tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(words),
-                hidden_size=32,
-                intermediate_size=64,
-                projection_dim=16,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=77,
-                bos_token_id=words.bos_token_id,
-                eos_token_id=words.eos_token_id,
-                pad_token_id=words.pad_token_id,
-                initializer_factor=5.0,
-            )
-        )
-        vae = AutoencoderKL(
-            sample_size=parts["size"],
-            block_out_channels=parts["vae"],
-            down_block_types=("DownEncoderBlock2D",) * len(parts["vae"]),
-            up_block_types=("UpDecoderBlock2D",) * len(parts["vae"]),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=1 if parts.get("averages") else 4,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=parts["unet"],
-            down_block_types=parts["down"],
-            up_block_types=parts["up"],
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=32,
-            attention_head_dim=8,
-        )
-    with torch.no_grad():
-        if parts.get("averages"):
-            average_patches(vae)
-        vae.quant_conv.weight[4:] = 0.0  # the log variance: a random one would drown the mean
-        vae.quant_conv.bias[4:] = -8.0
-        x = torch.from_numpy(np.stack([image for image, _ in toy_images(24, parts["size"])])).permute(0, 3, 1, 2)
-        latents = vae.eval().encode(x.float() / 127.5 - 1).latent_dist.mode()
-        vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
-    num_timesteps = parts.get("timesteps", 1000)
-    scheduler = DDIMScheduler(
+        text_encoder, vae, unet = _text_encoder(words), _vae(parts), _unet(parts)
+    _prepare(vae, parts)
+    scheduler = _scheduler(parts.get("timesteps", 1000), prediction_type)
+    pipeline = StableDiffusionPipeline(
+        vae.eval(), text_encoder.eval(), words, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(folder)
+
+
+def _text_encoder(words):
+    """Drawn five times wider than usual: otherwise embeddings of different captions would be nearly equal."""
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        initializer_factor=5.0,
+    )
+    return transformers.CLIPTextModel(config)
+
+
+def _vae(parts):
+    return AutoencoderKL(
+        sample_size=parts["size"],
+        block_out_channels=parts["vae"],
+        down_block_types=("DownEncoderBlock2D",) * len(parts["vae"]),
+        up_block_types=("UpDecoderBlock2D",) * len(parts["vae"]),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=1 if parts.get("averages") else 4,
+    )
+
+
+def _unet(parts):
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=parts["unet"],
+        down_block_types=parts["down"],
+        up_block_types=parts["up"],
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        attention_head_dim=8,
+    )
+
+
+@torch.no_grad()
+def _prepare(vae, parts):
+    """Gives the VAE a narrow posterior, as that of a trained one, and latents of toy images with standard deviation 1."""
+    if parts.get("averages"):
+        average_patches(vae)
+    vae.quant_conv.weight[4:] = 0.0  # the log variance: a random one would drown the mean
+    vae.quant_conv.bias[4:] = -8.0
+    x = torch.from_numpy(np.stack([image for image, _ in toy_images(24, parts["size"])])).permute(0, 3, 1, 2)
+    latents = vae.eval().encode(x.float() / 127.5 - 1).latent_dist.mode()
+    vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
+
+
+def _scheduler(num_timesteps, prediction_type):
+    """The schedule of Stable Diffusion; with fewer timesteps the steps are larger, so that the last one has as much noise."""
+    return DDIMScheduler(
         num_train_timesteps=num_timesteps,
         beta_start=0.85 / num_timesteps,
         beta_end=12 / num_timesteps,
@@ -125,15 +147,13 @@ def build(folder, config="D", prediction_type="epsilon", seed=0):
         steps_offset=1,
         prediction_type=prediction_type,
     )
-    pipeline = StableDiffusionPipeline(
-        vae.eval(), text_encoder.eval(), words, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipeline.save_pretrained(folder)
 
 
 def average_patches(vae, constant=100.0, shift=20.0):
-    """Sets the weights of a VAE by hand: a latent is the mean red, green and blue of its patch of pixels and the mean of the three,
-    and an image is made of the first three, in patches of one colour. What is finer than a patch is lost, and nothing else.
+    """Sets the weights of a VAE by hand, so that it loses what is finer than a patch of pixels and nothing else.
+
+    The four channels of a latent are the mean red, green and blue of its patch, and the mean of these three. The decoder fills each
+    patch with the colour of the first three.
 
     Eight channels carry it: each colour and its negative, a large constant and its negative. Their mean is 0 and their variance
     nearly that of the constants, so the last normalisation of encoder and decoder only scales them; what follows it, x sigmoid(x),
@@ -168,11 +188,11 @@ def average_patches(vae, constant=100.0, shift=20.0):
 
 
 def pooled_pixels(path):
-    """Writes a network in the place of SSCD: an image's features are the mean colours of 8x8 patches, less their mean. It sees
-    copies of small pictures, and takes pictures of like brightness in like places for them too: its values are no SSCD similarities.
-    """
-    import torch
+    """Writes a network that stands in for SSCD, as TorchScript: features are the normalised mean colours of 8x8 patches.
 
+    It recognises copies of small pictures. But it takes pictures that are bright in the same places for copies too, so its values
+    are not similarities of SSCD.
+    """
     network = torch.nn.Sequential(
         torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.LayerNorm(3 * 8 * 8)
     ).eval()
@@ -183,8 +203,6 @@ def pooled_pixels(path):
 
 def tokenizer():
     """A CLIP tokenizer of some 560 ids: every byte, and the words of WORDS as one token each."""
-    from transformers import CLIPTokenizer
-
     symbols = byte_symbols()
     merges = []
     for word in WORDS:
@@ -194,7 +212,7 @@ def tokenizer():
                 merges.append(pair)
     tokens = [*symbols, *(f"{s}</w>" for s in symbols), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    return transformers.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
 def byte_symbols():
@@ -227,7 +245,7 @@ def toy_images(count, size):
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m stages.tiny_sd", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--config", choices=sorted(CONFIGS), default="D")

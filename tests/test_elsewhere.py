@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.diffusion import saved_pipeline
 from stages.image_sets import elsewhere
+from stages.image_sets.parts import silent
 
 RNG = np.random.default_rng(6)
 SHAPE = (8, 8, 1)
@@ -20,13 +22,12 @@ def pixels(count, *shape):
 
 def read(generator, shape=SHAPE, sample=ALL):
     if "pipeline" in generator:
-        pipeline = elsewhere.pipeline(Path(generator["pipeline"]), shape, "cpu")
+        source = saved_pipeline.Source(Path(generator["pipeline"]), shape, 0, sample["num_steps"], "cpu")
         starts = range(0, sample["num_images"], sample["batch_size"])
         stops = [min(start + sample["batch_size"], sample["num_images"]) for start in starts]
-        parts = [elsewhere.generated(pipeline, shape, *ends, 0, sample["num_steps"]) for ends in zip(starts, stops)]
-        found = np.concatenate(parts)
+        found = np.concatenate([source.generate(*ends) for ends in zip(starts, stops)])
     else:
-        found = elsewhere.images(generator, shape, sample["num_images"], lambda *_: None)
+        found = elsewhere.images(generator, shape, sample["num_images"], silent)
     assert found.dtype == np.uint8 and found.shape[1:] == shape
     return found
 
