@@ -79,7 +79,7 @@ def test_dcr_shows_the_network_what_sscd_is_shown(tmp_path, clip):
     expected = torch.nn.functional.normalize(features.pooler_output, dim=1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found - method.image_embeddings(large, shown, "clip", 3)).max() > 1e-3
-    with pytest.raises(ValueError, match="clip.preprocess is dcr, which gives images of 224 px, but .* takes 32 px"):
+    with pytest.raises(ValueError, match="^preprocess is dcr, which gives images of 224 px, but .* takes 32 px"):
         method.image_embeddings(clip, shown, "dcr", 2)
 
 
@@ -89,7 +89,9 @@ def test_scores_by_hand():
 
 
 def test_folders_that_are_no_clip_model_are_refused(tmp_path, folder):
-    with pytest.raises(ValueError, match=r"the folder .*gone does not exist: put a CLIP model .* mend clip.model"):
+    with pytest.raises(
+        ValueError, match=r"the folder .*gone does not exist: put a CLIP model in transformers' layout there$"
+    ):
         method.load(tmp_path / "gone")
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)

@@ -26,7 +26,7 @@ def test_others_are_as_many_and_none_of_the_chosen():
     assert {len(d) for d in drawn} == {3} and all(len(np.unique(d)) == 3 for d in drawn)
     assert set(np.concatenate(drawn)) == {0, 2, 4, 5, 6}
     assert loss_profile.others(6, np.array([5, 1, 3]), np.random.default_rng(0)).tolist() == [0, 2, 4]
-    with pytest.raises(ValueError, match=r"chose 3 of 5 training images, which leaves 2 .* at most half"):
+    with pytest.raises(ValueError, match=r"^3 of 5 training images were chosen, which leaves 2 .* at most half"):
         loss_profile.others(5, np.array([0, 1, 2]), np.random.default_rng(0))
 
 

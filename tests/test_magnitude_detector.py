@@ -8,6 +8,7 @@ import tiny_sd
 import torch
 
 from stages.text import magnitude_detector as method
+from stages.text import prediction
 
 
 def test_differences_of_v_are_read_as_noise():
@@ -16,11 +17,11 @@ def test_differences_of_v_are_read_as_noise():
     x, cond, uncond = (torch.randn(3, 4, 2, 5, generator=generator) for _ in range(3))
     for alpha_bar in (0.0058, 0.27, 0.99):
         eps = [alpha_bar**0.5 * v + (1 - alpha_bar) ** 0.5 * x for v in (cond, uncond)]
-        found = method.noise_difference(cond, uncond, "v_prediction", alpha_bar)
+        found = prediction.noise_difference("v_prediction", cond, uncond, alpha_bar)
         torch.testing.assert_close(found, eps[0] - eps[1], atol=1e-6, rtol=1e-4)
-    assert torch.equal(method.noise_difference(cond, uncond, "epsilon", 0.1), cond - uncond)
+    assert torch.equal(prediction.noise_difference("epsilon", cond, uncond, 0.1), cond - uncond)
     with pytest.raises(ValueError, match="the network predicts sample, expected epsilon or v_prediction"):
-        method.noise_difference(cond, uncond, "sample", 0.1)
+        prediction.noise_difference("sample", cond, uncond, 0.1)
 
 
 def test_the_schedule_of_stable_diffusion_has_the_published_factors():
@@ -29,7 +30,7 @@ def test_the_schedule_of_stable_diffusion_has_the_published_factors():
     alpha_bars = np.cumprod(1 - betas)
     one = torch.ones(1, 4, 2, 2)
     for t, factor in ((981, 0.076), (501, 0.52)):
-        found = method.noise_difference(one, 0 * one, "v_prediction", alpha_bars[t])
+        found = prediction.noise_difference("v_prediction", one, 0 * one, float(alpha_bars[t]))
         assert found[0, 0, 0, 0].item() == pytest.approx(factor, abs=0.006)
 
 

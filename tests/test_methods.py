@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from stages import methods, randomness
-from stages.diffusion import ddpm, initial_weights, unet
+from stages.diffusion import ddpm, unet, weights
 from stages.methods import added_noise, ambient, base, dp_sgd
+from stages.pixels import initial_weights
+from stages.run import declarations
 
 T = 20
 SEED, SHARD = 5, 3
@@ -42,7 +45,7 @@ def pictures(count, channels=1, side=8):
 
 
 def test_every_method_is_found_by_its_module():
-    assert set(methods.declared()) == {
+    assert set(declarations.methods()) == {
         "added_noise",
         "agc",
         "ambient",
@@ -52,20 +55,39 @@ def test_every_method_is_found_by_its_module():
         "text_noise",
         "wen",
     }
-    assert [name for name, method in methods.declared().items() if method["COUNTS_SKIPS"]] == ["agc", "wen"]
-    for name in methods.declared():
+    assert [name for name, method in declarations.methods().items() if method["COUNTS_SKIPS"]] == ["agc", "wen"]
+    for name in declarations.methods():
         assert issubclass(type(methods.method({"name": name})), base.Method)
-        assert methods.source_of(name).exists()
+        assert (ROOT / declarations.method_source(name)).exists()
 
 
 def test_what_a_module_says_must_be_plain_data(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("SETTINGS = dict(required=[])\n")
-    monkeypatch.setattr(methods, "FOLDER", tmp_path)
-    methods.declared.cache_clear()
+    (tmp_path / "stages/methods").mkdir(parents=True)
+    (tmp_path / "stages/methods/mine.py").write_text("SETTINGS = dict(required=[])\n")
+    monkeypatch.setattr(declarations, "STAGES", tmp_path / "stages")
+    declarations.methods.cache_clear()
     with pytest.raises(ValueError, match=r"SETTINGS in stages/methods/mine.py is computed, expected plain data"):
-        methods.declared()
+        declarations.methods()
     monkeypatch.undo()
-    methods.declared.cache_clear()
+    declarations.methods.cache_clear()
+
+
+def test_a_method_of_ones_own_draws_under_the_purpose_for_methods():
+    """Keyed by the step: the same whenever the step is made, another in another step, shard or seed."""
+
+    class Dropped(base.Method):
+        def images(self, step):
+            generator = randomness.torch_generator("cpu", "method", *step.key)
+            kept = torch.rand(step.x.shape, generator=generator) < 0.5
+            return torch.where(kept, ddpm.normalise(step.x), 0.0)
+
+    x, method = pictures(4), Dropped({"name": "dropped"})
+    first, again, other = (method.images(step_of(None, x, number=n)) for n in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert 0.4 < float((first == 0).float().mean()) < 0.6
+    keys = [(SEED, SHARD, 0), (SEED + 1, SHARD, 0), (SEED, SHARD + 1, 0), (SEED, SHARD, 1)]
+    seeds = {randomness.seed_of(purpose, *key) for purpose in ("method", "added_noise") for key in keys}
+    assert len(seeds) == 8
 
 
 # Added noise.
@@ -346,11 +368,11 @@ def test_ambient_sampler_finds_the_one_image_there_is(monkeypatch):
     method = ambient.Method({"name": "ambient", "p": 0.2, "delta": 0.1})
     x = torch.randn(3, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     settings = {"num_steps": 6, "precision": "fp32", "protocol": "paper"}
-    made = method.sample(None, x, range(4, 7), SEED, None, None, settings)
+    made = method.sample(None, x, range(4, 7), SEED, None, None, settings, None)
     assert torch.allclose(made, image.expand_as(made), atol=1e-3)
     assert len(passes) == 2 * 6 - 1
     assert all(torch.equal(mask, passes[0][0]) for mask, _ in passes)  # one mask an image throughout
-    alone = method.sample(None, x[1:2], range(5, 6), SEED, None, None, settings)
+    alone = method.sample(None, x[1:2], range(5, 6), SEED, None, None, settings, None)
     assert torch.equal(passes[-1][0][0], passes[0][0][1]) and torch.allclose(alone, made[1:2], atol=1e-5)
 
 
@@ -358,7 +380,7 @@ def test_ambient_network_takes_the_masks_as_channels():
     model = {"block_channels": [8, 8], "attention_levels": [], "layers_per_block": 1, "dropout": 0.0, "norm_groups": 4}
     method = ambient.Method({"name": "ambient", "p": 0.2, "delta": 0.1})
     network = unet.build(model, (3, 8, 8), method.network_channels(3))
-    unet.load(network, initial_weights.initial_weights(network, 0), "the initialisation")
+    weights.load(network, initial_weights.initial_weights(network, 0), "the initialisation")
     losses = method.losses(step_of(network, pictures(4, channels=3)))
     assert network.config.in_channels == 6 and network.config.out_channels == 3
     assert torch.isfinite(losses.original).all()

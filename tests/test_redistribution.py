@@ -1,10 +1,15 @@
 """MSR: who leaves a shard, and the move itself: an exchange in a ring that keeps a partition a partition."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
+from conftest import TINY
 
-from stages import randomness
+from stages import randomness, redistribute
 from stages.iet import redistribution, sharding
+from stages.run import files
 
 
 def generator(seed=0):
@@ -186,3 +191,65 @@ def test_many_rounds_keep_the_partition_and_mix_the_shards():
         check_move(redistribution.moved_on, shards, leaving)
         shards = redistribution.moved_on(shards, leaving)
     assert all(not np.array_equal(s, h) for s, h in zip(shards, home))
+
+
+# The stage: which counts it reads, of which rounds, and where it writes.
+
+LISTS = [[0, 3, 5, 9, 14], [1, 2, 7, 8], [4, 6, 10, 11, 12, 13]]  # unequal shards of 15 images
+
+
+def run_stage(tmp_path, monkeypatch, schedule, round_, skips):
+    """The index lists that the stage writes after a round.
+
+    skips   by round, for each shard the skips of its images in the order of its list
+    """
+    monkeypatch.chdir(tmp_path)
+    experiment = yaml.safe_load(TINY)
+    arm = experiment["arms"]["iet_agc_plus"]
+    arm |= {
+        "rounds": 4,
+        "shard": {"num_shards": 3},
+        "redistribute": {"share": 0.5, "select": "memory", "schedule": schedule},
+    }
+    Path("params.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    held_since = round_ if schedule == "joint" or round_ == 1 else round_ - 1
+    run = "iet_agc_plus-seed3"
+    for k, indices in enumerate(LISTS):
+        files.save_array(f"artifacts/shards/{run}/round{held_since}/shard{k}.npy", np.array(indices))
+        for r, of_round in skips.items():
+            counts = {"index": np.array(indices), "skips": np.array(of_round[k], np.int32)}
+            files.save_arrays(f"artifacts/results/counts/{run}/round{r}/shard{k}/counts.safetensors", counts)
+    redistribute.main(["--arm", "iet_agc_plus", "--seed", "3", "--round", str(round_)])
+    folder = Path(f"artifacts/shards/{run}/round{round_ + 1}")
+    return [np.load(folder / f"shard{k}.npy").tolist() for k in range(3)]
+
+
+THIS = [[1, 9, 2, 8, 0], [5, 1, 6, 2], [9, 1, 8, 2, 0, 3]]
+# In sum with THIS, others are the most skipped: images 0 and 14, 2 and 8, 11 and 13.
+BEFORE = [[20, 0, 0, 0, 30], [0, 20, 0, 30], [0, 0, 0, 20, 0, 30]]
+MOVED_BY_THIS = [[0, 4, 5, 10, 14], [2, 3, 8, 9], [1, 6, 7, 11, 12, 13]]
+MOVED_BY_BOTH = [[3, 5, 9, 11, 13], [0, 1, 7, 14], [2, 4, 6, 8, 10, 12]]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "round_", "expected"),
+    [
+        ("joint", 1, MOVED_BY_THIS),
+        ("joint", 3, MOVED_BY_THIS),  # what was skipped before the last move does not count
+        ("alternating", 1, MOVED_BY_THIS),
+        ("alternating", 3, MOVED_BY_BOTH),  # nothing moved after round 2
+    ],
+)
+def test_the_stage_counts_the_rounds_since_the_last_move(tmp_path, monkeypatch, schedule, round_, expected):
+    """Two images leave each shard, half of the smallest one, by counts that were planted."""
+    skips = {round_: THIS} | ({round_ - 1: BEFORE} if round_ > 1 else {})
+    assert run_stage(tmp_path, monkeypatch, schedule, round_, skips) == expected
+
+
+def test_counts_of_other_images_are_refused(tmp_path, monkeypatch):
+    wrong = [indices[::-1] for indices in THIS]
+    assert run_stage(tmp_path, monkeypatch, "joint", 2, {2: THIS}) == MOVED_BY_THIS
+    counts = {"index": np.array([0, 3, 5, 9, 13]), "skips": np.array(wrong[0], np.int32)}
+    files.save_arrays("artifacts/results/counts/iet_agc_plus-seed3/round2/shard0/counts.safetensors", counts)
+    with pytest.raises(ValueError, match="counts other images than shard 0 of round 2 holds: rerun its train stage"):
+        redistribute.main(["--arm", "iet_agc_plus", "--seed", "3", "--round", "2"])

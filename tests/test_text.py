@@ -10,15 +10,15 @@ import pytest
 import tiny_sd
 import torch
 import yaml
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, text_experiment
 
-from stages import methods, params, randomness
-from stages.diffusion import sampling, unet
+from stages import methods, models, randomness, rules
+from stages.diffusion import sampling, weights
 from stages.iet import shard_state
-from stages.methods import base, caption_noise, loop, wen
+from stages.methods import base, caption_noise, kinds, loop, wen
 from stages.methods.agc import augmentation
-from stages.run import files
-from stages.text import generation, latents, model
+from stages.run import files, kept
+from stages.text import generation, latents, model, prediction
 
 SEED, SHARD = 5, 3
 CAPTIONS = [["a red square", "a square of red"], ["a blue circle", "the circle"], ["a green cross", "x"], ["the white triangle", "y"],
@@ -54,12 +54,21 @@ def objective(folder, pixels, tmp_path, monkeypatch, captions=CAPTIONS, any_capt
     monkeypatch.chdir(tmp_path)
     files.save_array(files.DATA / "train.npy", pixels.permute(0, 2, 3, 1).numpy())
     frozen = model.Frozen(folder, torch.device("cpu"))
-    return latents.build(frozen, captions, frozen.latent_shape((3, 32, 32)), flip=True, any_caption=any_caption)
+    images = files.DATA / "train.npy"
+    data = kinds.DataSet(
+        captions={"train": captions, "heldout": []},
+        keys=[],
+        fixed_text=None,
+        images=lambda: files.load_array(images),
+        images_checksum=files.checksum(images),
+    )
+    settings = {"flip": True} | ({"caption": "random_of_all"} if any_caption else {})
+    return latents.build(frozen, frozen.latent_shape((3, 32, 32)), settings, data, kept.keep)
 
 
 def network_of(folder):
     network = model.unet(folder)
-    unet.load(network, model.unet_weights(folder), "the model")
+    weights.load(network, model.unet_weights(folder), "the model")
     return network
 
 
@@ -216,14 +225,14 @@ def test_velocity_and_back():
     x_0, eps = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([1, 501, 981])
     alpha_bar = scheduler.alphas_cumprod
-    v = latents.target("v_prediction", x_0, t, eps, alpha_bar)
+    v = prediction.target("v_prediction", x_0, t, eps, alpha_bar)
     assert torch.allclose(v, scheduler.get_velocity(x_0, eps, t), atol=1e-6)
-    assert latents.target("epsilon", x_0, t, eps, alpha_bar) is eps
+    assert prediction.target("epsilon", x_0, t, eps, alpha_bar) is eps
     x_t = scheduler.add_noise(x_0, eps, t)
-    assert torch.allclose(latents.as_noise("v_prediction", v, x_t, alpha_bar[t].view(-1, 1, 1, 1)), eps, atol=1e-5)
+    assert torch.allclose(prediction.as_noise("v_prediction", v, x_t, alpha_bar[t].view(-1, 1, 1, 1)), eps, atol=1e-5)
     # Published: sqrt(alpha_bar) is 0.076 at t = 981 and 0.52 at 501, by which differences in v and in noise differ.
     assert [round(float(alpha_bar[i].sqrt()), 3) for i in (981, 501)] == [0.076, 0.524]
-    one, other = (latents.as_noise("v_prediction", value, x_t[2:], alpha_bar[981]) for value in (v[2:], v[2:] + 2.0))
+    one, other = (prediction.as_noise("v_prediction", value, x_t[2:], alpha_bar[981]) for value in (v[2:], v[2:] + 2.0))
     assert torch.allclose(other - one, torch.full_like(one, 2 * 0.0764), atol=1e-3)
 
 
@@ -348,7 +357,7 @@ AUTHORS = {"name": "agc", "lambda": 0.8, "eta": 0.8,
 def test_the_authors_two_passes_by_hand(learnt, folder, pixels):
     """Two of three are kept: no step. Then all three: the first three of five are learnt, at one level, and two are dropped."""
     network, method = network_of(folder), methods.method(AUTHORS)
-    shard = loop.Images(pixels, torch.arange(6), objective=learnt)
+    shard = base.Images(pixels, torch.arange(6), objective=learnt)
     carried = method.initial_state(1000, "cpu")
 
     def batch(ids, number, ratios):
@@ -390,8 +399,10 @@ def test_a_batch_that_only_waits_moves_no_weight(epsilon, pixels, tmp_path, monk
     learnt = objective(epsilon, pixels, tmp_path, monkeypatch)
     before = network_of(epsilon)
     settings = settings_of(batch_size=3)
-    with pytest.raises(ValueError, match=r"taa.R is 2.0, expected .inf with taa.authors"):
-        methods.method(AUTHORS | {"taa": AUTHORS["taa"] | {"R": 2.0}}).initial_state(10, "cpu")
+    experiment = text_experiment()
+    experiment["arms"]["default"]["method"] = AUTHORS | {"taa": AUTHORS["taa"] | {"R": 2.0}}
+    with pytest.raises(ValueError, match=r"arms.default.method.taa.R is 2.0, expected one of inf \(with taa.authors"):
+        rules.check(experiment)  # before anything runs
     monkeypatch.setattr("stages.methods.agc.memory_bank.skip_mask", lambda loss, *_: loss > -1)
     network, state, record = trained(epsilon, learnt, pixels, AUTHORS, settings)
     assert state.step == 5 and record.skips.sum() == 15
@@ -514,7 +525,7 @@ def settings_of(**more):
 def trained(folder, learnt, pixels, method, settings, stop=None):
     """Weights after a round of 5 steps; with `stop` the state is written and read back by then, as after a kill."""
     method = methods.method(method)
-    network, images = network_of(folder), loop.Images(pixels, torch.arange(len(pixels)), objective=learnt)
+    network, images = network_of(folder), base.Images(pixels, torch.arange(len(pixels)), objective=learnt)
     state = shard_state.fresh_state(list(network.parameters()), method.initial_state(1000, "cpu"), keeps_ema=False)
     record = loop.Record.empty(len(pixels), loop.num_epochs(len(pixels), settings), "cpu")
     alpha_bar = learnt.frozen.alpha_bars.float()
@@ -524,7 +535,8 @@ def trained(folder, learnt, pixels, method, settings, stop=None):
             raise KeyboardInterrupt
 
     def go_on():
-        loop.train_round(network, state, record, images, method, settings, alpha_bar, SEED, SHARD, 2, 0, after_step)
+        training = loop.Training(network, state, record, images, method, settings, alpha_bar, SEED, SHARD)
+        loop.train_round(training, after_step)
 
     if stop:
         with pytest.raises(KeyboardInterrupt):
@@ -532,7 +544,7 @@ def trained(folder, learnt, pixels, method, settings, stop=None):
         stop = None
         other = network_of(folder)
         other.load_state_dict({name: value.clone() for name, value in network.state_dict().items()})
-        network, images = other, loop.Images(pixels, torch.arange(len(pixels)), objective=learnt)
+        network, images = other, base.Images(pixels, torch.arange(len(pixels)), objective=learnt)
     go_on()
     return network, state, record
 
@@ -622,9 +634,9 @@ def test_every_mitigation_changes_what_the_network_sees_in_the_sample_phase(epsi
     objective(epsilon, pixels, tmp_path, monkeypatch)
     files.write_json(files.DATA / "captions.json", {"train": CAPTIONS, "heldout": []})
     files.write_json(files.DATA / "keys.json", {"train": [f"{i}.png" for i in range(6)], "heldout": []})
-    files.save_arrays(files.model_dir("a-seed5", 1) / "raw.safetensors", model.unet_weights(epsilon))
+    files.save_arrays(files.folder("model", "a-seed5", 1) / "raw.safetensors", model.unet_weights(epsilon))
     recipe = {"rounds": 1, "method": {"name": "ddpm"}, "train": {}}
-    params = {"model": {"pipeline": str(epsilon)}, "train": {"flip": False}, "arms": {"a": recipe}}
+    params = {"model": {"pipeline": str(epsilon)}, "diffusion": {}, "train": {"flip": False}, "arms": {"a": recipe}}
     job = SimpleNamespace(arm="a", seed=5, run="a-seed5", recipe=recipe, params=params, device=torch.device("cpu"))
     settings = {
         "num_images": 4,
@@ -636,8 +648,8 @@ def test_every_mitigation_changes_what_the_network_sees_in_the_sample_phase(epsi
     }
 
     def run(**mitigation):
-        source = generation.Source(job, settings | ({"mitigation": mitigation} if mitigation else {}), (32, 32, 3))
-        source.load("raw")
+        source, _ = models.source(job, "a", settings | ({"mitigation": mitigation} if mitigation else {}), sampling)
+        models.load(job, "a", "raw", source)
         seen = []
         source.network.register_forward_pre_hook(
             lambda _, args, kwargs: seen.append((args[0], kwargs["encoder_hidden_states"])), with_kwargs=True
@@ -717,7 +729,7 @@ MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
 )  # fmt: skip
 def test_settings_that_do_not_go_together(changes, told):
     experiment = yaml.safe_load((ROOT / "experiments/tiny/text.yaml").read_text())
-    params.check(experiment)
+    rules.check(experiment)
     for path, value in changes.items():
         section = experiment
         *folders, last = path.split("__")
@@ -725,7 +737,7 @@ def test_settings_that_do_not_go_together(changes, told):
             section = section[folder]
         section[last] = value
     with pytest.raises(ValueError) as error:
-        params.check(experiment)
+        rules.check(experiment)
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
@@ -736,9 +748,9 @@ def test_keys_of_a_text_model_are_refused_without_one():
         ("sample", {"mitigation": {"name": "rt", "num_words": 1}}),
     ):
         experiment = yaml.safe_load(TINY)
-        params.check(experiment)
+        rules.check(experiment)
         experiment[path] |= told
         with pytest.raises(
             ValueError, match=rf"{path}.{next(iter(told))} has no effect without model.pipeline: remove it"
         ):
-            params.check(experiment)
+            rules.check(experiment)

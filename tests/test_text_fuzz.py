@@ -8,11 +8,11 @@ import time
 import warnings
 
 import pytest
-import tiny_sd  # noqa: F401 (see there)
+import tiny_sd  # noqa: F401 (it imports all of diffusers, before a pixel network imports a part of it)
 import torch
 from test_fuzz import MIB, damaged
 
-from stages.diffusion import unet
+from stages.diffusion import weights
 from stages.text import generation, model
 
 FILES = [
@@ -66,7 +66,7 @@ def use(folder):
     frozen = model.Frozen(folder, torch.device("cpu"))
     shape = frozen.latent_shape((3, 32, 32))
     network = model.unet(folder).eval()
-    unet.load(network, model.unet_weights(folder), folder)
+    weights.load(network, model.unet_weights(folder), folder)
     cond, uncond = frozen.embeddings(["a red square"]), frozen.embeddings([""])
     with torch.no_grad():
         predict = generation.guided(network, cond, uncond, 3.0, frozen.alpha_bars, frozen.prediction_type)

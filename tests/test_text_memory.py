@@ -9,7 +9,7 @@ import tiny_sd
 import torch
 from conftest import text_experiment
 
-from stages import detect, sample, train
+from stages import detect, models, sample, train
 from stages.methods import loop
 from stages.run import cli, device, files
 from stages.text import generation, memory, model
@@ -67,6 +67,18 @@ def on_a_card_of(num_bytes, monkeypatch):
     monkeypatch.setattr(device, "memory", lambda _: num_bytes)
 
 
+@pytest.fixture
+def small_images(folder, tmp_path, monkeypatch):
+    """small_images(height, width) makes the training images of that size; first they are of the size of the model."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(height, width):
+        files.save_array(files.DATA / "train.npy", np.zeros((1, height, width, 3), np.uint8))
+
+    write(*[tiny_sd.CONFIGS[folder.name]["size"]] * 2)
+    return write
+
+
 def job_of(folder, phase="train", precision="fp32"):
     experiment = text_experiment()
     experiment["model"]["pipeline"] = str(folder)
@@ -74,16 +86,17 @@ def job_of(folder, phase="train", precision="fp32"):
     return SimpleNamespace(phase=phase, arm="default", device="cuda", params=experiment)
 
 
-def test_a_card_that_is_too_small_is_told_with_the_batch_that_fits(folder, monkeypatch, capsys):
+def test_a_card_that_is_too_small_is_told_with_the_batch_that_fits(folder, small_images, monkeypatch, capsys):
     size = tiny_sd.CONFIGS[folder.name]["size"]
     found = memory.needed(folder, (3, size, size), "fp32", batch_size=4)
     fixed = found["weights"] + found["frozen"]
     on_a_card_of(fixed + 4 * found["image"], monkeypatch)
-    told = memory.check(job_of(folder), (3, size, size))
+    models._check_memory(job_of(folder))
+    told = models.memory_told(job_of(folder))
     assert told.startswith("by estimate this takes ") and capsys.readouterr().err == ""
 
     on_a_card_of(fixed + 3 * found["image"] - 1, monkeypatch)
-    memory.check(job_of(folder), (3, size, size))
+    models._check_memory(job_of(folder))
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"by estimate this takes {files.text_of_size(fixed + 4 * found['image'])} of device memory (weights, gradients and Adam's "
@@ -92,26 +105,27 @@ def test_a_card_that_is_too_small_is_told_with_the_batch_that_fits(folder, monke
         "it: where it does not suffice, try train.batch_size 2, compute.precision: bf16 or a smaller data.size (params.yaml)"
     )
     on_a_card_of(fixed, monkeypatch)
-    memory.check(job_of(folder), (3, size, size))
+    models._check_memory(job_of(folder))
     assert "try compute.precision: bf16 or a smaller data.size" in capsys.readouterr().err  # not even one image
-    memory.check(job_of(folder, "sample"), (3, size, size))
+    models._check_memory(job_of(folder, "sample"))
     assert capsys.readouterr().err == ""
 
     on_a_card_of(fixed - 1, monkeypatch)
     with pytest.raises(ValueError, match=r"for it: no smaller batch helps, so use another GPU"):
-        memory.check(job_of(folder), (3, size, size))
+        models._check_memory(job_of(folder))
     with pytest.raises(ValueError, match=r"no smaller batch helps"):
-        memory.check(job_of(folder, precision="bf16"), (3, size, size))
+        models._check_memory(job_of(folder, precision="bf16"))
     on_a_card_of(found["frozen"], monkeypatch)
     for phase in ("sample", "detect"):
         with pytest.raises(ValueError, match=r"\(weights .*, one image .*no smaller batch helps"):
-            memory.check(job_of(folder, phase), (3, size, size))
+            models._check_memory(job_of(folder, phase))
 
 
-def test_images_that_the_vae_cannot_take_are_told_first(folder, monkeypatch):
+def test_images_that_the_vae_cannot_take_are_told_first(folder, small_images, monkeypatch):
+    small_images(64, 30)
     on_a_card_of(1, monkeypatch)
     with pytest.raises(ValueError, match=r"images are 30x64 with 3 channels, .* set data.size"):
-        memory.check(job_of(folder), (3, 64, 30))
+        models._check_memory(job_of(folder))
 
 
 def test_stages_that_share_a_card_share_its_memory(monkeypatch):
@@ -154,18 +168,18 @@ def test_memory_that_runs_out_is_told_with_the_estimate(with_captions, monkeypat
             )
     on_a_card_of(1000, monkeypatch)
     assert "no smaller batch helps" in error_of(train.main, arguments, monkeypatch, capsys)
-    assert not files.train_dir("default-seed0", 1, 0).exists()
+    assert not files.folder("train", "default-seed0", 1, 0).exists()
 
 
 def test_a_batch_of_images_that_does_not_fit_is_made_in_halves(with_captions, monkeypatch, capsys):
     """Of 4 and 2 images, with guidance, on a card for 2: every image as in whole batches, but for the last bit."""
     with_captions(text_experiment())
-    files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
+    files.save_arrays(files.folder("model", "default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
     whole = [made(part) for part in (0, 1)]
     load = generation.Source.load
 
-    def watched(source, weights):
-        load(source, weights)
+    def watched(source, *weights):
+        load(source, *weights)
 
         def refuse(_, inputs):
             if len(inputs[0]) > 2 * 2:
@@ -183,4 +197,4 @@ def test_a_batch_of_images_that_does_not_fit_is_made_in_halves(with_captions, mo
 
 def made(part):
     sample.main([*RUN, "--part", str(part)])
-    return np.load(files.samples_dir("default-seed0", part) / "raw.npy")
+    return np.load(files.folder("samples", "default-seed0", part=part) / "raw.npy")

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from stages import methods, randomness
-from stages.diffusion import ddpm, initial_weights, unet
+from stages.diffusion import ddpm, unet, weights
 from stages.iet import averaging, redistribution, shard_state
 from stages.methods import agc, base, loop
 from stages.methods.agc import augmentation, memory_bank
+from stages.pixels import initial_weights
 
 T = 20
 BATCH = 8
@@ -51,7 +52,7 @@ def images():
 def fresh(**model):
     """Network and state before round 1."""
     network = unet.build(MODEL | model, (1, 8, 8))
-    unet.load(network, initial_weights.initial_weights(network, SEED), "the initialisation")
+    weights.load(network, initial_weights.initial_weights(network, SEED), "the initialisation")
     network.train()
     return network, shard_state.fresh_state(list(network.parameters()), {"bank": torch.zeros(T)})
 
@@ -70,23 +71,22 @@ def judging(**model):
 
 
 def shard_of(images):
-    return loop.Images(images, torch.arange(len(images)))
+    return base.Images(images, torch.arange(len(images)))
 
 
-def train_round(network, state, record, images, settings, *rest):
+def training_of(network, state, record, images, settings, alpha_bar, first_step=0):
     method = methods.method(settings["method"])
-    loop.train_round(network, state, record, shard_of(images), method, settings, *rest)
+    return loop.Training(network, state, record, shard_of(images), method, settings, alpha_bar, SEED, SHARD, first_step)
 
 
 def step(network, state, record, images, settings, alpha_bar, epoch=0):
-    method = methods.method(settings["method"])
-    return loop.train_step(network, state, record, shard_of(images), method, settings, alpha_bar, SEED, SHARD, epoch)
+    return loop.train_step(training_of(network, state, record, images, settings, alpha_bar), epoch)
 
 
 def run(network, state, images, settings, alpha_bar, num_epochs, first_step=None, after_step=lambda *_: None):
     record = loop.Record.empty(len(images), num_epochs, "cpu")
     first_step = state.step if first_step is None else first_step
-    train_round(network, state, record, images, settings, alpha_bar, SEED, SHARD, num_epochs, first_step, after_step)
+    loop.train_round(training_of(network, state, record, images, settings, alpha_bar, first_step), after_step)
     return record
 
 
@@ -208,19 +208,13 @@ def test_without_skipping_it_is_a_plain_training_loop(images, alpha_bar):
 
 def next_round(network, state):
     """Everything through arrays and the average of K = 1, as the train and aggregate stages do between two rounds."""
-
-    def arrays(tensors):
-        return {name: value.detach().numpy().copy() for (name, _), value in zip(network.named_parameters(), tensors)}
-
-    raw, ema = (averaging.average([arrays(tensors)]) for tensors in (network.parameters(), state.ema))
-    exp_avg, exp_avg_sq, bank = arrays(state.exp_avg), arrays(state.exp_avg_sq), state.carried["bank"].numpy().copy()
+    handed_over = shard_state.trained_as_arrays(network, state)
+    raw, ema = (averaging.average([handed_over[name]]) for name in ("raw", "ema"))
+    arrays = {name: value.copy() for name, value in handed_over["state"].items()}
     after = unet.build(MODEL, (1, 8, 8))
-    unet.load(after, raw, "the round before")
-    names = [name for name, _ in after.named_parameters()]
-    tensors = ([torch.from_numpy(values[name]) for name in names] for values in (ema, exp_avg, exp_avg_sq))
-    return after, shard_state.ShardState(
-        *tensors, carried={"bank": torch.from_numpy(bank)}, step=int(np.int64(state.step))
-    )
+    weights.load(after, raw, "the round before")
+    carried = {"bank": torch.zeros(T)}
+    return after, shard_state.from_arrays(arrays, ema, dict(after.named_parameters()), carried, "the round before")
 
 
 @pytest.mark.parametrize("settings", [PLAIN, EVERY], ids=["plain", "agc and taa"])
@@ -257,15 +251,17 @@ def test_seed_and_shard_give_other_draws(images, alpha_bar):
     one, other = fresh(), fresh()
     losses = [
         loop.train_step(
-            *pair,
-            loop.Record.empty(NUM_IMAGES, 1, "cpu"),
-            shard_of(images),
-            base.Method({}),
-            PLAIN,
-            alpha_bar,
-            seed,
-            shard,
-            0,
+            loop.Training(
+                *pair,
+                loop.Record.empty(NUM_IMAGES, 1, "cpu"),
+                shard_of(images),
+                base.Method({}),
+                PLAIN,
+                alpha_bar,
+                seed,
+                shard,
+            ),
+            epoch=0,
         )
         for pair, seed, shard in [(one, 0, 0), (other, 0, 1), (fresh(), 1, 0)]
     ]
@@ -618,13 +614,12 @@ def test_run_that_is_cut_off_goes_on_to_the_same_bits(images, alpha_bar):
         if done == 3:  # in the middle of an epoch
             copied.append(copy.deepcopy((*whole, record)))
 
-    train_round(*whole, record, images, EVERY, alpha_bar, SEED, SHARD, 3, 4, copy_at_3)
+    loop.train_round(training_of(*whole, record, images, EVERY, alpha_bar, first_step=4), copy_at_3)
     network, state, cut_record = copied[0]
     assert state.step == 7 and int(cut_record.visits.sum()) == 3 * BATCH
     told = []
-    train_round(
-        network, state, cut_record, images, EVERY, alpha_bar, SEED, SHARD, 3, 4, lambda done, *_: told.append(done)
-    )
+    cut = training_of(network, state, cut_record, images, EVERY, alpha_bar, first_step=4)
+    loop.train_round(cut, lambda done, *_: told.append(done))
     assert told == [4, 5, 6]
     assert same_bits(whole, (network, state))
     assert all(torch.equal(value, getattr(cut_record, name)) for name, value in vars(record).items())
@@ -668,8 +663,8 @@ def test_looking_at_the_loss_seldom_changes_nothing_but_when_it_is_told(every, i
 
     losses = iter([1.0, 2.0, math.inf, math.nan, 3.0, 4.0])
 
-    def scripted(network, state, *_):
-        state.step += 1
+    def scripted(training, epoch):
+        training.state.step += 1
         return torch.tensor(next(losses))
 
     monkeypatch.setattr(loop, "train_step", scripted)

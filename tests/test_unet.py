@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.diffusion import initial_weights, unet
+from stages.diffusion import unet, weights
+from stages.pixels import initial_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAPER = {"attention_levels": [1], "layers_per_block": 2, "dropout": 0.1, "norm_groups": 32}
@@ -52,14 +53,14 @@ def test_images_that_cannot_be_halved_are_refused(image_shape):
 
 def test_weights_of_round_0_are_xavier_by_name():
     network = unet.build(SMALL | {"block_channels": [16, 32], "layers_per_block": 2}, (3, 8, 8))
-    weights = initial_weights.initial_weights(network, seed=3)
+    values = initial_weights.initial_weights(network, seed=3)
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    assert {name: value.shape for name, value in weights.items()} == shapes
+    assert {name: value.shape for name, value in values.items()} == shapes
     drawn, seen = [], set()
     for name, module in network.named_modules():
         if not hasattr(module, "weight"):
             continue
-        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        weight, bias = values[f"{name}.weight"], values[f"{name}.bias"]
         assert weight.dtype == bias.dtype == np.float32
         assert (bias == 0).all()
         if isinstance(module, torch.nn.GroupNorm):
@@ -78,14 +79,14 @@ def test_weights_of_round_0_are_xavier_by_name():
 
 
 def test_weights_of_round_0_follow_from_the_seed_alone():
-    networks = [unet.build(SMALL, (1, 8, 8)) for _ in range(2)]  # each with random weights of its own
+    networks = [unet.build(SMALL, (1, 8, 8)) for _ in range(2)]  # each with random values of its own
     before = torch.get_rng_state()
-    weights, again, other = (
+    values, again, other = (
         initial_weights.initial_weights(network, seed) for network, seed in zip([*networks, networks[0]], [0, 0, 1])
     )
     assert torch.equal(before, torch.get_rng_state())
-    assert all(np.array_equal(weights[name], again[name]) for name in weights)
-    assert not np.array_equal(weights["conv_in.weight"], other["conv_in.weight"])
+    assert all(np.array_equal(values[name], again[name]) for name in values)
+    assert not np.array_equal(values["conv_in.weight"], other["conv_in.weight"])
 
 
 def test_network_starts_at_an_answer_of_about_zero():
@@ -94,31 +95,33 @@ def test_network_starts_at_an_answer_of_about_zero():
     x, t = torch.randn(16, 3, 8, 8), torch.arange(0, 800, 50)
     with torch.no_grad():
         assert network(x, t).sample.std() > 0.05  # PyTorch's own start
-        unet.load(network, initial_weights.initial_weights(network, 0), "the initialisation")
+        weights.load(network, initial_weights.initial_weights(network, 0), "the initialisation")
         assert 0 < network(x, t).sample.std() < 1e-4
 
 
 def test_load_puts_every_weight_in_its_place():
     network = unet.build(SMALL, (1, 8, 8))
-    weights = initial_weights.initial_weights(network, 0)
+    values = initial_weights.initial_weights(network, 0)
     parameters = dict(network.named_parameters())
-    unet.load(network, weights, "here")
-    assert all(np.array_equal(parameters[name].detach().numpy(), value) for name, value in weights.items())
+    weights.load(network, values, "here")
+    assert all(np.array_equal(parameters[name].detach().numpy(), value) for name, value in values.items())
     assert all(parameters[name] is p and p.requires_grad for name, p in network.named_parameters())
+    back = weights.as_arrays(network)
+    assert list(back) == list(parameters) and all(np.array_equal(back[name], value) for name, value in values.items())
 
 
 def test_load_refuses_another_architecture_and_names_the_weight():
     network = unet.build(SMALL, (1, 8, 8))
-    weights = initial_weights.initial_weights(network, 0)
+    values = initial_weights.initial_weights(network, 0)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    less = {name: value for name, value in weights.items() if name != "conv_out.bias"}
+    less = {name: value for name, value in values.items() if name != "conv_out.bias"}
     with pytest.raises(ValueError, match=r"x/raw.safetensors .*: conv_out.bias is nothing, expected \(1,\)"):
-        unet.load(network, less, "x/raw.safetensors")
+        weights.load(network, less, "x/raw.safetensors")
     with pytest.raises(ValueError, match=r"conv_more.bias is \(2,\), expected nothing"):
-        unet.load(network, weights | {"conv_more.bias": np.zeros(2, np.float32)}, "x")
+        weights.load(network, values | {"conv_more.bias": np.zeros(2, np.float32)}, "x")
     wider = initial_weights.initial_weights(unet.build(SMALL | {"block_channels": [16, 16]}, (1, 8, 8)), 1)
     with pytest.raises(ValueError, match=r"conv_in.bias is \(16,\), expected \(8,\)"):
-        unet.load(network, wider, "x")
+        weights.load(network, wider, "x")
     assert all(torch.equal(before[name], p) for name, p in network.named_parameters())  # nothing was half loaded
 
 
@@ -127,37 +130,39 @@ def test_load_refuses_another_architecture_and_names_the_weight():
 BUILT = """
 import sys
 import numpy as np, torch
-from stages.method import unet
+from stages.diffusion import unet, weights
 model = {"block_channels": [8, 16], "attention_levels": [1], "layers_per_block": 1, "dropout": 0.1, "norm_groups": 4}
 network = unet.build(model, (1, 8, 8))
-def weights():
+def values():
     random, shapes = np.random.default_rng(0), {name: p.shape for name, p in network.named_parameters()}
     return {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in sorted(shapes.items())}
 def answer(network):
     x = torch.from_numpy(np.random.default_rng(1).normal(0, 1, (5, 1, 8, 8)).astype(np.float32))
     with torch.no_grad():
         return network.eval()(x, torch.arange(0, 500, 100)).sample
-unet.load(network, weights(), "here")
+weights.load(network, values(), "here")
 """
 
 SHORT_CUT = """
 found = {"built": list(sys.modules)}
-from stages import training
-from stages.method import diffusion, shard_state
-from stages.methods import loop
-images = loop.Images(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8), torch.arange(9))
+from stages import methods
+from stages.diffusion import ddpm
+from stages.iet import shard_state
+from stages.methods import base, loop
+images = base.Images(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8), torch.arange(9))
 settings = {"batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "grad_clip_norm": 1.0, "ema_decay": 0.9, "flip": True,
             "precision": "bf16"}
-method = training.method({"name": "agc", "lambda": 0.5, "eta": 0.8,
+method = methods.method({"name": "agc", "lambda": 0.5, "eta": 0.8,
                           "taa": {"R": 1e9, "A": 5.0, "magnitude": 3, "num_ops": 2, "max_level": 30}})
 state = shard_state.fresh_state(list(network.parameters()), method.initial_state(20, "cpu"))
 state.carried["bank"] += 1e-3
 record = loop.Record.empty(9, 2, "cpu")
-alpha_bar = diffusion.alpha_bars(20, 1e-4, 0.02).float()
-loop.train_round(network, state, record, images, method, settings, alpha_bar, 0, 0, 2, 0, lambda *_: None)
+alpha_bar = ddpm.alpha_bars(20, 1e-4, 0.02).float()
+training = loop.Training(network, state, record, images, method, settings, alpha_bar, seed=0, shard=0)
+loop.train_round(training, lambda *_: None)
 found |= {"trained": list(sys.modules), "steps": state.step, "augmented": int(record.augmented.sum())}
 
-unet.load(network, weights(), "here")
+weights.load(network, values(), "here")
 np.save(sys.argv[1], answer(network).numpy())
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 import diffusers.models.transformers.transformer_2d as transformer_2d, diffusers.models.unets, torch._dynamo

@@ -70,8 +70,8 @@ def build(model, image_shape, network_channels=None, num_classes=None):
     multiple = 2 ** (levels - 1)
     if height % multiple or width % multiple:
         raise ValueError(
-            f"model.block_channels has {levels} levels, so images must be multiples of {multiple} pixels, but they are "
-            f"{width}x{height}: use fewer levels or another data.size (params.yaml)"
+            f"block_channels has {levels} levels, so images must be multiples of {multiple} pixels, but they are "
+            f"{width}x{height}: use fewer levels or images of another size"
         )
     in_channels, out_channels = network_channels or (channels, channels)
     unet_2d = _import_unet()
@@ -133,28 +133,3 @@ def num_parameters(model, channels, num_classes=0):
         total += level(i, [below + width] + [2 * width] * (layers - 1) + [width + before])
         total += conv(width, width) * ((i < len(widths) - 1) + (i > 0))  # halving and doubling the side
     return total
-
-
-def load(network, weights, source):
-    """Puts named weights into a network.
-
-    weights   dict name -> float32 array
-    source    where they come from, for the message
-    Raises    ValueError: names or shapes are those of another architecture
-    """
-    import torch
-
-    own = dict(network.named_parameters())
-    buffers = [name for name, _ in network.named_buffers()]
-    assert not buffers, f"the network has buffers {buffers}, which averaging does not know"
-    for name in sorted(own.keys() | weights.keys()):
-        found = weights[name].shape if name in weights else "nothing"
-        expected = tuple(own[name].shape) if name in own else "nothing"
-        if found != expected:
-            raise ValueError(
-                f"{source} holds the weights of another network: {name} is {found}, expected {expected}; "
-                "set model in params.yaml back, or rerun the phase that wrote it"
-            )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(torch.from_numpy(weights[name]))

@@ -6,9 +6,23 @@ K shards in a ring. `share` is the paper's P. An index is a position in the trai
 import numpy as np
 
 
+def floor_of_share(share, count):
+    """floor(share * count), int. A product that floats leave just below a whole number counts as that number.
+
+    share   in [0, 1], a decimal fraction
+    count   of images, >= 0
+    """
+    return int(share * count + 1e-9)  # 0.29 * 100 is 28.999... in floats
+
+
 def num_moved(shards, share):
-    """How many images leave each shard: floor(P * size of the smallest shard), the same for all, so sizes never change."""
-    return int(share * min(len(shard) for shard in shards) + 1e-9)  # 0.29 * 100 is 28.999... in floats
+    """How many images leave each shard: floor(P * size of the smallest shard). All give as many, so that no size changes.
+
+    shards    K arrays of indices
+    share     P, in [0, 1]
+    Returns   int
+    """
+    return floor_of_share(share, min(len(shard) for shard in shards))
 
 
 def most_skipped(shard, skips, count, generator):

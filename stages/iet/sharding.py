@@ -21,9 +21,7 @@ def stratified_shards(labels, num_shards, generator):
     """
     num_images = len(labels)
     if not 1 <= num_shards <= num_images:
-        raise ValueError(
-            f"shard.num_shards is {num_shards}, expected 1 to the number of training images, {num_images} (params.yaml)"
-        )
+        raise ValueError(f"num_shards is {num_shards}, expected 1 to the number of training images, {num_images}")
     dealt = np.concatenate([generator.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)])
     return [np.sort(dealt[k::num_shards]).astype(np.int64) for k in range(num_shards)]
 

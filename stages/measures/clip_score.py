@@ -52,18 +52,14 @@ def check(folder):
     """Raises ValueError if the folder is not there or lacks a file that CLIP needs; names it."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(
-            f"the folder {folder} does not exist: put a CLIP model in transformers' layout there, or mend clip.model (params.yaml)"
-        )
+        raise ValueError(f"the folder {folder} does not exist: put a CLIP model in transformers' layout there")
     needed = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "*.safetensors")
     missing = [pattern for pattern in needed if not any(folder.glob(pattern))]
     # A processor saved as a whole has the image processor's settings inside its own file.
     if "preprocessor_config.json" in missing and (folder / "processor_config.json").exists():
         missing.remove("preprocessor_config.json")
     if missing:
-        raise ValueError(
-            f"{folder} is no CLIP model in transformers' layout: it lacks {', '.join(missing)} (params.yaml, clip.model)"
-        )
+        raise ValueError(f"{folder} is no CLIP model in transformers' layout: it lacks {', '.join(missing)}")
 
 
 def image_embeddings(clip, images, preprocess, batch_size, progress=None):
@@ -82,7 +78,7 @@ def image_embeddings(clip, images, preprocess, batch_size, progress=None):
 
     size = clip.model.config.vision_config.image_size
     if preprocess == "dcr" and size != 224:
-        raise ValueError(f"clip.preprocess is dcr, which gives images of 224 px, but the CLIP model takes {size} px")
+        raise ValueError(f"preprocess is dcr, which gives images of 224 px, but the CLIP model takes {size} px")
     device, found = clip.model.device, []
     with torch.no_grad():
         for start in range(0, len(images), batch_size):

@@ -30,8 +30,8 @@ def others(num_train, chosen, generator):
     rest = np.setdiff1d(np.arange(num_train), chosen)
     if len(rest) < len(chosen):
         raise ValueError(
-            f"analyse.group_size chose {len(chosen)} of {num_train} training images, which leaves {len(rest)} to compare them "
-            "with: expected at most half of them (params.yaml)"
+            f"{len(chosen)} of {num_train} training images were chosen, which leaves {len(rest)} to compare them with: expected at "
+            "most half of them"
         )
     return np.sort(generator.choice(rest, len(chosen), replace=False))
 

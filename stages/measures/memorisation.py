@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-NORMAL_97_5 = 1.959963984540054  # 97.5 % quantile of the standard normal, for two-sided 95 % intervals
+from stages.measures.intervals import NORMAL_97_5
 
 
 class Protocol(NamedTuple):
@@ -81,7 +81,7 @@ PROTOCOLS = {
 
 
 def ratios(distances, from_nearest):
-    """The ratio of every sample under every protocol.
+    """The ratio of every sample under every protocol (readings of Eq. 12).
 
     distances     [M, k] int64: squared distances to the k nearest training images, ascending (neighbours.nearest)
     from_nearest  [M, k] int64: squared distances from xbar to those images (neighbours.distances_from_nearest)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stages.iet.redistribution import floor_of_share
 from stages.measures import intervals
 
 
@@ -68,7 +69,7 @@ def extremes(skips, share, generator):
     generator  numpy Generator: counts are small integers with many ties, which would otherwise go by index
     Returns    most, least: two [floor(share N)] int64 arrays of indices, sorted, without a common member
     """
-    size = int(share * len(skips) + 1e-9)  # 0.29 * 100 is 28.999... in floats
+    size = floor_of_share(share, len(skips))
     shuffled = generator.permutation(len(skips))
     order = shuffled[np.argsort(skips[shuffled], kind="stable")]
     return np.sort(order[len(order) - size :]), np.sort(order[:size])

@@ -101,7 +101,7 @@ class Method(base.Method):
         loss = weight * (outer * (found - x)).square().mean(dim=(1, 2, 3))
         return base.Losses(loss.mean(), loss.detach())
 
-    def sample(self, network, x, images, seed, labels, alpha_bars, settings):
+    def sample(self, network, x, images, seed, labels, alpha_bars, settings, sampler):
         """EDM's deterministic Heun sampler in settings["num_steps"] steps (2 num_steps - 1 passes), one fixed mask an image that
         keeps a pixel with probability (1 - p)(1 - delta). The protocols of DDIM do not apply."""
         kept = (1 - self.settings["p"]) * (1 - self.settings["delta"])

@@ -9,34 +9,22 @@ from dataclasses import dataclass, field
 import torch
 
 from stages import randomness
-from stages.diffusion import sampling
-from stages.methods.objective import Pixels
+from stages.methods.objective import Objective, Pixels
 
 
 @dataclass
-class Model:
-    """A method and a network that it can train, whatever its kind.
+class Images:
+    """The images of one shard, and what the network learns of them.
 
-    method          training.base.Method
-    network         uninitialised, on the CPU: (x, t [B]) -> prediction in .sample
-    num_classes     of a class-conditional network, else None
-    alpha_bars      [T] float64
-    first_weights   function: seed -> dict name -> float32 array, the weights of round 0
-    objective       function () -> what the network learns of the training images
-    inputs          files that all this depends on beside the settings
-    frozen          what only a text-conditioned model has: text.model.Frozen
-    memory          what it takes of a GPU's memory, in words; "" where that is not known
+    pixels   [n,C,H,W] uint8 on the device
+    ids      [n] int64 on the CPU, increasing: their indices in the training set
+    labels   [n] int64 on the device, None for a network without classes
     """
 
-    method: object
-    network: torch.nn.Module
-    num_classes: int | None
-    alpha_bars: torch.Tensor
-    first_weights: Callable
-    objective: Callable = Pixels
-    inputs: list = field(default_factory=list)
-    frozen: object = None
-    memory: str = ""
+    pixels: torch.Tensor
+    ids: torch.Tensor
+    labels: torch.Tensor | None = None
+    objective: Objective = field(default_factory=Pixels)
 
 
 @dataclass
@@ -54,10 +42,10 @@ class Step:
     carried     dict name -> tensor: what the method carries from step to step (see `initial_state`); change it in place
     settings    dict: batch_size, grad_clip_norm, precision, ...
     key         (seed, shard, step counted over all rounds), for draws of the method's own
-    objective   what the network learns of an image: objective.Pixels or text.latents.Latents
+    objective   what the network learns of an image
     prompts     list of B texts that the network is shown; a method may change it before the first loss is asked for
     condition   [B,tokens,width] float32: embeddings of the prompts, made when they are first needed; None without text
-    shard       loop.Images: all images of the shard
+    shard       all images of the shard; None where a step is made by hand
     """
 
     network: torch.nn.Module
@@ -71,18 +59,13 @@ class Step:
     carried: dict
     settings: dict
     key: tuple
-    objective: Pixels = field(default_factory=Pixels)
+    objective: Objective = field(default_factory=Pixels)
     prompts: list | None = None
     condition: torch.Tensor | None = None
-    shard: object = None
+    shard: Images | None = None
 
     def sample_losses(self, images=None, rows=slice(None)):
-        """Losses of some samples of the batch, each with its own timestep, noise and caption.
-
-        images   [b,C,H,W] float32 in [-1, 1]: other images in the place of x; None for x as it is
-        rows     which samples of the batch they are: a slice, or [b] int64
-        Returns  [b] float32: squared error, mean over all but the batch
-        """
+        """Losses of some samples of the batch: see Objective.sample_losses."""
         return self.objective.sample_losses(self, images, rows)
 
 
@@ -107,11 +90,10 @@ class Losses:
 class Method:
     """Plain DDPM (Ho et al. 2020)."""
 
-    predicts_noise = (
-        True  # of the images themselves, given the timestep: what the loss against the timestep is asked of
-    )
-
-    passes = 1  # forward passes through the network at each visit of an image
+    # Whether the network predicts the noise on the images themselves, given the timestep: the loss is then looked at by timestep.
+    predicts_noise = True
+    # Forward passes through the network at each visit of an image.
+    passes = 1
 
     def __init__(self, settings):
         """settings   section arms.<arm>.method"""
@@ -122,7 +104,7 @@ class Method:
         return channels, channels
 
     def initial_state(self, num_timesteps, device):
-        """dict name -> float32 tensor that each shard carries from step to step and from round to round."""
+        """What each shard carries from step to step and from round to round: dict name -> tensor of any dtype, on the device."""
         return {}
 
     def batch(self, num_images, batch_size, seed, shard, step):
@@ -168,7 +150,7 @@ class Method:
         """A sentence on a round in which this share of the visits was skipped, or None."""
         return None
 
-    def sample(self, network, x, images, seed, labels, alpha_bars, settings):
+    def sample(self, network, x, images, seed, labels, alpha_bars, settings, sampler):
         """Images from noise.
 
         network      in evaluation mode
@@ -177,8 +159,9 @@ class Method:
         labels       [B] int64 or None
         alpha_bars   [T] float64
         settings     dict: protocol, num_steps, precision, ...
+        sampler      stages.diffusion.sampling: handed in, as training does not depend on it
         Returns      [B,C,H,W] float32, about [-1, 1]
         """
-        return sampling.ddim(
+        return sampler.ddim(
             network, x, alpha_bars, settings["num_steps"], settings["protocol"], settings["precision"], labels
         )

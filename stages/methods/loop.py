@@ -4,15 +4,15 @@ B batch, C H W image, n images of the shard, T timesteps, E epochs of this round
 shard over all rounds, and everything that depends on time (learning rate, order of the images, noise) follows from it alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.optim.adam import adam
 
 from stages import randomness
+from stages.iet import shard_state
 from stages.methods import base
-from stages.methods.objective import Pixels
 
 
 def steps_between_looks(device):
@@ -68,78 +68,104 @@ def num_epochs(num_images, settings):
 
 
 @dataclass
-class Images:
-    """The images of one shard.
+class Training:
+    """One round of training on one shard, from wherever `state` stands in it.
 
-    pixels   [n,C,H,W] uint8 on the device
-    ids      [n] int64 on the CPU: their indices in the training set
-    labels   [n] int64 on the device, None for an unconditional network
-    objective   what the network learns of them
+    network, state, record   change in every step; the record says how many epochs the round has
+    images                   base.Images of the shard
+    method                   base.Method: what is special about an arm
+    settings                 dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision; maybe
+                             weight_decay, and steps, the length of the round where it is not that of its epochs
+    alpha_bar                [T] float32 on the device
+    seed, shard              that the draws are keyed by
+    first_step               step at which the round began; state.step is beyond it where an interrupted stage goes on
     """
 
-    pixels: torch.Tensor
-    ids: torch.Tensor
-    labels: torch.Tensor | None = None
-    objective: Pixels = field(default_factory=Pixels)
+    network: torch.nn.Module
+    state: shard_state.ShardState
+    record: Record
+    images: base.Images
+    method: base.Method
+    settings: dict
+    alpha_bar: torch.Tensor
+    seed: int
+    shard: int
+    first_step: int = 0
 
 
-def train_step(network, state, record, images, method, settings, alpha_bar, seed, shard, epoch):
+def train_step(training, epoch):
     """One optimiser step: the draws, the method's losses and gradients, Adam, the EMA, the record.
 
-    images      Images
-    method      base.Method or one of its subclasses: what is special about an arm
-    settings    dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision; maybe weight_decay, steps
-    alpha_bar   [T] float32
-    epoch       0 <= epoch < E: epoch of this round, for the record
-    Changes network, state and record in place.
-    Returns     scalar tensor, the loss that was minimised
+    training   Training, of which network, state and record change in place
+    epoch      0 <= epoch < E: epoch of this round, for the record
+    Returns    scalar tensor, the loss that was minimised
     """
-    device, key = images.pixels.device, (seed, shard, state.step)
+    state, settings = training.state, training.settings
+    positions, step = _drawn(training)
+    losses = training.method.gradients(step)
+    # A batch with nothing kept still takes its step, with zero gradient; one that only waits has no loss and takes none.
+    if losses.minimised is not None:
+        _update(list(training.network.parameters()), state, settings, step.x.device)
+    training.network.zero_grad(set_to_none=True)
+    state.step += 1
+    _count(training.record, positions, step.t * 10 // len(step.alpha_bar), losses, epoch)
+    return losses.original.mean() if losses.minimised is None else losses.minimised.detach()
 
-    # 1. The batch, its timesteps and its noise.
-    places = torch.from_numpy(method.batch(len(images.ids), settings["batch_size"], *key))
-    batch = _sent(places, device)
-    x = images.pixels[batch]
+
+def _drawn(training):
+    """The batch of a step with its timesteps and noise.
+
+    Returns   [B] int64 positions in the shard, on the device; base.Step
+    """
+    images, settings = training.images, training.settings
+    device, key = images.pixels.device, (training.seed, training.shard, training.state.step)
+    places = torch.from_numpy(training.method.batch(len(images.ids), settings["batch_size"], *key))
+    positions = _sent(places, device)
+    x = images.pixels[positions]
     flipped = torch.zeros(len(x), dtype=torch.bool, device=device)
     if settings["flip"]:
         flipped = _sent(torch.rand(len(x), generator=randomness.torch_generator("cpu", "flip", *key)) < 0.5, device)
         x = torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
     noise = randomness.torch_generator(device, "noise", *key)
-    t = torch.randint(len(alpha_bar), (len(x),), generator=noise, device=device)
+    t = torch.randint(len(training.alpha_bar), (len(x),), generator=noise, device=device)
     eps = torch.randn(images.objective.noise_shape(x), generator=noise, device=device)
     torch.manual_seed(randomness.seed_of("dropout", *key))  # dropout draws from the global generator
-
-    # 2. What the method makes of them.
-    labels = None if images.labels is None else images.labels[batch]
     ids = images.ids[places]
-    prompts = images.objective.prompts(ids, settings, key)
-    losses = method.gradients(
-        base.Step(
-            network, x, flipped, ids, labels, t, eps, alpha_bar, state.carried, settings, key, images.objective, prompts,
-            shard=images,
-        )
-    )  # fmt: skip
+    return positions, base.Step(
+        network=training.network,
+        x=x,
+        flipped=flipped,
+        ids=ids,
+        labels=None if images.labels is None else images.labels[positions],
+        t=t,
+        eps=eps,
+        alpha_bar=training.alpha_bar,
+        carried=training.state.carried,
+        settings=settings,
+        key=key,
+        objective=images.objective,
+        prompts=images.objective.prompts(ids, settings, key),
+        shard=images,
+    )
 
-    # 3. Adam and the EMA. A batch with nothing kept still takes its step, with zero gradient.
-    if losses.minimised is not None:
-        _update(list(network.parameters()), state, settings, device)
-    network.zero_grad(set_to_none=True)
-    state.step += 1
 
-    # 4. The record: by position in the shard, which the index list turns into ids of the training set.
-    tenth = t * 10 // len(alpha_bar)
-    record.visits.index_add_(0, batch, torch.ones_like(batch, dtype=torch.int32))
+def _count(record, positions, tenth, losses, epoch):
+    """Enters a batch into the record: by position in the shard, which the index list turns into ids of the training set.
+
+    positions   [B] int64 on the device
+    tenth       [B] int64, 0 to 9: that of the timesteps
+    """
+    record.visits.index_add_(0, positions, torch.ones_like(positions, dtype=torch.int32))
     record.t_visited.index_add_(0, tenth, torch.ones_like(tenth))
-    record.epoch_visited[epoch] += len(batch)
+    record.epoch_visited[epoch] += len(positions)
     record.epoch_loss[epoch] += losses.original.double().sum()
     if losses.skipped is not None:
-        record.skips.index_add_(0, batch, losses.skipped.int())
+        record.skips.index_add_(0, positions, losses.skipped.int())
         record.t_skipped.index_add_(0, tenth, losses.skipped.long())
         record.epoch_skipped[epoch] += losses.skipped.sum()
     if losses.augmented is not None:
-        record.augmented.index_add_(0, batch, losses.augmented.int())
+        record.augmented.index_add_(0, positions, losses.augmented.int())
         record.epoch_augmented[epoch] += losses.augmented.sum()
-    return losses.original.mean() if losses.minimised is None else losses.minimised.detach()
 
 
 @torch.no_grad()
@@ -171,37 +197,34 @@ def _sent(tensor, device):
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-def train_round(
-    network, state, record, images, method, settings, alpha_bar, seed, shard, num_epochs, first_step, after_step,
-    hurry=lambda: False,
-):  # fmt: skip
-    """All steps of one round on one shard, from wherever `state` stands in it: num_epochs epochs, or settings["steps"].
+def train_round(training, after_step, hurry=lambda: False):
+    """All steps of one round on one shard: the epochs of the record, or settings["steps"].
 
-    first_step   step at which the round began; state.step may be beyond it when an interrupted stage goes on
+    training     Training, of which network, state and record change in place
     after_step   called as after_step(steps done in this round, steps of this round, loss tensor) at each look at the loss
     hurry        called after every step: True asks for a look now
     Raises       ValueError: the shard is smaller than a batch
                  FloatingPointError: a loss, or a weight after the last step, is not finite; names the step
     """
-    steps_per_epoch = len(images.ids) // settings["batch_size"]
+    network, state, settings = training.network, training.state, training.settings
+    steps_per_epoch = len(training.images.ids) // settings["batch_size"]
     if steps_per_epoch == 0:
         raise ValueError(
-            f"shard {shard} has {len(images.ids)} images, fewer than one batch of train.batch_size = "
+            f"shard {training.shard} has {len(training.images.ids)} images, fewer than one batch of train.batch_size = "
             f"{settings['batch_size']}: use a smaller batch or fewer shards (params.yaml)"
         )
-    total = settings.get("steps", steps_per_epoch * num_epochs)
+    total = settings.get("steps", steps_per_epoch * len(training.record.epoch_visited))
     network.train()
-    device = images.pixels.device
+    device = training.images.pixels.device
     every = steps_between_looks(device)
     # The last step and its loss, or the first one whose loss is not finite.
     told_step, told_loss = torch.zeros((), dtype=torch.int64, device=device), torch.zeros((), device=device)
-    while state.step < first_step + total:
+    while state.step < training.first_step + total:
         step = state.step
-        epoch = (step - first_step) // steps_per_epoch
-        loss = train_step(network, state, record, images, method, settings, alpha_bar, seed, shard, epoch)
+        loss = train_step(training, (step - training.first_step) // steps_per_epoch)
         fine = told_loss.isfinite()
         told_step, told_loss = torch.where(fine, step, told_step), torch.where(fine, loss, told_loss)
-        done = state.step - first_step
+        done = state.step - training.first_step
         if not hurry() and done % every and done < total:
             continue
         if not told_loss.isfinite():
@@ -227,3 +250,20 @@ def as_arrays(record, index):
     arrays = {name: value.cpu().numpy() for name, value in vars(record).items()}
     arrays["epoch_loss"] = arrays["epoch_loss"] / np.maximum(arrays["epoch_visited"], 1)
     return {"index": index, **arrays}
+
+
+def counts(training):
+    """What a round came to, as named arrays for its counts file.
+
+    Returns   dict: what `as_arrays` gives of the record; carried.<name>, what the method carries; spent.<name>, [1] float64, what it
+              spent; forward_images and optimizer_steps, [1] int64, of this round
+    """
+    record, state, method, images = training.record, training.state, training.method, training.images
+    spent = method.spent(len(images.ids), training.settings["batch_size"], state.step) | images.objective.numbers()
+    return {
+        **as_arrays(record, images.ids.numpy()),
+        **shard_state.carried_as_arrays(state),
+        **{f"spent.{name}": np.array([value], np.float64) for name, value in spent.items()},
+        "forward_images": np.array([forward_images(record, method.passes)], np.int64),
+        "optimizer_steps": np.array([state.step - training.first_step], np.int64),
+    }

@@ -1,13 +1,11 @@
 """What the network of a Stable Diffusion model learns of an image: the noise, or v, on a sample of its latent, given a caption.
 
-The frozen parts' outputs on what comes again and again, the images as they are and their first captions, are made once and kept
-in scratch/, for all arms and shards.
+The frozen parts' outputs on what comes again and again, the images as they are and their first captions, are made once for all arms
+and shards, and kept.
 
-B batch, b rows of it, N images of the training set, L tokens, D width of the text encoder, c h w latent.
+B batch, b rows of it, N images of the training set, L tokens, D width of the text encoder, c h w latent, T timesteps.
 """
 
-import hashlib
-import json
 import sys
 from types import SimpleNamespace
 
@@ -16,32 +14,15 @@ import torch
 
 from stages import randomness
 from stages.diffusion import ddpm
-from stages.run import files, processes
-from stages.run.progress import Progress
+from stages.methods.objective import Objective
+from stages.text import prediction
 from stages.text.model import files_of
 
 AT_ONCE = 16  # images or captions that go through a frozen part together; changes results in the last digits
 
 
-def target(prediction_type, x_0, t, eps, alpha_bar):
-    """What the network is to predict: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022)."""
-    if prediction_type == "epsilon":
-        return eps
-    signal = alpha_bar[t].view(-1, 1, 1, 1)
-    return signal.sqrt() * eps - (1 - signal).sqrt() * x_0
-
-
-def as_noise(prediction_type, prediction, x, signal):
-    """The noise that a prediction stands for: itself, or sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x.
-
-    x        [B,c,h,w]: what the network saw
-    signal   alpha_bar of its timestep: number, or broadcastable to x
-    """
-    return prediction if prediction_type == "epsilon" else signal**0.5 * prediction + (1 - signal) ** 0.5 * x
-
-
-class Latents:
-    """The objective of a text-conditioned model, in the place of objective.Pixels.
+class Latents(Objective):
+    """The objective of a model with captions.
 
     frozen       text.model.Frozen
     captions     list of N lists of texts
@@ -62,7 +43,10 @@ class Latents:
         return {"captions_cut": self.num_cut} if self.num_cut else {}
 
     def prompts(self, ids, settings, key):
-        """A caption of each image: the first, or any of them; none at all (an empty text) with probability caption_dropout."""
+        """A caption of each image: the first, or any of them; none at all (an empty text) with probability caption_dropout.
+
+        See Objective.prompts.
+        """
         generator = randomness.numpy_generator("caption", *key)
         texts = []
         for i in ids.tolist():
@@ -72,7 +56,7 @@ class Latents:
         return texts
 
     def embedded(self, prompts):
-        """[B,L,D] float32 on the device."""
+        """Embeddings of prompts, those that are not kept made anew: list of B texts to [B,L,D] float32 on the device."""
         kept = [self.rows.get(prompt) for prompt in prompts]
         new = sorted({prompt for prompt, row in zip(prompts, kept, strict=True) if row is None})
         fresh = dict(zip(new, self.frozen.embeddings(new), strict=True)) if new else {}
@@ -86,7 +70,7 @@ class Latents:
         )
 
     def sample_losses(self, step, images, rows):
-        """See base.Step.sample_losses."""
+        """See Objective.sample_losses."""
         x_t, wanted = self.noised(step, images, rows)
         return self.squared_error(self.predicted(step, x_t, self.condition(step), rows), wanted)
 
@@ -94,19 +78,20 @@ class Latents:
         """What the network is shown, and what it is to say of it: x_t and target, both [b,c,h,w]."""
         x_0, t, eps = self.latents_of(step, images, rows), step.t[rows], step.eps[rows]
         x_t = ddpm.noised(x_0, t, eps, step.alpha_bar)
-        return x_t, target(self.frozen.prediction_type, x_0, t, eps, step.alpha_bar)
+        return x_t, prediction.target(self.frozen.prediction_type, x_0, t, eps, step.alpha_bar)
 
     def predicted(self, step, x_t, condition, rows=slice(None)):
-        """condition   [B,L,D], of the whole batch"""
+        """What the network says of x_t [b,c,h,w], given the condition [B,L,D] of the whole batch: [b,c,h,w] float32."""
         return ddpm.predicted(step.network, x_t, step.t[rows], step.settings["precision"], condition=condition[rows])
 
     def squared_error(self, found, wanted):
+        """[b,c,h,w] twice to [b] float32: mean over all but the batch."""
         return (found - wanted).square().mean(dim=(1, 2, 3))
 
     def noise_difference(self, one, other, step):
-        """Difference of the noise that two predictions of the same x_t stand for."""
+        """Difference of the noises that two predictions of the same x_t stand for, of a whole batch: [B,c,h,w]."""
         signal = step.alpha_bar[step.t].view(-1, 1, 1, 1)
-        return one - other if self.frozen.prediction_type == "epsilon" else signal.sqrt() * (one - other)
+        return prediction.noise_difference(self.frozen.prediction_type, one, other, signal)
 
     def condition(self, step):
         """Embeddings of the prompts of a step, [B,L,D]; made once, and then step.condition."""
@@ -129,7 +114,7 @@ class Latents:
 
 
 def profiled(frozen, network, images, captions):
-    """A text-conditioned model as loss_profile.losses looks at one: the loss is that of the noise, whatever the network predicts.
+    """A model with captions as loss_profile.losses looks at one: the loss is that of the noise, whatever the network predicts.
 
     images     [n,C,H,W] float32 in [-1, 1] on the device
     captions   list of n texts
@@ -145,35 +130,61 @@ def profiled(frozen, network, images, captions):
     def predict(x, t, class_labels):
         found = network(x, t, encoder_hidden_states=class_labels).sample.float()
         signal = frozen.alpha_bars.to(x)[t].view(-1, 1, 1, 1)
-        return SimpleNamespace(sample=as_noise(frozen.prediction_type, found, x, signal))
+        return SimpleNamespace(sample=prediction.as_noise(frozen.prediction_type, found, x, signal))
 
     return predict, torch.cat(x_0), torch.cat(embeddings)
 
 
-def build(frozen, captions, latent_shape, flip, any_caption):
-    """The objective for the training images of artifacts/data, with what can be kept made or read back.
+def build(frozen, latent_shape, settings, data, keep):
+    """The objective for a training set, with what can be kept made or read back.
 
-    captions   list of N lists of texts
-    flip       mirror images are trained on too
-    any_caption   training draws from all captions of an image
+    latent_shape   (c, h, w)
+    settings       section train: flip, and caption where it is not first
+    data           kinds.DataSet
+    keep           function: stages.run.kept.keep, or another of its arguments
+    Raises         ValueError: training is to draw from all captions of an image, and an image has a single one
     """
-    distinct = sorted({"", *(texts[0] for texts in captions)})
+    captions = data.captions["train"] if data.fixed_text is None else [[data.fixed_text]] * len(data.captions["train"])
+    any_caption = settings.get("caption") == "random_of_all"
     if any_caption and (poor := sum(len(texts) < 2 for texts in captions)):
         raise ValueError(
             f"train.caption is random_of_all, but {poor} of {len(captions)} training images have a single caption: give each at least "
             "two, or set it to first (params.yaml)"
         )
+    distinct = sorted({"", *(texts[0] for texts in captions)})
     every = sorted({text for texts in captions for text in texts})
+    return Latents(
+        frozen,
+        captions,
+        latent_shape,
+        _kept_moments(frozen, settings["flip"], data, keep),
+        ({text: row for row, text in enumerate(distinct)}, _kept_embeddings(frozen, distinct, every, keep)),
+        frozen.num_cut(every if any_caption else distinct),
+    )
 
-    def moments():
-        pixels = files.load_array(files.DATA / "train.npy", mmap=True)
+
+def _kept_moments(frozen, flip, data, keep):
+    """The VAE's posterior of every training image, and of its mirror image where `flip`: [N,F,2c,h,w] float32 array."""
+
+    def rows():
+        pixels = data.images()
         for start in range(0, len(pixels), AT_ONCE):
             images = torch.from_numpy(pixels[start : start + AT_ONCE].copy()).permute(0, 3, 1, 2).to(frozen.device)
             images = ddpm.normalise(images)
             both = [frozen.moments(images), *([frozen.moments(images.flip(-1))] if flip else [])]
             yield torch.stack(both, dim=1).cpu().numpy()
 
-    def embeddings():
+    made_of = [torch.__version__, AT_ONCE, str(frozen.device), flip, data.images_checksum]
+    return keep("latents", made_of, files_of(frozen.folder, "vae"), len(data.captions["train"]), rows)
+
+
+def _kept_embeddings(frozen, distinct, every, keep):
+    """The embeddings of distinct captions: [rows,L,D] float32 array.
+
+    every   all captions that training may show, of which it is told how many are cut
+    """
+
+    def rows():
         if cut := frozen.num_cut(every):  # told here, as this is done once for all arms and rounds
             print(
                 f"{cut} of {len(every)} captions of training images have more than {frozen.num_tokens} tokens: the "
@@ -183,46 +194,5 @@ def build(frozen, captions, latent_shape, flip, any_caption):
         for start in range(0, len(distinct), AT_ONCE):
             yield frozen.embeddings(distinct[start : start + AT_ONCE]).cpu().numpy()
 
-    folder, device = frozen.folder, str(frozen.device)
-    return Latents(
-        frozen,
-        captions,
-        latent_shape,
-        _kept("latents", [device, flip], [*files_of(folder, "vae"), files.DATA / "train.npy"], len(captions), moments),
-        (
-            {text: row for row, text in enumerate(distinct)},
-            _kept("embeddings", [device, distinct], files_of(folder, "tokenizer", "text_encoder"), len(distinct), embeddings),
-        ),
-        frozen.num_cut(every if any_caption else distinct),
-    )  # fmt: skip
-
-
-def _kept(name, settings, inputs, count, made):
-    """An array that is made once for all stages and kept in scratch/<name>/.
-
-    settings   what it depends on beside the content of the files `inputs`: a list that JSON can hold
-    count      its number of rows
-    made       function that yields its rows, some at a time
-    Returns    float32 array, memory-mapped
-    """
-    digest = hashlib.sha256(json.dumps([torch.__version__, AT_ONCE, *settings]).encode())
-    for path in inputs:
-        with open(path, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    path = files.SCRATCH / name / f"{digest.hexdigest()[:32]}.npy"
-    lock = processes.FileLock(f"{path}.lock")
-    lock.acquire(f"the making of {path}")
-    try:
-        if not path.exists():
-            progress, done = Progress(name, "images" if name == "latents" else "captions"), 0
-            with files.publish(path) as temporary, open(temporary, "wb") as stream:
-                for rows in made():
-                    if not done:
-                        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *rows.shape[1:])}
-                        np.lib.format.write_array_header_1_0(stream, header)
-                    stream.write(rows.astype("<f4").tobytes())
-                    done += len(rows)
-                    progress.update(done, count)
-    finally:
-        lock.release()
-    return files.load_array(path, mmap=True)
+    made_of = [torch.__version__, AT_ONCE, str(frozen.device), distinct]
+    return keep("embeddings", made_of, files_of(frozen.folder, "tokenizer", "text_encoder"), len(distinct), rows)

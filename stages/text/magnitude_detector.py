@@ -7,20 +7,9 @@ eps_c - eps_u = sqrt(alpha_bar_t) (v_c - v_u), for one and the same x_t.
 B images, c h w latent, S sampling steps.
 """
 
+import numpy as np
 
-def noise_difference(cond, uncond, prediction_type, alpha_bar):
-    """eps(x_t, prompt) - eps(x_t, empty), from two predictions of the network on the same x_t.
-
-    cond, uncond      [B,c,h,w] float: predictions with the prompt and with the empty one
-    prediction_type   epsilon or v_prediction
-    alpha_bar         of the timestep, in (0, 1)
-    Raises            ValueError: another prediction type
-    """
-    if prediction_type == "epsilon":
-        return cond - uncond
-    if prediction_type == "v_prediction":
-        return float(alpha_bar) ** 0.5 * (cond - uncond)
-    raise ValueError(f"the network predicts {prediction_type}, expected epsilon or v_prediction")
+from stages.text import prediction
 
 
 def magnitudes(difference):
@@ -39,7 +28,7 @@ class Recorder:
     at once, those of the empty prompt first, as diffusers' pipelines do.
 
     network           called with x [2B,c,h,w] and the timestep first
-    prediction_type   epsilon or v_prediction
+    prediction_type   of the network: see stages.text.prediction
     alpha_bars        [T] float
     guidance          scale of classifier-free guidance; where it is 1 or less there is no second half
     Raises            ValueError: guidance of at most 1
@@ -66,13 +55,12 @@ class Recorder:
         t = int(t.flatten()[0]) if hasattr(t, "flatten") else int(t)
         output = output[0] if isinstance(output, tuple) else output.sample
         uncond, cond = output.detach().float().chunk(2)
-        found = magnitudes(noise_difference(cond, uncond, self.prediction_type, self.alpha_bars[t]))
+        signal = float(self.alpha_bars[t])
+        found = magnitudes(prediction.noise_difference(self.prediction_type, cond, uncond, signal))
         self.steps.append({kind: values.cpu().numpy() for kind, values in found.items()})
 
     def per_step(self, kind):
         """[B,S] float array: raw or rms of each image, first step first."""
-        import numpy as np
-
         return np.stack([step[kind] for step in self.steps], axis=1)
 
 

@@ -1,5 +1,4 @@
-"""How much memory of the device a stage of a text-conditioned model takes, from its configuration files alone, and whether there
-is so much.
+"""How much memory of the device a stage of a model with captions takes, from its configuration files alone.
 
 P parameters of the network, F of the text encoder and the VAE together, B images at a time. All weights are float32, 4 bytes.
 
@@ -10,10 +9,6 @@ sampling   weights 4 P, 4 F, and four times the largest output of a layer of the
 With compute.precision bf16 a copy of the weights adds 2 P, and the outputs of the network's layers take half.
 """
 
-import sys
-
-from stages import params
-from stages.run import device, files
 from stages.text import model
 
 
@@ -24,7 +19,10 @@ def needed(folder, image_shape, precision, batch_size=None, keeps_ema=False, gui
     image_shape   (C, H, W)
     batch_size    of training; None: the stage only samples
     guidance      of sampling: above 1 the network sees each image twice
+    precision     fp32 or bf16
+    keeps_ema     training keeps averaged weights
     Returns       dict: weights, with all that goes with them; frozen; image, activations of one image
+    Raises        ValueError: no such model, or one that images of this shape do not fit
     """
     import torch
 
@@ -63,45 +61,3 @@ def _outputs(module, *inputs, **more):
     for hook in hooks:
         hook.remove()
     return found
-
-
-def check(job, image_shape):
-    """Compares what a stage takes with what its GPU has, and says so where that is more.
-
-    Returns   the estimate in words; "" on the CPU
-    Raises    ValueError: the weights alone do not fit
-    """
-    if (has := device.memory(job.device)) is None:
-        return ""
-    precision, folder = job.params["compute"]["precision"], job.params["model"]["pipeline"]
-    if training := job.phase == "train":
-        settings = params.section(job.params, "train", job.arm)
-        batch_size = settings["batch_size"]
-        found = needed(folder, image_shape, precision, batch_size, bool(settings["ema_decay"]))
-        what = f"weights, gradients and Adam's moments {_size(found['weights'])}"
-        images = f"a batch of {batch_size} images {_size(batch_size * found['image'])}"
-    else:
-        found = needed(
-            folder, image_shape, precision, guidance=params.section(job.params, "sample", job.arm)["guidance"]
-        )
-        batch_size = 1
-        what, images = f"weights {_size(found['weights'])}", f"one image {_size(found['image'])}"
-    fixed = found["weights"] + found["frozen"]
-    told = (
-        f"by estimate this takes {_size(fixed + batch_size * found['image'])} of device memory ({what}, text encoder and VAE "
-        f"{_size(found['frozen'])}, {images}), and the GPU has {_size(has)} for it"
-    )
-    smaller = "a smaller data.size" if precision == "bf16" else "compute.precision: bf16 or a smaller data.size"
-    if fixed > has:
-        raise ValueError(
-            f"{told}: no smaller batch helps, so use another GPU, fewer stages a GPU ({device.SLOTS}) or a smaller model.pipeline"
-        )
-    if fixed + batch_size * found["image"] > has:
-        fitting = int((has - fixed) // found["image"])
-        advice = f"train.batch_size {fitting}, {smaller}" if training and fitting else smaller
-        print(f"{told}: where it does not suffice, try {advice} (params.yaml)", file=sys.stderr)
-    return told
-
-
-def _size(num_bytes):
-    return files.text_of_size(num_bytes)

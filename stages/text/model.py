@@ -9,6 +9,8 @@ import math
 import re
 from pathlib import Path
 
+from stages.text import prediction
+
 # What must be there of a pipeline, by the sub-folder it lies in. Weights are read from safetensors alone.
 PARTS = {
     "tokenizer": ("tokenizer_config.json",),
@@ -57,10 +59,10 @@ def check(folder):
         raise ValueError(
             f"{folder}/unet is {kind}, expected the UNet2DConditionModel of Stable Diffusion 1.x or 2.x (params.yaml, model.pipeline)"
         )
-    prediction = _config(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
+    found = _config(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
+    if found not in prediction.TYPES:
         raise ValueError(
-            f"{folder}/scheduler has prediction_type {prediction}, expected epsilon or v_prediction (params.yaml, model.pipeline)"
+            f"{folder}/scheduler has prediction_type {found}, expected epsilon or v_prediction (params.yaml, model.pipeline)"
         )
 
 
@@ -231,7 +233,7 @@ class Frozen:
 
     num_tokens        of a prompt, which is padded or cut to it
     alpha_bars        [T] float64
-    prediction_type   of the network: epsilon or v_prediction
+    prediction_type   of the network: see stages.text.prediction
     """
 
     def __init__(self, folder, device):

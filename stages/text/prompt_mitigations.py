@@ -13,16 +13,40 @@ B batch, L tokens of a prompt, D width of its embedding, c h w latent.
 """
 
 from stages import randomness
-from stages.text import magnitude_detector
+from stages.text import magnitude_detector, prediction
 
-_NUM_WORDS = {
-    "num_words": {"description": "words put into the prompt (4 in the published runs)", "type": "integer", "minimum": 1}
-}
 # By name, the JSON schema of what sample.mitigation holds beside it. Plain data.
 SETTINGS = {
-    "rt": {"required": ["num_words"], "properties": _NUM_WORDS},
-    "cwr": {"required": ["num_words"], "properties": _NUM_WORDS},
-    "rna": {"required": ["num_words"], "properties": _NUM_WORDS},
+    "rt": {
+        "required": ["num_words"],
+        "properties": {
+            "num_words": {
+                "description": "words put into the prompt (4 in the published runs)",
+                "type": "integer",
+                "minimum": 1,
+            }
+        },
+    },
+    "cwr": {
+        "required": ["num_words"],
+        "properties": {
+            "num_words": {
+                "description": "words put into the prompt (4 in the published runs)",
+                "type": "integer",
+                "minimum": 1,
+            }
+        },
+    },
+    "rna": {
+        "required": ["num_words"],
+        "properties": {
+            "num_words": {
+                "description": "words put into the prompt (4 in the published runs)",
+                "type": "integer",
+                "minimum": 1,
+            }
+        },
+    },
     "gni": {
         "required": ["sigma", "target"],
         "properties": {
@@ -175,12 +199,12 @@ def first_difference(predict, uncond, prediction_type, alpha_bar):
     """How much the first step's noise depends on the prompt, as a function of its embedding.
 
     predict           function embedding [B,L,D] -> prediction [B,c,h,w] of the network on x_T at the first timestep
-    prediction_type   of the network: epsilon or v_prediction
-    alpha_bar         of the first timestep
+    prediction_type   of the network: see stages.text.prediction
+    alpha_bar         of the first timestep, in (0, 1)
     Returns           function cond [B,L,D] -> [B,c,h,w], through which gradients of cond flow
     """
     import torch
 
     with torch.no_grad():
         empty = predict(uncond)
-    return lambda cond: magnitude_detector.noise_difference(predict(cond), empty, prediction_type, alpha_bar)
+    return lambda cond: prediction.noise_difference(prediction_type, predict(cond), empty, float(alpha_bar))

@@ -5,8 +5,6 @@ B batch, T timesteps.
 
 import torch
 
-from stages import randomness
-from stages.diffusion import ddpm
 from stages.methods import base
 from stages.methods.agc import augmentation, memory_bank, two_pass
 
@@ -25,6 +23,15 @@ SETTINGS = {
             "type": "object",
             "additionalProperties": False,
             "required": ["R", "A", "magnitude", "num_ops", "max_level"],
+            "if": {"required": ["authors"], "properties": {"authors": {"const": True}}},
+            "then": {
+                "properties": {
+                    "R": {
+                        "description": "with taa.authors, which augments every sample it keeps: .inf",
+                        "enum": [1e999],
+                    }
+                }
+            },
             "properties": {
                 "R": {
                     "description": "augment when the loss is below R times the threshold; .inf for every sample that is not skipped",
@@ -59,10 +66,6 @@ SETTINGS = {
 COUNTS_SKIPS = True
 MODELS = ["pixels", "text"]
 
-# The second pass is filled up with repeats, whose losses are dropped, to a multiple of this many samples: every new batch
-# size is compiled anew by oneDNN and cuDNN, and it would have another at nearly every step.
-SECOND_PASS = 8
-
 
 class Method(base.Method):
     """AGC, with TAA where the section taa is there."""
@@ -72,12 +75,7 @@ class Method(base.Method):
         return {"bank": torch.zeros(num_timesteps, device=device), **queue}
 
     def _as_authors(self):
-        taa = self.settings.get("taa", {})
-        if taa.get("authors") and taa["R"] != float("inf"):
-            raise ValueError(
-                f"taa.R is {taa['R']}, expected .inf with taa.authors, which augments every sample it keeps (params.yaml)"
-            )
-        return bool(taa.get("authors"))
+        return bool(self.settings.get("taa", {}).get("authors"))
 
     def losses(self, step):
         """The loss of every sample (Eq. 2), judged against the bank as it was before this batch (Eq. 8): the mean over the kept,
@@ -98,22 +96,7 @@ class Method(base.Method):
             return base.Losses(first, original, skipped, augmented)
 
         def rest():
-            anew = original.index_put((subset,), self._augmented_losses(step, subset, original, threshold))
+            anew = original.index_put((subset,), augmentation.augmented_losses(step, subset, original, threshold, taa))
             return memory_bank.batch_loss(anew, skipped, augmented)
 
         return base.Losses(first, original, skipped, augmented, rest)
-
-    def _augmented_losses(self, step, subset, original, threshold):
-        """Losses of a subset from augmented images, with the same timestep and noise (Eq. 5 to 7): [n] float32."""
-        taa = self.settings["taa"]
-        places = torch.arange(-(-len(subset) // SECOND_PASS) * SECOND_PASS, device=subset.device)
-        rounded = subset[places % len(subset)]
-        rho = augmentation.relative_strength(original[rounded], threshold[rounded], taa["A"])
-        x_aug = augmentation.rand_augment(
-            step.x[rounded],
-            taa["magnitude"] * rho,
-            randomness.torch_generator("cpu", "augment", *step.key),
-            num_ops=taa["num_ops"],
-            max_level=taa["max_level"],
-        )
-        return step.sample_losses(ddpm.normalise(x_aug), rounded)[: len(subset)]

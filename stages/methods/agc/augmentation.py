@@ -1,8 +1,8 @@
-"""Threshold-Aware Augmentation (TAA): RandAugment whose strength follows each sample's loss (paper, Eqs. 6 to 8).
+"""Threshold-Aware Augmentation (TAA): RandAugment whose strength follows each sample's loss (paper, Eqs. 5 to 8).
 
 A sample whose loss lies just above the skip threshold is on its way to being memorised; it is augmented before its
-loss is taken again, the more strongly the closer it is to the threshold. This module holds the strength (Eqs. 6, 7)
-and the augmentation (Aug in Eq. 8); which samples are augmented is decided elsewhere.
+loss is taken again, the more strongly the closer it is to the threshold. This module holds the loss that is taken
+again (Eq. 5), the strength (Eqs. 6, 7) and the augmentation (Aug in Eq. 8); memory_bank.augment_mask says which samples are augmented.
 
 The augmentation is RandAugment (arXiv:1909.13719) with the 14 operations and the conventions of
 torchvision.transforms.RandAugment (nearest sampling, fill 0), but each sample has its own CONTINUOUS strength, counted
@@ -31,6 +31,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from stages import randomness
+from stages.diffusion import ddpm
+
 # Order of torchvision.transforms.RandAugment, so that an index means the same operation here and there.
 OPS = (
     "Identity",
@@ -50,9 +53,36 @@ OPS = (
 )
 GEOMETRIC_OPS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
+# The second pass is filled up with repeats, whose losses are dropped, to a multiple of this many samples: every new batch
+# size is compiled anew by oneDNN and cuDNN, and it would have another at nearly every step.
+SECOND_PASS = 8
+
+
+def augmented_losses(step, subset, loss, threshold, taa):
+    """Losses of some samples of a batch from augmented images, with the same timestep and noise (Eq. 5): L(Aug(x, rho), t, eps).
+
+    step       base.Step
+    subset     [n] int64: which samples of the batch
+    loss       [B] float32: losses of the images as they are
+    threshold  [B] float32: lambda * bank[t]
+    taa        section taa of the method: A, magnitude, num_ops, max_level
+    Returns    [n] float32
+    """
+    places = torch.arange(-(-len(subset) // SECOND_PASS) * SECOND_PASS, device=subset.device)
+    rounded = subset[places % len(subset)]
+    rho = relative_strength(loss[rounded], threshold[rounded], taa["A"])
+    x_aug = rand_augment(
+        step.x[rounded],
+        taa["magnitude"] * rho,
+        randomness.torch_generator("cpu", "augment", *step.key),
+        num_ops=taa["num_ops"],
+        max_level=taa["max_level"],
+    )
+    return step.sample_losses(ddpm.normalise(x_aug), rounded)[: len(subset)]
+
 
 def relative_strength(loss, threshold, decay):
-    """Relative augmentation strength rho of each sample (paper, Eqs. 6 and 7).
+    """Relative augmentation strength rho of each sample (paper, Eq. 6 and Eq. 7).
 
         d = |loss / threshold - 1|,  rho = exp(-decay * d)
 

@@ -1,4 +1,4 @@
-"""AGC: the memory bank of losses and the rule that skips a sample (Eq. 3 and 8 of the paper).
+"""AGC: the memory bank of losses and the rule that skips a sample (Eq. 3, 4 and 8 of the paper).
 
 B batch, T timesteps. `bank` is the l of the paper, `lam` its lambda, `upper` its R.
 """
@@ -32,8 +32,8 @@ def updated(bank, t, loss, eta):
 def skip_mask(loss, bank, t, lam):
     """Samples whose loss is abnormally low for their timestep (Eq. 8, first case): L < lambda * l_t.
 
-    The bank is the one BEFORE this batch entered it, so no sample is judged against its own loss. Written without the
-    division of Eq. 8: an unseen timestep (l_t = 0) never skips, and equality keeps the sample.
+    The ratio r = L / l_t of Eq. 4 is compared with lambda. The bank is the one BEFORE this batch entered it, so no sample is judged
+    against its own loss. Written without the division of Eq. 4: an unseen timestep (l_t = 0) never skips, and equality keeps the sample.
 
     loss     [B] float
     bank     [T] float

@@ -25,8 +25,9 @@ CAPACITY = 2048  # at least 2 B - 1
 
 
 def initial_state(device):
+    """An empty queue: queue, [Q] int64 indices of images, -1 behind the last; queue_rho, [Q] float32, the rho of each."""
     return {
-        "queue": torch.full((CAPACITY,), -1, dtype=torch.int64, device=device),  # indices of images, -1 behind the last
+        "queue": torch.full((CAPACITY,), -1, dtype=torch.int64, device=device),
         "queue_rho": torch.zeros(CAPACITY, device=device),
     }
 

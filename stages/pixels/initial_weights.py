@@ -12,7 +12,7 @@ def initial_weights(network, seed):
     residual block and for the output convolution, so the network starts at an output of about 0. Normalisation layers
     keep scale 1 and shift 0. Drawn with numpy, in the order of the names: the same numbers on every machine.
 
-    network   from `build`
+    network   from stages.diffusion.unet.build
     Returns   dict name -> float32 array
     """
     generator = randomness.numpy_generator("init", seed)
