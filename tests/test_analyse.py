@@ -11,10 +11,10 @@ import pytest
 import yaml
 from conftest import TINY
 
-from stages import analyse, data, params
+from stages import analyse, data, rules
 from stages.measures import image_complexity, roc, skip_analysis
 from stages.report.sections import analyses
-from stages.run import files
+from stages.run import files, params
 
 IET, DDPM = "iet_agc_plus-seed3", "ddpm-seed3"
 NUM_IMAGES, NUM_SAMPLES = 60, 50
@@ -55,23 +55,24 @@ def iet_history():
 
 
 def write_run(run, rounds, train):
-    from stages.diffusion import initial_weights, unet
+    from stages.diffusion import unet
+    from stages.pixels import initial_weights
 
     network = unet.build(yaml.safe_load(TINY)["model"], (1, 8, 8))
     weights = initial_weights.initial_weights(network, 3)
     random = np.random.default_rng(2)  # fresh weights after a dropout are close to 0, which would hide it
     weights = {n: w + 0.1 * random.standard_normal(w.shape).astype(np.float32) for n, w in weights.items()}
-    files.save_arrays(files.model_dir(run, rounds) / "raw.safetensors", weights)
+    files.save_arrays(files.folder("model", run, rounds) / "raw.safetensors", weights)
     noise = np.random.default_rng(1).integers(0, 60, (NUM_SAMPLES, 8, 8, 1))
     samples = np.clip(train[NEAREST].astype(int) + noise, 0, 255).astype(np.uint8)
     for part, images in enumerate((samples[:40], samples[40:])):
-        files.save_array(files.samples_dir(run, part) / "raw.npy", images)
+        files.save_array(files.folder("samples", run, part=part) / "raw.npy", images)
     scores = pd.concat(
         pd.DataFrame({"weights": weights, "nearest_train": nearest, "train_l2_from_gen": ratio, "image": range(50)})
         for weights, nearest, ratio in (("ema", NEAREST[::-1], 0.01), ("raw", NEAREST, RATIO))
     )
-    files.score_dir(run).mkdir(parents=True)
-    scores.to_parquet(files.score_dir(run) / "images.parquet")
+    files.folder("results/score", run).mkdir(parents=True)
+    scores.to_parquet(files.folder("results/score", run) / "images.parquet")
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def ready(tmp_path, monkeypatch):
     def run(arm, **changes):
         Path("params.yaml").write_text(yaml.safe_dump(settings(**changes)))
         analyse.main(["--arm", arm, "--seed", "3"])
-        folder = files.analysis_dir(f"{arm}-seed3")
+        folder = files.folder("results/analyse", f"{arm}-seed3")
         return files.load_json(folder / "summary.json"), folder
 
     yield run
@@ -218,7 +219,7 @@ def test_an_area_that_is_undefined_says_why(ready, monkeypatch, threshold, reaso
         images = pd.DataFrame(
             {"weights": "raw", "nearest_train": range(60), "train_l2_from_gen": 0.5, "image": range(60)}
         )
-        images.to_parquet(files.score_dir(IET) / "images.parquet")
+        images.to_parquet(files.folder("results/score", IET) / "images.parquet")
     summary, _ = ready("iet_agc_plus")
     assert summary["emission"]["absent"].startswith(reason) and "skips" not in summary["emission"]
 
@@ -258,10 +259,10 @@ def test_without_the_section_the_phase_refuses(ready):
 def test_settings_that_make_no_sense_are_refused(tmp_path, changes, told):
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(settings()))
-    assert params.load(path)["analyse"] == SECTION
+    assert rules.load(path)["analyse"] == SECTION
     path.write_text(yaml.safe_dump(settings(**changes)))
     with pytest.raises(ValueError, match=re.escape(told)):
-        params.load(path)
+        rules.load(path)
 
 
 # What the page says.
@@ -272,7 +273,7 @@ def page(ready):
     """Blocks of both arms, by title; the numbers are those of `ready`."""
     ready("ddpm")
     ready("iet_agc_plus")
-    return {block.title: block for block in analyses.blocks(params.load())}
+    return {block.title: block for block in analyses.blocks(rules.load())}
 
 
 def test_the_page_has_every_analysis_and_names_arms_without_one(page):

@@ -1,6 +1,5 @@
 """The quality phase: an Inception of random weights, measures against brute force and scipy, the phase on and left out."""
 
-import copy
 import hashlib
 import json
 import os
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import report_tree
 import scipy.linalg
-import test_report
 import torch
 import torchvision
 import yaml
@@ -20,7 +19,7 @@ from conftest import TINY, Project, random_images, write_params, write_samples
 from torch_fidelity import feature_extractor_inceptionv3, metric_fid
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from stages import inception_weights, params, plan, quality, report
+from stages import plan, quality, report, rules
 from stages.measures import frechet, inception
 from stages.measures import image_quality as method
 from stages.run import files
@@ -53,7 +52,7 @@ def weights_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def network(weights_file):
     experiment = {"quality": {"weights": str(weights_file)}}
-    return inception.build(inception_weights.load(experiment), weights_file)
+    return inception.build(quality.load_weights(experiment), weights_file)
 
 
 def vectors(seed, num, shift=0.0, scale=1.0, size=6):
@@ -323,18 +322,18 @@ def test_one_image_is_not():
 
 def refused(settings, match):
     with pytest.raises(ValueError, match=match) as error:
-        inception_weights.load({"quality": settings})
+        quality.load_weights({"quality": settings})
     assert "\n" not in str(error.value)
 
 
 def test_a_wrong_checksum_is_told_with_both(weights_file):
     found = hashlib.sha256(weights_file.read_bytes()).hexdigest()
     for sha256 in (found, found.upper()):
-        inception_weights.check({"quality": {"weights": str(weights_file), "sha256": sha256}})
+        quality.check({"quality": {"weights": str(weights_file), "sha256": sha256}})
     other = "ab" * 32
     told = f"inception.pth has the sha256 {found}, expected {other}: put the right file there, or mend quality.sha256"
     with pytest.raises(ValueError, match=told):
-        plan.check_source({"data": {"name": "digits"}, "quality": {"weights": str(weights_file), "sha256": other}})
+        quality.check_files({"data": {"name": "digits"}, "quality": {"weights": str(weights_file), "sha256": other}})
     refused({"weights": str(weights_file), "sha256": other}, told)
 
 
@@ -344,13 +343,13 @@ def test_a_missing_file_is_told_before_anything_runs(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"^the file quality.weights = inception.pth does not exist: put the Inception"
     ):
-        plan.check_source(section)
+        quality.check_files(section)
     Path("inception.pth").mkdir()
     with pytest.raises(ValueError, match="does not exist"):
-        plan.check_source(section)
+        quality.check_files(section)
     section["quality"]["weights"] = "artifacts/inception.pth"
     with pytest.raises(ValueError, match="lies in artifacts/, which is cleared"):
-        plan.check_source(section)
+        quality.check_files(section)
 
 
 class Trap:
@@ -400,14 +399,14 @@ def address(tmp_path, monkeypatch, weights_file):
 
 
 def test_weights_are_fetched_once_and_only_when_asked_for(address, tmp_path, capfd):
-    assert not inception_weights.wanted({"quality": {"protocols": ["pytorch_fid"]}})
-    assert not inception_weights.wanted({"quality": {"download": False}}) and not inception_weights.wanted({})
-    fetched = inception_weights.load({"quality": {"download": True}})
+    assert not quality.wanted({"quality": {"protocols": ["pytorch_fid"]}})
+    assert not quality.wanted({"quality": {"download": False}}) and not quality.wanted({})
+    fetched = quality.load_weights({"quality": {"download": True}})
     assert fetched["fc.weight"].shape == (1008, 2048)
     told = capfd.readouterr().err
     assert told == f"fetching the Inception weights (91 MiB) from {address.as_uri()}\n"
     address.unlink()
-    inception_weights.load({"quality": {"download": True}})
+    quality.load_weights({"quality": {"download": True}})
     assert capfd.readouterr().err == ""
     refused({"download": True, "sha256": "ab" * 32}, "has the sha256 .* expected abab")
 
@@ -438,7 +437,7 @@ def with_quality(**section):
 )
 def test_a_wrong_section_is_refused(section, told):
     with pytest.raises(ValueError, match=told.replace("?", r"\?")):
-        params.check(with_quality(**section))
+        rules.check(with_quality(**section))
 
 
 # The phase.
@@ -446,38 +445,26 @@ def test_a_wrong_section_is_refused(section, told):
 
 @pytest.mark.parametrize("section", [{}, {"download": False, "protocols": ["pytorch_fid"], "batch_size": 8}])
 def test_without_weights_the_phase_is_left_out(section):
-    params.check(with_quality(**section))
+    rules.check(with_quality(**section))
     found = plan.expand(with_quality(**section))
     assert found == plan.expand(yaml.safe_load(TINY))
-    assert found["quality"] == {} and Path(found["report"]["quality"]).is_file()
-    assert not [name for name in plan.stage_names(found) if name.startswith("quality")]
+    assert not [name for name in found if name.startswith("quality")]
 
 
 def test_instances_of_the_phase_by_hand():
     section = {"weights": "my/inception.pth", "protocols": ["pytorch_fid"], "batch_size": 8}
-    params.check(with_quality(**section))
+    rules.check(with_quality(**section))
     found = plan.expand(with_quality(**section) | {"seeds": [3, 4]})
     runs = [f"{arm}-seed{seed}" for arm in ("ddpm", "iet_agc_plus") for seed in (3, 4)]
-    assert list(found["quality"]) == ["reference", *runs]
-    assert found["quality"]["reference"] == {
-        "run": "reference",
-        "arguments": "--reference",
-        "images": "artifacts/data",
-        "network": "my/inception.pth",
-    }
-    assert found["quality"]["ddpm-seed4"] == {
-        "run": "ddpm-seed4",
-        "arguments": "--arm ddpm --seed 4",
-        "images": "artifacts/samples/ddpm-seed4",
-        "network": "artifacts/quality/reference",
-    }
-    assert found["report"]["quality"] == "artifacts/quality"
-    assert {"quality@reference", "quality@ddpm-seed3"} <= plan.stage_names(found)
-    assert {Path("artifacts/quality/reference"), Path("artifacts/quality/ddpm-seed3")} <= set(
-        plan.output_folders(found)
-    )
+    names = [name for name in found if name.startswith("quality")]
+    assert names == ["quality_reference@reference", *(f"quality@{run}" for run in runs)]
+    assert found["quality_reference@reference"].item() == {"run": "reference", "network": "my/inception.pth"}
+    assert found["quality@ddpm-seed4"].item() == {"run": "ddpm-seed4", "arm": "ddpm", "seed": 4}
+    for run in ("reference", "ddpm-seed3"):
+        (name,) = [name for name in names if name.endswith(f"@{run}")]
+        assert found[name].outputs() == [Path(f"artifacts/results/quality/{run}")]
     fetched = plan.expand(with_quality(download=True, protocols=["pytorch_fid"], batch_size=8))
-    assert fetched["quality"]["reference"]["network"] == "requirements.txt"
+    assert fetched["quality_reference@reference"].network == "requirements.txt"
 
 
 @pytest.fixture
@@ -505,10 +492,10 @@ def frechet_in_the_span(sample, train):
 def test_the_stage_measures_every_kind_of_weights_under_both_protocols(made, network, capfd):
     quality.main(["--reference"])
     quality.main(["--arm", "ddpm", "--seed", "3"])
-    path = files.quality_dir("ddpm-seed3") / "scores.json"
+    path = files.folder("results/quality", "ddpm-seed3") / "scores.json"
     scores, fids = json.loads(path.read_text()), []
     for protocol in PROTOCOLS:
-        train = files.load_arrays(files.quality_dir("reference") / f"{protocol}.safetensors")["features"]
+        train = files.load_arrays(files.folder("results/quality", "reference") / f"{protocol}.safetensors")["features"]
         assert np.array_equal(train, inception.features(network, random_images(20, 5), protocol, 4)[0])
         for weights, brightest in BRIGHTEST.items():
             sample = inception.features(network, random_images(21, 6, brightest=brightest), protocol, 4)[0]
@@ -548,22 +535,20 @@ def scores_of(level):
     return {"raw": raw, "ema": raw | {"pytorch_fid": entry | {"fid": 5.0}}}
 
 
+def write_quality(settings, levels):
+    for arm, seed in ((arm, seed) for arm in settings["arms"] for seed in settings["seeds"]):
+        files.write_json(
+            files.folder("results/quality", f"{arm}-seed{seed}") / "scores.json", scores_of(levels[arm][seed])
+        )
+
+
 @pytest.fixture
-def built(tmp_path, monkeypatch):
+def built(tmp_path):
     """built(levels, seeds) -> the report of a made-up tree with the quality phase, as current folder."""
 
     def run(levels, seeds=(0,)):
-        made = test_report.make_tree
-
-        def make_tree(root, settings, levels, **options):
-            made(root, settings, levels, **options)
-            for arm, seed in ((arm, seed) for arm in settings["arms"] for seed in settings["seeds"]):
-                files.write_json(files.quality_dir(f"{arm}-seed{seed}") / "scores.json", scores_of(levels[arm][seed]))
-
         section = {"weights": "inception.pth", "protocols": ["pytorch_fid", "torch_fidelity"], "batch_size": 8}
-        monkeypatch.setattr(test_report, "SETTINGS", copy.deepcopy(test_report.SETTINGS) | {"quality": section})
-        monkeypatch.setattr(test_report, "make_tree", make_tree)
-        return test_report.built(tmp_path, levels, seeds)
+        return report_tree.built(tmp_path, levels, seeds, sections={"quality": section}, write_more=write_quality)
 
     return run
 
@@ -602,7 +587,7 @@ def test_report_of_two_seeds(built):
 
 
 def test_report_without_quality(tmp_path):
-    with test_report.built(tmp_path, test_report.ONE_SEED) as (root, metrics):
+    with report_tree.built(tmp_path, report_tree.ONE_SEED) as (root, metrics):
         assert "fid" not in metrics["iet"]["raw"]
         frame = pd.read_parquet(root / "artifacts/report/results.parquet")
         assert frame.fid_pytorch_fid.isna().all() and frame.kid_torch_fidelity.isna().all()
@@ -672,12 +657,13 @@ def test_dvc_knows_what_each_instance_reads_and_writes(tmp_path, weights_file, m
         commands = {name: stages[name].cmd for name in stages}
     finally:
         repo.close()
-    assert waits_for["quality@reference"] == {"data"} and str(weights_file) in reads["quality@reference"]
-    assert waits_for["quality@ddpm-seed3"] == {"quality@reference", "sample@ddpm-seed3-part0"}
-    assert {"quality@reference", "quality@ddpm-seed3", "score@ddpm-seed3"} < waits_for["report"]
-    assert commands["quality@reference"] == "python -m stages.quality --reference"
+    reference = "quality_reference@reference"
+    assert waits_for[reference] == {"data"} and str(weights_file) in reads[reference]
+    assert waits_for["quality@ddpm-seed3"] == {reference, "sample@ddpm-seed3-part0"}
+    assert {reference, "quality@ddpm-seed3", "score@ddpm-seed3"} < waits_for["report"]
+    assert commands[reference] == "python -m stages.quality --reference"
     assert commands["quality@ddpm-seed3"] == "python -m stages.quality --arm ddpm --seed 3"
-    assert set(plan.output_folders(plan.expand(project.params()))) <= outs
+    assert {path for i in plan.expand(project.params()).values() for path in i.outputs()} <= outs
 
 
 def test_a_missing_file_and_a_phase_left_out_are_told_by_both_doors(tmp_path):

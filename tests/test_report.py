@@ -1,137 +1,22 @@
 """The report on a small made-up tree of artifacts, with numbers worked out by hand."""
 
-import contextlib
 import copy
 import json
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from safetensors.numpy import save_file
+from report_tree import ONE_SEED, SETTINGS, built, write_scores
 
-from stages import params, report
+from stages import report
 from stages.measures import intervals
-from stages.report import figures, page
-
-NUM_IMAGES = 100  # generated
-THRESHOLDS = [0.4, 0.5, 0.6]
-SETTINGS = {
-    "seeds": [0],
-    "data": {"name": "digits", "num_train": 5, "split_seed": 0},
-    "compute": {"device": "cpu", "threads": 1},
-    "score": {
-        "neighbours": 5,
-        "thresholds": THRESHOLDS,
-        "headline": {"weights": "raw", "protocol": "l2_from_gen", "threshold": 0.5},
-    },
-    "arms": {  # not in the order of the alphabet, which a sorted table would show
-        "plain": {"rounds": 1, "shard": {"num_shards": 1}, "train": {"epochs": 3}, "redistribute": {}, "sample": {}},
-        "iet": {
-            "rounds": 2,
-            "shard": {"num_shards": 2},
-            "train": {"epochs": 2},
-            "redistribute": {"share": 0.5, "select": "memory"},
-            "sample": {},
-        },
-    },
-}
-# Five training images. iet starts with shards {0, 2, 4} and {1, 3}; after round 1 images 4 and 3 change places.
-IET_ROUNDS = [
-    [
-        {"index": [0, 2, 4], "skips": [0, 1, 2], "visits": [2, 2, 2], "loss": [1.0, 0.5], "skipped": [1, 2]},
-        {"index": [1, 3], "skips": [0, 4], "visits": [2, 2], "loss": [3.0, 2.5], "skipped": [2, 2]},
-    ],
-    [
-        {"index": [0, 2, 3], "skips": [0, 0, 1], "visits": [2, 2, 2], "loss": [0.2, 0.1], "skipped": [0, 1]},
-        {"index": [1, 4], "skips": [0, 2], "visits": [2, 2], "loss": [0.7, 0.6], "skipped": [1, 1]},
-    ],
-]
-PLAIN_ROUNDS = [
-    [{"index": [0, 1, 2, 3, 4], "skips": [0] * 5, "visits": [3] * 5, "loss": [1.0, 0.8, 0.6], "skipped": [0, 0, 0]}]
-]
-
-
-def write_counts(root, run, rounds):
-    for r, shards in enumerate(rounds, start=1):
-        for k, shard in enumerate(shards):
-            path = root / f"artifacts/counts/{run}/round{r}/shard{k}/counts.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            size, epochs = len(shard["index"]), len(shard["loss"])
-            arrays = {
-                "index": np.array(shard["index"], np.int64),
-                "skips": np.array(shard["skips"], np.int32),
-                "augmented": np.array([1] + [0] * (size - 1) if any(shard["skips"]) else [0] * size, np.int32),
-                "visits": np.array(shard["visits"], np.int32),
-                "epoch_loss": np.array(shard["loss"], np.float64),
-                "epoch_skipped": np.array(shard["skipped"], np.int64),
-                "epoch_augmented": np.array([int(any(shard["skips"]))] + [0] * (epochs - 1), np.int64),
-                "epoch_visited": np.full(epochs, size, np.int64),
-                "t_skipped": np.zeros(10, np.int64),
-                "t_visited": np.zeros(10, np.int64),
-                "carried.bank": np.zeros(4, np.float32),
-                "forward_images": np.array([size * epochs], np.int64),
-                "optimizer_steps": np.array([epochs], np.int64),
-            }
-            save_file(arrays, path)
-
-
-def write_scores(root, run, level, held_out=True, key="<b>3&7.png"):
-    """level   the run's excess at threshold 0.5 under l2_from_gen with raw weights"""
-    folder = root / f"artifacts/score/{run}"
-    folder.mkdir(parents=True)
-    none = math.nan
-    rows = []
-    for weights, shift in [("raw", 0), ("ema", 1)]:
-        for protocol in ["code_sq", "l2_from_gen"]:
-            for threshold in np.round(np.arange(0.3, 0.71, 0.1), 2):
-                excess = level + shift + round(100 * (threshold - 0.5)) + 20 * (protocol == "code_sq")
-                count = excess + 10
-                row = {"weights": weights, "protocol": protocol, "threshold": threshold, "count": count}
-                row |= {"share": count / NUM_IMAGES, "distinct": 3 + shift, "excess": excess if held_out else none}
-                row |= {"excess_low": excess - 4 if held_out else none, "excess_high": excess + 5 if held_out else none}
-                rows.append(row | {"simplicity": 12.5 if held_out else none})
-    pd.DataFrame(rows).to_parquet(folder / "curves.parquet")
-    # At 0.5 with raw weights, images 7 and 2 are copies of training image 2; with EMA weights image 3 is one of image 3.
-    ratios = {"raw": {7: 0.123, 2: 0.4, 5: 0.55}, "ema": {3: 0.5}}
-    images = [
-        {"weights": weights, "image": i, "nearest_train": i % 5, "nearest_key": key if weights == "raw" else "=other"}
-        | {"train_l2_from_gen": ratios[weights].get(i, 0.9)}
-        for weights in ("ema", "raw")
-        for i in range(10)
-    ]
-    pd.DataFrame(images).to_parquet(folder / "images.parquet")
-    distances = {"fd_pixels": 1 / 3 + level / 1000, "fd_pixels_heldout": 0.5 if held_out else None}
-    scores = {"num_images": NUM_IMAGES, "num_train": 5, "num_heldout": 7 if held_out else 0}
-    (folder / "scores.json").write_text(json.dumps(scores | {"raw": distances, "ema": distances}))
-    pictures = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
-    gallery = {"generated": pictures, "train": pictures, "image": np.array([7, 5]), "nearest_train": np.array([2, 0])}
-    save_file(gallery | {"ratio": np.array([0.123, 0.55])}, folder / "gallery.safetensors")
-
-
-def make_tree(root, settings, levels, **options):
-    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    for arm, rounds in [("plain", PLAIN_ROUNDS), ("iet", IET_ROUNDS)]:
-        for seed in settings["seeds"]:
-            write_counts(root, f"{arm}-seed{seed}", rounds)
-            write_scores(root, f"{arm}-seed{seed}", levels[arm][seed], **options)
-
-
-@contextlib.contextmanager
-def built(root, levels, seeds=(0,), **options):
-    """A tree with its report, as current folder."""
-    settings = copy.deepcopy(SETTINGS) | {"seeds": list(seeds)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setattr(params, "check", lambda *_: None)  # this params.yaml holds what the report reads, no more
-        make_tree(root, settings, levels, **options)
-        report.main([])
-        yield root, json.loads((root / "metrics.json").read_text())
-
-
-ONE_SEED = {"plain": [60], "iet": [15]}
+from stages.report import figures, published, results, sections, table
+from stages.report.sections import gallery, headline
 
 
 @pytest.fixture(scope="module")
@@ -265,13 +150,14 @@ def test_the_gallery_says_what_counts_as_given_out(one_seed):
 
 
 def test_a_gallery_without_leaks_shows_the_closest_pairs(one_seed):
-    leaks, galleries = {"plain": (0, 0), "iet": (4, 12)}, {"plain": [], "iet": [{"copies": 1, "ratio": 0.1} | PAIR]}
-    html = page._gallery(SETTINGS, one_seed[1], galleries, leaks, 5)
+    num_images = one_seed[1]["plain"]["num_images"]
+    html = gallery.of_arm("plain", [], [], num_images, num_train=5)
+    html += gallery.of_arm("iet", [PAIR], [6, 3, 2, 1], num_images, num_train=5)
     assert "No training image counts as given out by 100 generated images. The closest pairs:" in html
     assert "12 of 100 generated images are copies of 4 of the 5 training images. The 1 clearest:" in html
 
 
-PAIR = {"generated": "data:", "train": "data:", "image": 3, "key": "a"}
+PAIR = gallery.Pair(generated="data:", train="data:", image=3, key="a", ratio=0.1, copies=1)
 
 
 def test_every_reference_inside_the_drawings_has_its_target(one_seed):
@@ -335,10 +221,10 @@ def test_the_page_holds_the_published_tables_of_its_data_set(tmp_path, monkeypat
         {"label": {"method": "<i>Default</i>"}, "arm": "plain", "published": [1234.5]},
         {"label": {"method": "Ours"}, "arm": "iet", "published": [77], "notes": ["why"]},
     ]
-    published = {"source": "Someone", "num_images": 100, "neighbours": 50, "notes": {"why": "Because <b>."}}
-    published["columns"] = [{"name": "MQ0.5", "better": "lower", "protocol": "l2_from_gen", "threshold": 0.5}]
-    published["tables"] = [{"title": "Table X", "data": "digits", "num_train": 5, "notes": [], "rows": rows}]
-    monkeypatch.setattr(published, "read", lambda: published)
+    tables = {"source": "Someone", "num_images": 100, "neighbours": 50, "notes": {"why": "Because <b>."}}
+    tables["columns"] = [{"name": "MQ0.5", "better": "lower", "protocol": "l2_from_gen", "threshold": 0.5}]
+    tables["tables"] = [{"title": "Table X", "data": "digits", "num_train": 5, "notes": [], "rows": rows}]
+    monkeypatch.setattr(published, "read", lambda: tables)
     with built(tmp_path, ONE_SEED) as (root, _):
         page = (root / "report.html").read_text()
     section = page[page.index('<h2 id="published">') : page.index('<h2 id="curves">')]
@@ -357,20 +243,47 @@ def test_the_page_has_no_section_of_published_numbers_where_none_match(one_seed)
     assert "No arm is the baseline plain trained for less" in page[page.index('id="trade_off"') :]
 
 
+def test_the_links_at_the_top_lead_to_the_sections_there_are(tmp_path):
+    theirs = {"theirs": {"generator": {"folder": "theirs"}, "sample": {}}}
+
+    def write_theirs(settings, levels):
+        write_scores(tmp_path, "theirs-seed0", 30)
+
+    with built(tmp_path, ONE_SEED, sections={"arms": theirs}, write_more=write_theirs) as (root, _):
+        page = (root / "report.html").read_text()
+    links = re.findall(r'<a href="#([^"]+)">', page[page.index("<nav>") : page.index("</nav>")])
+    # Nothing is trained here, so there is no section of the training; the wall time is added to the page last.
+    assert links == ["arms", "quality", "curves", "trade_off", "gallery", "settings", "machines"]
+    assert links == re.findall(r'<h2 id="([^"]+)">', page)
+
+
+def test_every_file_of_a_section_is_on_the_page():
+    files_of_sections = {path.stem for path in Path(sections.__file__).parent.glob("*.py")}
+    shown = {section.__name__.rpartition(".")[2] for section in sections.of_page()}
+    assert files_of_sections - {"__init__", "headline", "measures"} == shown
+
+
+def test_page_and_table_start_without_what_only_the_whole_report_needs():
+    code = "import sys, stages.report; print([name for name in ('pandas', 'matplotlib') if name in sys.modules])"
+    root = Path(__file__).parents[1]
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_headline_says_less_more_and_overlap(metrics_copy):
     metrics = metrics_copy
-    told = " ".join(page.headline(SETTINGS, metrics))
+    told = " ".join(headline.sentences(SETTINGS, metrics))
     assert "iet has an excess of 15 [11, 20] images of 100, the baseline plain has an excess of 60 [56, 65]" in told
     assert "75 % less" in told and "below the baseline's for iet" in told and "no less faithful" in told
 
     cell = metrics["iet"]["raw"]["l2_from_gen"]["0.5"]
     cell.update(excess=90, excess_low=80, excess_high=99)
     metrics["iet"]["raw"]["fd_pixels"] = 9.0
-    told = " ".join(page.headline(SETTINGS, metrics))
+    told = " ".join(headline.sentences(SETTINGS, metrics))
     assert "50 % more" in told and "above the baseline's for iet" in told and "is less faithful" in told
 
     cell.update(excess=55, excess_low=45, excess_high=57)
-    assert "so not told apart, for iet" in " ".join(page.headline(SETTINGS, metrics))
+    assert "so not told apart, for iet" in " ".join(headline.sentences(SETTINGS, metrics))
 
 
 def test_without_held_out_images(tmp_path):
@@ -384,10 +297,10 @@ def test_without_held_out_images(tmp_path):
 @pytest.mark.parametrize(
     "missing",
     [
-        "artifacts/counts/iet-seed0/round2/shard1/counts.safetensors",
-        "artifacts/score/plain-seed0/curves.parquet",
-        "artifacts/score/iet-seed0/scores.json",
-        "artifacts/score/iet-seed0/images.parquet",
+        "artifacts/results/counts/iet-seed0/round2/shard1/counts.safetensors",
+        "artifacts/results/score/plain-seed0/curves.parquet",
+        "artifacts/results/score/iet-seed0/scores.json",
+        "artifacts/results/score/iet-seed0/images.parquet",
     ],
 )
 def test_a_missing_file_is_named(one_seed, missing):
@@ -428,7 +341,7 @@ def test_long_names_are_cut_in_the_table(one_seed):
     _, metrics = one_seed
     name = "iet_" + 120 * "x"
     settings = SETTINGS | {"arms": {"plain": {}, name: {}}}
-    text = page.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]})
+    text = table.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]})
     assert max(map(len, text.splitlines())) <= 120 and "x…" in text
 
 
@@ -445,7 +358,7 @@ def test_columns_give_way_before_names_are_cut(one_seed, length, left_out, cut):
     _, metrics = one_seed
     name = "iet_" + (length - 4) * "x"
     settings = SETTINGS | {"arms": {"plain": {}, name: {}}}
-    lines = page.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]}).splitlines()
+    lines = table.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]}).splitlines()
     assert {"simplic.", "distinct"} - set(lines[1].split()) == left_out
     assert ("and distinct" in lines[0]) == ("distinct" not in left_out)
     assert ("…" in lines[-1], name in lines[-1]) == (cut, not cut) and max(map(len, lines)) <= 120
@@ -482,7 +395,7 @@ def test_page_alone_takes_what_records_there_are(own):
 
 def test_arms_that_generate_unlike_many_images_are_compared_by_share(metrics_copy):
     metrics_copy["iet"]["num_images"] = 25  # 15 of 25 images is as much as 60 of 100
-    told = " ".join(page.headline(SETTINGS, metrics_copy))
+    told = " ".join(headline.sentences(SETTINGS, metrics_copy))
     assert "15 [11, 20] images of 25, the baseline plain has an excess of 60 [56, 65] images of 100: the same" in told
     assert "so not told apart, for iet" in told
 
@@ -490,4 +403,4 @@ def test_arms_that_generate_unlike_many_images_are_compared_by_share(metrics_cop
 def test_curves_without_a_threshold_of_the_table_are_refused(tmp_path):
     write_scores(tmp_path, "iet-seed0", 15)
     with pytest.raises(ValueError, match="no single row for raw weights, code_sq at 0.45: run its score phase again"):
-        report.read_scores(tmp_path / "artifacts/score/iet-seed0", [0.4, 0.45])
+        results.read_scores(tmp_path / "artifacts/results/score/iet-seed0", [0.4, 0.45])

@@ -1,6 +1,5 @@
 """The similarity phase: preprocessing by its formula, neighbours by brute force, the summary by hand, the stage and the doors."""
 
-import copy
 import hashlib
 import json
 import re
@@ -9,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import test_report
+import report_tree
 import tiny_sscd
 import torch
 import yaml
 from conftest import TINY, Project, random_images, write_params, write_samples
 
-from stages import params, plan, report, similarity
+from stages import experiments, phases, plan, report, rules, similarity
 from stages.measures import sscd as method
 from stages.run import files
 
@@ -203,20 +202,20 @@ def with_similarity(**section):
 )
 def test_a_wrong_section_is_refused(section, told):
     with pytest.raises(ValueError, match=told.replace("?", r"\?")):
-        params.check(with_similarity(**section))
+        rules.check(with_similarity(**section))
 
 
 def test_the_file_is_checked_before_anything_runs(tmp_path, monkeypatch, weights_file):
     monkeypatch.chdir(tmp_path)
     settings = {"weights": str(weights_file), "preprocess": "dcr", "batch_size": 4}
-    similarity.check({"similarity": settings | {"sha256": hashlib.sha256(weights_file.read_bytes()).hexdigest()}})
+    similarity.check_files({"similarity": settings | {"sha256": hashlib.sha256(weights_file.read_bytes()).hexdigest()}})
     for wrong, told in [
         ({"weights": "gone.pt"}, "the file similarity.weights = gone.pt does not exist: put the SSCD weights there"),
         ({"sha256": "ab" * 32}, "has the sha256 .* expected abab.*mend similarity.sha256"),
         ({"weights": "artifacts/a.pt"}, "similarity.weights = artifacts/a.pt lies in artifacts/"),
     ]:
         with pytest.raises(ValueError, match=told):
-            plan.check_source(with_similarity(**settings | wrong))
+            phases.check_files(with_similarity(**settings | wrong))
 
 
 # The phase.
@@ -226,26 +225,21 @@ def test_the_file_is_checked_before_anything_runs(tmp_path, monkeypatch, weights
     ("experiment", "sentences"), [(yaml.safe_load(TINY), 0), (with_similarity(preprocess="dcr", batch_size=8), 1)]
 )
 def test_without_weights_the_phase_is_left_out(experiment, sentences):
-    params.check(experiment)
+    rules.check(experiment)
     found = plan.expand(experiment)
     assert found == plan.expand(yaml.safe_load(TINY))
-    assert found["similarity"] == {} and Path(found["report"]["similarity"]).is_file()
-    assert plan.left_out(experiment).count(similarity.LEFT_OUT) == sentences
+    assert not [name for name in found if name.startswith("similarity")]
+    assert phases.left_out(experiment).count(similarity.PHASE["left_out"]) == sentences
 
 
 def test_instances_of_the_phase_by_hand():
     section = {"weights": "my/sscd.pt", "preprocess": "dcr", "batch_size": 8}
     found = plan.expand(with_similarity(**section) | {"seeds": [3, 4]})
     runs = [f"{arm}-seed{seed}" for arm in ("ddpm", "iet_agc_plus") for seed in (3, 4)]
-    assert list(found["similarity"]) == ["reference", *runs]
-    assert found["similarity"]["reference"]["reads"] == "my/sscd.pt"
-    assert found["similarity"]["ddpm-seed4"] == {
-        "run": "ddpm-seed4",
-        "arguments": "--arm ddpm --seed 4",
-        "reads": "artifacts/samples/ddpm-seed4",
-        "reference": "artifacts/similarity/reference",
-    }
-    assert found["report"]["similarity"] == "artifacts/similarity"
+    names = [name for name in found if name.startswith("similarity")]
+    assert names == ["similarity_reference@reference", *(f"similarity@{run}" for run in runs)]
+    assert found["similarity_reference@reference"].item() == {"run": "reference", "network": "my/sscd.pt"}
+    assert found["similarity@ddpm-seed4"].item() == {"run": "ddpm-seed4", "arm": "ddpm", "seed": 4}
 
 
 @pytest.fixture
@@ -270,7 +264,7 @@ SAMPLES["raw"][[1, 5]] = TRAIN[3]
 def test_the_stage_finds_copies_and_names_what_it_used(made, weights_file, capfd):
     similarity.main(["--reference"])
     similarity.main(["--arm", "ddpm", "--seed", "3"])
-    folder = files.similarity_dir("ddpm-seed3")
+    folder = files.folder("results/similarity", "ddpm-seed3")
     table, scores = pd.read_parquet(folder / "nearest.parquet"), json.loads((folder / "scores.json").read_text())
     assert [scores[key] for key in ("weights", "preprocess")] == ["sscd_tiny.torchscript.pt", "dcr"]
     assert scores["sha256"] == hashlib.sha256(weights_file.read_bytes()).hexdigest()
@@ -287,7 +281,7 @@ def test_the_stage_finds_copies_and_names_what_it_used(made, weights_file, capfd
     raw = table[table.weights == "raw"].set_index("image")
     assert list(raw.nearest_key[[1, 5]]) == ["d.png", "d.png"] and raw.similarity[1] == pytest.approx(1)
 
-    reference = files.similarity_dir("reference")
+    reference = files.folder("results/similarity", "reference")
     others = train @ train.T - 3 * np.eye(5)
     found = pd.read_parquet(reference / "nearest.parquet")
     np.testing.assert_allclose(found.similarity, others.max(axis=1), atol=1e-6)
@@ -330,7 +324,7 @@ def test_where_images_have_prompts_each_is_compared_with_the_image_of_its_own(ma
     write_params(made)
     similarity.main(["--reference"])
     similarity.main(["--arm", "ddpm", "--seed", "3"])
-    folder = files.similarity_dir("ddpm-seed3")
+    folder = files.folder("results/similarity", "ddpm-seed3")
     table = pd.read_parquet(folder / "nearest.parquet")
     raw = table[table.weights == "raw"].set_index("image")
     assert list(raw.own_train) == [0, 4, 0, 1, 3, 3] and raw.prompt[4] == "line\n4"
@@ -348,29 +342,30 @@ def test_where_images_have_prompts_each_is_compared_with_the_image_of_its_own(ma
 
 
 @pytest.fixture
-def built(tmp_path, monkeypatch):
+def built(tmp_path):
     """built(levels, seeds, show_images) -> the report of a made-up tree with the similarity phase, as current folder."""
 
     def run(levels, seeds=(0,), show_images=0):
-        make_tree_of = test_report.make_tree
-
-        def make_tree(root, settings, levels, **options):
-            make_tree_of(root, settings, levels, **options)
-            used = {"weights": "sscd.pt", "sha256": "ab" * 32, "preprocess": "dcr"}
-            reference = files.similarity_dir("reference")
-            files.write_json(reference / "scores.json", used | {"train": {"percentile_95": 0.333}})
-            files.write_bytes(
-                reference / "nearest.parquet", pd.DataFrame({"similarity": np.linspace(0.1, 0.4, 5)}).to_parquet()
-            )
-            for arm, seed in ((arm, seed) for arm in settings["arms"] for seed in settings["seeds"]):
-                write_similarities(files.similarity_dir(f"{arm}-seed{seed}"), used, levels[arm][seed], show_images)
-
         section = {"weights": "sscd.pt", "preprocess": "dcr", "batch_size": 8, "show_images": show_images}
-        monkeypatch.setattr(test_report, "SETTINGS", copy.deepcopy(test_report.SETTINGS) | {"similarity": section})
-        monkeypatch.setattr(test_report, "make_tree", make_tree)
-        return test_report.built(tmp_path, levels, seeds)
+        return report_tree.built(
+            tmp_path, levels, seeds, sections={"similarity": section}, write_more=write_similarity_phase
+        )
 
     return run
+
+
+def write_similarity_phase(settings, levels):
+    used = {"weights": "sscd.pt", "sha256": "ab" * 32, "preprocess": "dcr"}
+    reference = files.folder("results/similarity", "reference")
+    files.write_json(reference / "scores.json", used | {"train": {"percentile_95": 0.333}})
+    files.write_bytes(
+        reference / "nearest.parquet", pd.DataFrame({"similarity": np.linspace(0.1, 0.4, 5)}).to_parquet()
+    )
+    show_images = settings["similarity"]["show_images"]
+    for arm, seed in ((arm, seed) for arm in settings["arms"] for seed in settings["seeds"]):
+        write_similarities(
+            files.folder("results/similarity", f"{arm}-seed{seed}"), used, levels[arm][seed], show_images
+        )
 
 
 def write_similarities(folder, used, level, show_images):
@@ -452,7 +447,7 @@ def test_report_of_two_seeds(built):
 
 
 def test_report_without_similarity(tmp_path):
-    with test_report.built(tmp_path, test_report.ONE_SEED) as (root, metrics):
+    with report_tree.built(tmp_path, report_tree.ONE_SEED) as (root, metrics):
         assert "similarity" not in metrics["iet"]["raw"]
         assert "similarity_mean" not in pd.read_parquet(root / "artifacts/report/results.parquet")
         assert 'id="similarity"' not in (root / "report.html").read_text()
@@ -460,8 +455,8 @@ def test_report_without_similarity(tmp_path):
 
 @pytest.mark.parametrize("show_images", [0, 2])
 def test_where_there_are_captions_no_training_image_is_shown_unless_asked_for(built, monkeypatch, show_images):
-    monkeypatch.setattr(params, "is_text", lambda settings: True)
-    monkeypatch.setattr(plan, "left_out", lambda settings: [])
+    monkeypatch.setattr(experiments, "is_text", lambda settings: True)
+    monkeypatch.setattr(phases, "left_out", lambda settings: [])
     with built({"plain": [60], "iet": [15]}, show_images=show_images) as (root, metrics):
         assert metrics["iet"]["raw"]["similarity"]["own_mean"] == 0.2  # of 0.1, 0.25 and 0.25
         assert metrics["iet"]["ema"]["similarity"]["own_mean"] == 0.35
@@ -497,10 +492,11 @@ def test_dvc_knows_what_each_instance_reads_and_writes(tmp_path, weights_file, m
         outs = {Path(out.fs_path).relative_to(project.root) for name in stages for out in stages[name].outs}
     finally:
         repo.close()
-    assert waits_for["similarity@reference"] == {"data"} and str(weights_file) in reads["similarity@reference"]
-    assert waits_for["similarity@ddpm-seed3"] == {"data", "similarity@reference", "sample@ddpm-seed3-part0"}
-    assert {"similarity@reference", "similarity@ddpm-seed3"} < waits_for["report"]
-    assert set(plan.output_folders(plan.expand(project.params()))) <= outs
+    reference = "similarity_reference@reference"
+    assert waits_for[reference] == {"data"} and str(weights_file) in reads[reference]
+    assert waits_for["similarity@ddpm-seed3"] == {"data", reference, "sample@ddpm-seed3-part0"}
+    assert {reference, "similarity@ddpm-seed3"} < waits_for["report"]
+    assert {path for i in plan.expand(project.params()).values() for path in i.outputs()} <= outs
 
 
 def test_a_missing_file_is_told_by_both_doors(tmp_path):
@@ -522,7 +518,9 @@ def test_the_phase_through_snakemake_turned_off_and_on_again(tmp_path, weights_f
     section = project.params()["similarity"]
     project.edit(similarity={})
     done = project.run("snakemake")
-    assert similarity.LEFT_OUT in done.text and "3 of 3 steps (100%) done" in done.text  # plan, report and the rule all
+    assert (
+        similarity.PHASE["left_out"] in done.text and "3 of 3 steps (100%) done" in done.text
+    )  # plan, report and the rule all
     assert "similarity" not in json.loads((project.root / "metrics.json").read_text())["ddpm"]["raw"]
     assert not list((project.root / "artifacts").glob("similarity/*/*"))
     project.edit(similarity=section)

@@ -1,13 +1,12 @@
 """CLIP score and magnitude detector as phases: what they read and write, who has them, and the report."""
 
-import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import test_report
+import report_tree
 import tiny_clip
 import tiny_sd
 import tiny_sscd
@@ -15,9 +14,10 @@ import torch
 import yaml
 from conftest import TINY, Project, random_images, text_experiment, write_params, write_samples
 
-from stages import clip, detect, params, plan
+from stages import clip, detect, phases, plan, rules
 from stages.measures import clip_score
 from stages.run import files
+from stages.text import detection
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLIP = {"model": "clip", "preprocess": "clip", "batch_size": 4}
@@ -30,34 +30,32 @@ RUN = ["--arm", "default", "--seed", "0"]
 
 def test_an_experiment_with_captions_has_both_phases_and_others_must_not():
     experiment = text_experiment(clip=CLIP, detect=DETECT)
-    params.check(experiment)
+    rules.check(experiment)
     found = plan.expand(experiment)
-    assert found["clip"] == {"default-seed0": {"arm": "default", "seed": 0, "run": "default-seed0", "weights": "clip"}}
-    model = {key: found["detect"]["default-seed0"][key] for key in ("model", "folder", "network", "method")}
-    assert model == {
+    run = {"run": "default-seed0", "arm": "default", "seed": 0}
+    assert found["clip@default-seed0"].item() == run | {"model": "clip"}
+    assert found["detect@default-seed0"].item() == run | {
         "model": "artifacts/model/default-seed0/round1",
-        "folder": "model",
-        "network": "stages/text",
+        "architecture": "model",
         "method": "stages/methods/ddpm.py",
     }
-    assert (found["report"]["clip"], found["report"]["detect"]) == ("artifacts/clip", "artifacts/detect")
-    outputs = set(plan.output_folders(found))
-    assert {Path("artifacts/clip/default-seed0"), Path("artifacts/detect/default-seed0")} <= outputs
+    for name in ("clip", "detect"):
+        assert found[f"{name}@default-seed0"].outputs() == [Path(f"artifacts/results/{name}/default-seed0")]
     for name, section in (("clip", CLIP), ("detect", DETECT)):
         with pytest.raises(ValueError, match=f"the section {name} looks into images that were made from prompts"):
-            params.check({**yaml.safe_load(TINY), name: section})
+            rules.check({**yaml.safe_load(TINY), name: section})
 
 
 def test_what_is_left_out_is_told_in_one_line_each():
-    told = plan.left_out(text_experiment())
+    told = phases.left_out(text_experiment())
     assert [sentence.split(" is left out")[0] for sentence in told] == [
         "the quality phase (FID, KID, precision, recall)",
         "the similarity phase (SSCD)",
         "the CLIP score",
         "the magnitude detector",
     ]
-    assert len(plan.left_out(text_experiment(clip=CLIP, detect=DETECT))) == 2
-    assert len(plan.left_out(yaml.safe_load(TINY))) == 1
+    assert len(phases.left_out(text_experiment(clip=CLIP, detect=DETECT))) == 2
+    assert len(phases.left_out(yaml.safe_load(TINY))) == 1
 
 
 def test_a_safety_checker_is_left_out_in_one_line(tmp_path):
@@ -82,15 +80,15 @@ def test_a_safety_checker_is_left_out_in_one_line(tmp_path):
 )
 def test_wrong_sections_are_refused(sections, told):
     with pytest.raises(ValueError, match=told.replace("?", r"\?")):
-        params.check(text_experiment(**sections))
+        rules.check(text_experiment(**sections))
 
 
 def test_the_clip_folder_is_looked_at_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="the folder clip does not exist: put a CLIP model"):
-        plan.check_source(text_experiment(clip=CLIP))
-    with pytest.raises(ValueError, match="clip.model = artifacts/clip lies in artifacts/"):
-        plan.check_source(text_experiment(clip=CLIP | {"model": "artifacts/clip"}))
+        clip.check_files(text_experiment(clip=CLIP))
+    with pytest.raises(ValueError, match="clip.model = artifacts/results/clip lies in artifacts/"):
+        clip.check_files(text_experiment(clip=CLIP | {"model": "artifacts/results/clip"}))
 
 
 @pytest.mark.parametrize(("stage", "told"), [(clip, "the CLIP score is left out"), (detect, "detector is left out")])
@@ -123,7 +121,7 @@ def made(tmp_path, monkeypatch):
 
 def test_scores_of_a_run_are_means_over_its_images(made):
     clip.main(RUN)
-    folder = files.clip_dir("default-seed0")
+    folder = files.folder("results/clip", "default-seed0")
     table, scores = pd.read_parquet(folder / "images.parquet"), json.loads((folder / "scores.json").read_text())
     model = clip_score.load("clip")
     shown = clip_score.image_embeddings(model, IMAGES, "clip", 6)
@@ -138,13 +136,13 @@ def test_scores_of_a_run_are_means_over_its_images(made):
 
 def test_images_without_prompts_have_no_score(made):
     for part in (0, 1):
-        (files.samples_dir("default-seed0", part) / "generations.jsonl").unlink()
+        (files.folder("samples", "default-seed0", part=part) / "generations.jsonl").unlink()
     with pytest.raises(ValueError, match="images of default-seed0 have no prompts, so there is no CLIP score"):
         clip.main(RUN)
 
 
 def test_prompts_of_a_part_that_cannot_be_read(made):
-    path = files.samples_dir("default-seed0", 1) / "generations.jsonl"
+    path = files.folder("samples", "default-seed0", part=1) / "generations.jsonl"
     path.write_text('{"index": 4, "promp')
     with pytest.raises(ValueError, match=r"part1/generations.jsonl cannot be read .*remove it and run"):
         clip.main(RUN)
@@ -158,13 +156,13 @@ def test_prompts_of_both_kinds_are_distinct():
         "train": [["a"], ["b", "other"], ["a"], ["c"]],
         "heldout": [["d"], ["b"], ["other"], ["d"], ["e"], ["f"]],  # b and other are captions trained on
     }
-    prompts, trained = detect.chosen(captions, {"num_prompts": 10}, 3)
+    prompts, trained = detection.chosen(captions, 10, 3)
     assert sorted(prompts[:3]) == ["a", "b", "c"] and sorted(prompts[3:]) == ["d", "e", "f"]
     assert list(trained) == [True] * 3 + [False] * 3
-    two, _ = detect.chosen(captions, {"num_prompts": 2}, 3)
+    two, _ = detection.chosen(captions, 2, 3)
     assert two == [*prompts[:2], *prompts[3:5]]  # fewer are the first of more
-    assert detect.chosen(captions, {"num_prompts": 10}, 4)[0] != prompts
-    alone, trained = detect.chosen({"train": [["a"]]}, {"num_prompts": 2}, 0)
+    assert detection.chosen(captions, 10, 4)[0] != prompts
+    alone, trained = detection.chosen({"train": [["a"]]}, 2, 0)
     assert alone == ["a"] and trained.all()
 
 
@@ -176,14 +174,14 @@ def test_the_stage_measures_both_kinds_of_prompts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_sd.build("model", "D", "v_prediction")
     write_params(text_experiment(detect=DETECT))
-    files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
+    files.save_arrays(files.folder("model", "default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
     files.save_array(files.DATA / "train.npy", np.zeros((12, 32, 32, 3), np.uint8))
     files.write_json(files.DATA / "keys.json", {"train": [f"{i}.png" for i in range(12)], "heldout": []})
     colours = ["red", "blue", "green", "white", "yellow", "purple"]
     captions = {"train": [[f"a {colours[i % 6]} square"] for i in range(12)], "heldout": [["a cross"], ["black"]]}
     files.write_json(files.DATA / "captions.json", captions)
     detect.main(RUN)
-    folder = files.detect_dir("default-seed0")
+    folder = files.folder("results/detect", "default-seed0")
     lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     scores = json.loads((folder / "scores.json").read_text())
     assert [line["trained"] for line in lines] == [True] * 3 + [False] * 2
@@ -216,26 +214,25 @@ def test_the_stage_measures_both_kinds_of_prompts(tmp_path, monkeypatch):
 # The report.
 
 
-def test_report_with_clip_and_detector(tmp_path, monkeypatch):
-    make_tree_of = test_report.make_tree
+def write_clip_and_detector(settings, levels):
+    for arm in settings["arms"]:
+        level = levels[arm][0]
+        used = {"model": "tiny", "sha256": {"model.safetensors": "cd" * 32}, "preprocess": "clip"}
+        scores = {w: {"original": level + 0.5, "used": level + 0.25} for w in ("raw", "ema")}
+        files.write_json(files.folder("results/clip", f"{arm}-seed0") / "scores.json", used | scores)
+        entry = {"trained": 0.5, "unseen": 0.25 if arm == "plain" else None}
+        if arm == "plain":
+            entry |= {"auc": 0.75, "low": 0.5, "high": 1.0, "found_at_1_percent": 0.125}
+        found = {"rms_mean": entry, "rms_first_step": entry | ({"auc": 0.625} if arm == "plain" else {})}
+        files.write_json(files.folder("results/detect", f"{arm}-seed0") / "scores.json", {"raw": found, "ema": found})
 
-    def make_tree(root, settings, levels, **options):
-        make_tree_of(root, settings, levels, **options)
-        for arm in settings["arms"]:
-            level = levels[arm][0]
-            used = {"model": "tiny", "sha256": {"model.safetensors": "cd" * 32}, "preprocess": "clip"}
-            scores = {w: {"original": level + 0.5, "used": level + 0.25} for w in ("raw", "ema")}
-            files.write_json(files.clip_dir(f"{arm}-seed0") / "scores.json", used | scores)
-            entry = {"trained": 0.5, "unseen": 0.25 if arm == "plain" else None}
-            if arm == "plain":
-                entry |= {"auc": 0.75, "low": 0.5, "high": 1.0, "found_at_1_percent": 0.125}
-            found = {"rms_mean": entry, "rms_first_step": entry | ({"auc": 0.625} if arm == "plain" else {})}
-            files.write_json(files.detect_dir(f"{arm}-seed0") / "scores.json", {"raw": found, "ema": found})
 
-    settings = copy.deepcopy(test_report.SETTINGS) | {"clip": CLIP, "detect": DETECT}
-    monkeypatch.setattr(test_report, "SETTINGS", settings)
-    monkeypatch.setattr(test_report, "make_tree", make_tree)
-    with test_report.built(tmp_path, test_report.ONE_SEED) as (root, metrics):
+def test_report_with_clip_and_detector(tmp_path):
+    phases = {"clip": CLIP, "detect": DETECT}
+    with report_tree.built(tmp_path, report_tree.ONE_SEED, sections=phases, write_more=write_clip_and_detector) as (
+        root,
+        metrics,
+    ):
         assert metrics["iet"]["raw"]["clip"] == {"original": 15.5, "used": 15.25}
         found = metrics["plain"]["raw"]["detect"]
         assert found == {
@@ -274,7 +271,7 @@ def test_all_measures_of_an_experiment_with_captions_through_snakemake(tmp_path)
     page = (project.root / "report.html").read_text()
     assert 'id="similarity"' in page and 'id="prompts"' in page
     # Each image beside that of its own prompt: keys, prompts and similarities agree with each other.
-    table = pd.read_parquet(project.root / "artifacts/similarity/default-seed0/nearest.parquet")
+    table = pd.read_parquet(project.root / "artifacts/results/similarity/default-seed0/nearest.parquet")
     keys = json.loads((project.root / "artifacts/data/keys.json").read_text())["train"]
     captions = json.loads((project.root / "artifacts/data/captions.json").read_text())["train"]
     assert list(table.prompt) == [captions[own][0] for own in table.own_train]
@@ -318,11 +315,11 @@ def test_the_detector_tells_captions_that_were_learnt_by_heart(tmp_path, monkeyp
     files.write_json(files.DATA / "keys.json", {"train": [f"{i}.png" for i in range(8)], "heldout": []})
     captions = {"train": [[text] for _, text in learnt] * 2, "heldout": [[text] for text in unseen]}
     files.write_json(files.DATA / "captions.json", captions)
-    files.save_array(files.shards_dir("default-seed0", 1) / "shard0.npy", np.arange(8))
+    files.save_array(files.folder("shards", "default-seed0", 1) / "shard0.npy", np.arange(8))
     train.main([*RUN, "--round", "1", "--shard", "0"])
     aggregate.main([*RUN, "--round", "1"])
     detect.main(RUN)
-    scores = json.loads((files.detect_dir("default-seed0") / "scores.json").read_text())
+    scores = json.loads((files.folder("results/detect", "default-seed0") / "scores.json").read_text())
     print(scores)
     assert (scores["num_trained"], scores["num_unseen"]) == (4, 8)
     entry = scores["raw"]["rms_first_step"]

@@ -11,8 +11,9 @@ import tiny_sscd
 import torch
 from conftest import text_experiment, write_params
 
-from stages import aggregate, analyse, detect, params, plan, randomness, report, sample, similarity, train
+from stages import aggregate, analyse, detect, experiments, phases, plan, randomness, rules, sample, similarity, train
 from stages.diffusion import sampling
+from stages.report import results
 from stages.report.sections import analyses
 from stages.run import files
 from stages.text import model
@@ -44,8 +45,8 @@ def test_captions_that_are_cut_stand_in_the_counts_of_training(with_captions):
     experiment = experiment_of()
     with_captions(experiment, [["cross " * 80]] + [[f"a {i}"] for i in range(11)])
     trained()
-    rounds = files.load_counts(experiment["arms"]["default"], "default-seed0")
-    assert report.totals(rounds)["spent.captions_cut"] == 1
+    rounds = experiments.load_counts(experiment["arms"]["default"], "default-seed0")
+    assert results.totals(rounds)["spent.captions_cut"] == 1
 
 
 # One text for all images.
@@ -60,8 +61,8 @@ def test_a_fixed_text_stands_in_the_place_of_all_captions(with_captions, monkeyp
     }
     experiment["similarity"] = {"weights": "sscd.pt", "preprocess": "dcr", "batch_size": 8, "show_images": 2}
     with_captions(experiment)
-    params.check(experiment)
-    params.check_num_train(experiment, 12)  # more images than captions: there is one for all
+    rules.check(experiment)
+    phases.check_sizes(experiment, 12)  # more images than captions: there is one for all
     seen = []
     embeddings = model.Frozen.embeddings
     monkeypatch.setattr(
@@ -79,9 +80,9 @@ def test_a_fixed_text_stands_in_the_place_of_all_captions(with_captions, monkeyp
     tiny_sscd.save("sscd.pt")
     similarity.main(["--reference"])
     similarity.main(RUN)
-    table = pd.read_parquet(files.similarity_dir("default-seed0") / "nearest.parquet")
+    table = pd.read_parquet(files.folder("results/similarity", "default-seed0") / "nearest.parquet")
     assert "own_train" not in table and "prompt" not in table and len(table) == 6
-    pictures = files.load_arrays(files.similarity_dir("default-seed0") / "pictures.safetensors")
+    pictures = files.load_arrays(files.folder("results/similarity", "default-seed0") / "pictures.safetensors")
     train_images = np.load(files.DATA / "train.npy")
     assert np.array_equal(pictures["raw.first_originals"], train_images[table.nearest_train[:2]])
 
@@ -93,7 +94,7 @@ def test_the_text_is_what_the_network_learns_from(with_captions):
         experiment = experiment_of(caption="fixed_text", caption_text=text)
         with_captions(experiment, captions)
         trained()
-        return files.load_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors")
+        return files.load_arrays(files.folder("model", "default-seed0", 1) / "raw.safetensors")
 
     one, same, other = (
         weights(text, [[f"{word} {i}"] for i in range(12)])
@@ -109,9 +110,9 @@ def test_one_text_leaves_nothing_to_detect(with_captions):
     with_captions(experiment)
     with pytest.raises(ValueError, match=r"default is trained with one text for all images \(train.caption\)"):
         detect.main(RUN)
-    assert plan.expand(experiment)["detect"] == {}
+    assert not [name for name in plan.expand(experiment) if name.startswith("detect")]
     experiment["arms"] = {"plain": plain, **experiment["arms"]}
-    assert list(plan.expand(experiment)["detect"]) == ["plain-seed0"]
+    assert [name for name in plan.expand(experiment) if name.startswith("detect")] == ["detect@plain-seed0"]
 
 
 # The default target of Wen et al. at inference time.
@@ -128,9 +129,9 @@ def test_the_target_is_the_median_magnitude_of_captions_that_were_not_trained_on
     with_captions(experiment, heldout=heldout)
     scheduler = Path("model/scheduler/scheduler_config.json")
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
-    params.check(experiment)
+    rules.check(experiment)
     weights = model.unet_weights("model")
-    files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", weights)
+    files.save_arrays(files.folder("model", "default-seed0", 1) / "raw.safetensors", weights)
     images, asked = sampled()
 
     frozen, network = model.Frozen("model", torch.device("cpu")), model.unet("model").eval()
@@ -164,7 +165,7 @@ def test_without_unseen_captions_the_target_must_be_given(with_captions):
     experiment = experiment_of()
     experiment["sample"]["mitigation"] = WEN
     with_captions(experiment, heldout=["a red square"])  # a caption trained on too
-    files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
+    files.save_arrays(files.folder("model", "default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
     with pytest.raises(
         ValueError,
         match=r"sample.mitigation has no target, .*set data.heldout_share, or give sample.mitigation",
@@ -180,9 +181,9 @@ def test_the_detector_looks_at_prompts_as_they_are(with_captions):
         if mitigation:
             experiment["sample"]["mitigation"] = mitigation
         with_captions(experiment)
-        files.save_arrays(files.model_dir("default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
+        files.save_arrays(files.folder("model", "default-seed0", 1) / "raw.safetensors", model.unet_weights("model"))
         detect.main(RUN)
-        scores.append((files.detect_dir("default-seed0") / "scores.json").read_text())
+        scores.append((files.folder("results/detect", "default-seed0") / "scores.json").read_text())
     assert scores[0] == scores[1]
 
 
@@ -211,21 +212,26 @@ def looked_into(with_captions):
         scheduler = Path("model/scheduler/scheduler_config.json")
         scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": prediction_type}))
         name = "default-seed0"
-        files.save_arrays(files.model_dir(name, 1) / "raw.safetensors", model.unet_weights("model"))
+        files.save_arrays(files.folder("model", name, 1) / "raw.safetensors", model.unet_weights("model"))
         visits, tenth = np.full(12, 10, np.int32), np.full(10, 12)
         counts = {"index": np.arange(12), "skips": SKIPS.astype(np.int32), "visits": visits, "augmented": 0 * visits}
         files.save_arrays(files.counts_file(name, 1, 0), counts | {"t_skipped": np.arange(10), "t_visited": tenth})
-        files.save_array(files.samples_dir(name, 0) / "raw.npy", 255 - np.load(files.DATA / "train.npy")[:6])
+        files.save_array(files.folder("samples", name, part=0) / "raw.npy", 255 - np.load(files.DATA / "train.npy")[:6])
         rows = {"image": range(6), "nearest_train": NEAREST}
         other = pd.DataFrame({"weights": "ema", "similarity": 0.99, "train_l2_from_gen": 0.01, **rows})
         rows = pd.DataFrame(
             {"weights": "raw", "similarity": np.float32(SIMILARITY), "train_l2_from_gen": [9, 9, 9, 9, 0.1, 9], **rows}
         )
-        for folder, file in ((files.similarity_dir, "nearest"), (files.score_dir, "images")):
-            folder(name).mkdir(parents=True, exist_ok=True)
-            pd.concat([other, rows]).to_parquet(folder(name) / f"{file}.parquet")
+        for folder, file in (
+            ("results/similarity", "nearest"),
+            ("results/score", "images"),
+        ):
+            files.folder(folder, name).mkdir(parents=True, exist_ok=True)
+            pd.concat([other, rows]).to_parquet(files.folder(folder, name) / f"{file}.parquet")
         analyse.main(RUN)
-        return files.load_json(files.analysis_dir(name) / "summary.json"), files.analysis_dir(name)
+        return files.load_json(files.folder("results/analyse", name) / "summary.json"), files.folder(
+            "results/analyse", name
+        )
 
     return run
 
@@ -241,7 +247,7 @@ def test_analyses_take_what_was_given_out_from_the_similarity(looked_into):
     assert summary["train_images"]["rarely_skipped_share"] == pytest.approx((SKIPS < 3).mean())
     assert summary["skip_by_timestep"]["rate"] == pytest.approx(list(np.arange(10) / 12))
     assert summary["extremes"]["images"] == 3 and summary["moves"] == {"absent": "no image moved"}
-    blocks = analyses.blocks(params.load())
+    blocks = analyses.blocks(rules.load())
     assert (
         "(similarity by SSCD above 0.5, raw weights)" in blocks[3].text and blocks[3].rows[0]["given out"] == "3 of 12"
     )
@@ -249,7 +255,7 @@ def test_analyses_take_what_was_given_out_from_the_similarity(looked_into):
     summary, folder = looked_into(sscd=False)  # without it from the ratio of distances
     table = pd.read_parquet(folder / "train_images.parquet")
     assert table.emitted[table.emitted > 0].to_dict() == {0: 1}
-    assert "(l2_from_gen at 0.5, raw weights)" in analyses.blocks(params.load())[3].text
+    assert "(l2_from_gen at 0.5, raw weights)" in analyses.blocks(rules.load())[3].text
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -289,10 +295,11 @@ def test_loss_against_timestep_is_that_of_the_noise_on_the_latent(looked_into, p
 def test_the_plan_of_analyses_names_what_they_read():
     experiment = experiment_of() | {"analyse": ANALYSE}
     experiment["arms"]["other"] = {"generator": {"arm": "default"}, "sample": {}}
-    params.check(experiment)
-    (item,) = plan.expand(experiment)["analyse"].values()
-    assert (item["network"], item["nearest"]) == ("stages/text", "artifacts/score/default-seed0")
+    rules.check(experiment)
+    (found,) = [instance for instance in plan.expand(experiment).values() if instance.block == "analyse"]
+    assert (found.kind, found.architecture) == ("stages/text", experiment["model"]["pipeline"])
+    assert found.nearest == "artifacts/results/score/default-seed0"
     experiment["similarity"] = {"weights": "sscd.pt", "preprocess": "dcr", "batch_size": 8}
-    assert plan.expand(experiment)["analyse"]["default-seed0"]["nearest"] == "artifacts/similarity/default-seed0"
+    assert plan.expand(experiment)["analyse@default-seed0"].nearest == "artifacts/results/similarity/default-seed0"
     with pytest.raises(ValueError, match="analyse.group_size is 7, expected at most half of the 12 training images"):
-        params.check_num_train(experiment | {"analyse": ANALYSE | {"group_size": 7}}, 12)
+        phases.check_sizes(experiment | {"analyse": ANALYSE | {"group_size": 7}}, 12)

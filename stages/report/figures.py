@@ -9,12 +9,15 @@ import base64
 import io
 import math
 import re
+from html import escape
 
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from PIL import Image
+
+from stages.report.columns import FIDELITY
 
 INK = "#010101"  # becomes currentColor
 ARM_COLOURS = [f"#0{i}0{i}fe" for i in range(1, 9)]  # become var(--arm-1) ... var(--arm-8)
@@ -42,9 +45,8 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-MAX_POINTS = (
-    200  # of a line over the epochs: more cannot be seen, and 17 arms of 2,000 epochs would make a page of megabytes
-)
+# Of a line over the epochs: more cannot be seen, and 17 arms of 2,000 epochs would make a page of megabytes.
+MAX_POINTS = 200
 MAX_GALLERY_PX = 96
 
 
@@ -90,8 +92,8 @@ def excess_against_fidelity(
     weights,
     protocol,
     threshold,
-    fidelity="fd_pixels",
-    fidelity_label="fd_pixels (squared [0, 1] pixel range)",
+    fidelity=FIDELITY,
+    fidelity_label=f"{FIDELITY} (squared [0, 1] pixel range)",
 ):
     """One point an arm and seed: fidelity across, memorisation up, with the paired 95 % interval; an arm's seeds are joined.
 
@@ -106,31 +108,14 @@ def excess_against_fidelity(
     held_out = rows.excess.notna().all()
     shares = rows[["excess", "excess_low", "excess_high", "count"]].mul(100 / rows.num_images, axis=0)
     shares = shares.assign(arm=rows.arm, x=rows[fidelity], y=shares["excess" if held_out else "count"])
-    line = shares.groupby("arm")[["x", "y"]].mean().reindex([*controls, arms[0]]).dropna()
     with matplotlib.style.context(["default", STYLE]):
         figure, axes = _axes(len(arms) + 1, height=4.2)
-        if len(line) > 1:
-            x, y = _straight(line.x.to_numpy(), line.y.to_numpy())
-            axes.plot(x, y, color=INK, alpha=0.6, lw=1, linestyle="--", label=f"{arms[0]} stopped early")
+        _draw_stopped_early(axes, shares, [*controls, arms[0]])
         for number, arm in enumerate(arms):
             of_arm = shares[shares.arm == arm]
-            if of_arm.empty:  # an arm that is sampled from other weights alone
-                continue
-            look = {**_look(0 if arm in controls else number), "linestyle": "none", "markersize": 6}
-            if arm in controls:
-                look |= {"markerfacecolor": "none", "zorder": 4}
-                for _, point in of_arm.groupby("arm")[["x", "y"]].mean().iterrows():
-                    axes.annotate(
-                        arm, (point.x, point.y), xytext=(6, 5), textcoords="offset points", fontsize=7.5, alpha=0.8
-                    )
-            label = None if arm in controls else arm  # they are named at their points
-            if len(of_arm) > 1:
-                axes.plot(of_arm.x, of_arm.y, color=look["color"], lw=0.8, alpha=0.6)
-            if held_out:
-                bars = [of_arm.y - of_arm.excess_low, of_arm.excess_high - of_arm.y]
-                axes.errorbar(of_arm.x, of_arm.y, np.maximum(bars, 0), elinewidth=0.9, label=label, **look)
-            else:
-                axes.plot(of_arm.x, of_arm.y, label=label, **look)
+            if not of_arm.empty:  # an arm may be sampled from other weights alone
+                look = _look(0 if arm in controls else number) | {"linestyle": "none", "markersize": 6}
+                _draw_points(axes, of_arm, look, held_out, arm in controls)
         axes.axhline(0, color=INK, alpha=0.4, lw=1)
         axes.margins(0.1)
         if shares.x.max() > 10 * shares.x.min() > 0:  # one very unfaithful arm would push all others together
@@ -142,6 +127,31 @@ def excess_against_fidelity(
         )
         axes.set_title(f"{protocol}, {weights} weights")
         return _svg(figure, f"{what} against {fidelity}, a point an arm and seed")
+
+
+def _draw_stopped_early(axes, shares, arms):
+    """The dashed line through the means of the baseline's controls to its own; arms: their names, the baseline last."""
+    line = shares.groupby("arm")[["x", "y"]].mean().reindex(arms).dropna()
+    if len(line) > 1:
+        x, y = _straight(line.x.to_numpy(), line.y.to_numpy())
+        axes.plot(x, y, color=INK, alpha=0.6, lw=1, linestyle="--", label=f"{arms[-1]} stopped early")
+
+
+def _draw_points(axes, of_arm, look, held_out, is_control):
+    """The points of one arm, one a seed. A control is hollow, and named at its point in the place of the legend."""
+    arm = of_arm.arm.iloc[0]
+    if is_control:
+        look |= {"markerfacecolor": "none", "zorder": 4}
+        for _, point in of_arm.groupby("arm")[["x", "y"]].mean().iterrows():
+            axes.annotate(arm, (point.x, point.y), xytext=(6, 5), textcoords="offset points", fontsize=7.5, alpha=0.8)
+    label = None if is_control else arm
+    if len(of_arm) > 1:
+        axes.plot(of_arm.x, of_arm.y, color=look["color"], lw=0.8, alpha=0.6)
+    if held_out:
+        bars = [of_arm.y - of_arm.excess_low, of_arm.excess_high - of_arm.y]
+        axes.errorbar(of_arm.x, of_arm.y, np.maximum(bars, 0), elinewidth=0.9, label=label, **look)
+    else:
+        axes.plot(of_arm.x, of_arm.y, label=label, **look)
 
 
 def over_epochs(epochs, arms, column, label, log=False):
@@ -220,19 +230,38 @@ def two_histograms(values, label, title):
 
     values   dict name -> [n] numbers
     """
+    looks = {name: _look(position) for position, name in enumerate(values)}
+    return _outlines(values, looks, label, "images of the group (%)", title)
+
+
+def histogram(values, arms, label):
+    """Shares (%) of the images of each arm by some value, one outline an arm and the same bins for all.
+
+    values   dict arm -> [n] finite numbers; arms without any are left out
+    arms     all arms: each has one colour in all figures of the page
+    """
+    drawn = {arm: numbers for arm, numbers in values.items() if len(numbers)}
+    if not drawn:
+        return None
+    looks = {arm: _look(arms.index(arm)) for arm in drawn}
+    return _outlines(drawn, looks, label, "images of the arm (%)", None)
+
+
+def _outlines(values, looks, label, ylabel, title):
     together = np.concatenate(list(values.values()))
     num_bins = min(30, max(map(len, values.values())) // 3 + 3)  # fewer images, wider bins
     edges = np.linspace(together.min(), max(together.max(), together.min() + 1e-6), num_bins + 1)
     with matplotlib.style.context(["default", STYLE]):
         figure, axes = _axes(len(values))
-        for position, (name, numbers) in enumerate(values.items()):
-            look = _look(position)
+        for name, numbers in values.items():
             percent = 100 * np.histogram(numbers, edges)[0] / len(numbers)
+            look = looks[name]
             axes.stairs(percent, edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.4, label=name)
-        axes.set(xlabel=label, ylabel="images of the group (%)")
+        axes.set(xlabel=label, ylabel=ylabel)
         axes.set_ylim(bottom=0)
-        axes.set_title(title)
-        return _svg(figure, f"{label}, {title}")
+        if title:
+            axes.set_title(title)
+        return _svg(figure, f"{label}, {title}" if title else label)
 
 
 def similarity_histogram(similarity, arms, train):
@@ -346,14 +375,11 @@ def _svg(figure, title):
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(
-        r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL
-    )  # holds web addresses, as the two namespaces do
+    # Metadata hold web addresses, as the two namespaces do; a style would hold for the whole page, which has it in its CSS.
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     view_box = re.search(r'viewBox="([^"]+)"', text)[1]
-    text = f'<svg viewBox="{view_box}" role="img"><title>{title}</title>' + text[text.index(">") + 1 :]
-    text = re.sub(
-        r"<defs>\s*<style.*?</defs>\s*", "", text, flags=re.DOTALL
-    )  # would hold for the whole page: it is in its CSS
+    text = f'<svg viewBox="{view_box}" role="img"><title>{escape(title)}</title>' + text[text.index(">") + 1 :]
+    text = re.sub(r"<defs>\s*<style.*?</defs>\s*", "", text, flags=re.DOTALL)
     text = text.replace("xlink:href", "href")
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1, axes_1, ...: the same in each figure of the page
     text = re.sub(r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1", text)  # the page's own font

@@ -9,8 +9,9 @@ Columns   arm, seed, weights
 import csv
 import io
 
-from stages import params
+from stages import experiments
 from stages.measures import leaks, memorisation
+from stages.report import entries
 from stages.run import files
 
 COLUMNS = ["arm", "seed", "weights", "index", "key", "count", "best_ratio", "twin"]
@@ -26,13 +27,15 @@ def read(settings):
     """
     import pandas as pd
 
-    headline = settings["score"]["headline"]
-    ratio = f"train_{headline['protocol']}"
+    headline = entries.headline(settings)
+    ratio = f"train_{headline.protocol}"
     columns = ["weights", "image", "nearest_train", "nearest_key", ratio]
     frames = []
     for arm in settings["arms"]:
-        for seed in params.seeds_of(settings, arm):
-            images = files.load_table(files.score_dir(files.run_name(arm, seed)) / "images.parquet", columns)
+        for seed in experiments.seeds_of(settings, arm):
+            images = files.load_table(
+                files.folder("results/score", files.run_name(arm, seed)) / "images.parquet", columns
+            )
             for weights, of_weights in images.groupby("weights", sort=False):
                 frames.append(_of_one(of_weights, ratio, headline).assign(arm=arm, seed=seed, weights=weights))
     return pd.concat(frames, ignore_index=True)[COLUMNS]
@@ -41,8 +44,8 @@ def read(settings):
 def _of_one(images, ratio, headline):
     import pandas as pd
 
-    ratios, strict = images[ratio].to_numpy(), memorisation.PROTOCOLS[headline["protocol"]].strict
-    memorised = memorisation.is_memorised(ratios, headline["threshold"], strict)
+    ratios, strict = images[ratio].to_numpy(), memorisation.PROTOCOLS[headline.protocol].strict
+    memorised = memorisation.is_memorised(ratios, headline.threshold, strict)
     found = leaks.given_out(images.nearest_train.to_numpy(), ratios, memorised)
     twin = images.iloc[found.twin]
     values = {"index": found.index, "key": twin.nearest_key.to_numpy(), "count": found.count}

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import yaml
 
-from stages.report.page import DASH, View, interval_text, number, with_sd
+from stages.report import columns
+from stages.report.columns import FIDELITY
+from stages.report.entries import WEIGHTS
+from stages.report.html import DASH, View, interval_text, with_sd
 
 PUBLISHED = Path(__file__).parents[2] / "workflow/published/tables.yaml"
 SCHEMA = Path(__file__).parents[2] / "workflow/schemas/published.schema.yaml"
@@ -29,12 +32,12 @@ def read(path=PUBLISHED):
         where = ".".join(str(part) for part in error.absolute_path) or "the file"
         raise ValueError(f"{path}: {where}: {error.message}, see workflow/schemas/{SCHEMA.name}") from None
     for table in published["tables"]:
-        columns = table.get("columns", published["columns"])
+        metrics = table.get("columns", published["columns"])
         for row in table["rows"]:
             where = f"{path}: the row of arm {row['arm']} in {table['title']}"
-            if len(row.get("published", columns)) != len(columns):
+            if len(row.get("published", metrics)) != len(metrics):
                 raise ValueError(
-                    f"{where} has {len(row['published'])} published numbers, expected {len(columns)}, one per column"
+                    f"{where} has {len(row['published'])} published numbers, expected {len(metrics)}, one per column"
                 )
             if list(row["label"]) != list(table["rows"][0]["label"]):
                 raise ValueError(f"{where} has other labels than the first row, {', '.join(table['rows'][0]['label'])}")
@@ -67,7 +70,7 @@ def _own(table):
 
 
 def _view(table, settings, metrics, num_train, published):
-    weights = [w for w in ("raw", "ema") if any(w in metrics[arm] for arm in settings["arms"])]
+    weights = [w for w in WEIGHTS if any(w in metrics[arm] for arm in settings["arms"])]
     shown = [row for row in table["rows"] if "published" in row or row["arm"] in metrics]
     notes = list(dict.fromkeys([*table["notes"], *(name for row in shown for name in row.get("notes", []))]))
     rows = []
@@ -90,7 +93,7 @@ def _view(table, settings, metrics, num_train, published):
 
 
 def _numbers(row, ours, weights, published, threshold):
-    """Cells of a row by column: of each metric the published number and ours, then our excess and fd_pixels."""
+    """Cells of a row by column: of each metric the published number and ours, then our excess and fidelity."""
     cells = {}
     for i, column in enumerate(published["columns"]):
         name = f"{column['name']}\u00a0{ARROWS[column['better']]}"
@@ -102,7 +105,8 @@ def _numbers(row, ours, weights, published, threshold):
         cell = _scaled(ours, w, protocol, threshold, published["num_images"])
         cells[f"excess at {threshold:g} [95 %] {w}"] = interval_text(cell) if cell else DASH
     for w in weights:
-        cells[f"fd_pixels {w}"] = with_sd(ours[w], "fd_pixels", number) if ours and w in ours else DASH
+        found = columns.cells("score", ours[w] if ours and w in ours else {}, [FIDELITY])
+        cells |= {f"{title} {w}": cell for title, cell in found.items()}
     return cells
 
 

@@ -1,8 +1,10 @@
 """The trade-off: each arm's excess against what the baseline, trained for less, has at the same fidelity."""
 
-from stages import params
+from stages import experiments
 from stages.measures.trade_off import Point, compare
-from stages.report.page import DASH, View, number
+from stages.report import entries
+from stages.report.columns import FIDELITY
+from stages.report.html import DASH, View, number
 
 WORDS = {
     "below": "below the line",
@@ -19,7 +21,7 @@ def controls(settings):
     settings   params.yaml; the first arm that is trained is the baseline
     Returns    list of names, the shortest training first
     """
-    baseline, *others = params.trained(settings)
+    baseline, *others = experiments.trained(settings)
 
     def passes(arm):
         recipe = settings["arms"][arm]
@@ -42,11 +44,11 @@ def view(settings, metrics):
     metrics   as in metrics.json
     Returns   View
     """
-    if not params.trained(settings):
+    if not experiments.trained(settings):
         return View("", "No arm is trained here, so there is no early-stopped baseline to compare with.")
-    baseline, stopped = next(iter(params.trained(settings))), controls(settings)
-    headline = settings["score"]["headline"]
-    at = f"{headline['threshold']:g}"
+    baseline, stopped = next(iter(experiments.trained(settings))), controls(settings)
+    first, protocol, threshold = entries.headline(settings)
+    at = f"{threshold:g}"
     if not stopped:
         return View(
             "",
@@ -54,11 +56,9 @@ def view(settings, metrics):
             "excess plain early stopping would buy: add such an arm, a control.",
         )
     sentences, rows = [], []
-    for weights in [headline["weights"], *(w for w in ("raw", "ema") if w != headline["weights"])]:
+    for weights in [first, *(w for w in entries.WEIGHTS if w != first)]:
         points = {
-            arm: _point(metrics[arm], weights, headline["protocol"], at)
-            for arm in settings["arms"]
-            if weights in metrics[arm]
+            arm: _point(metrics[arm], weights, protocol, at) for arm in settings["arms"] if weights in metrics[arm]
         }
         if baseline not in points:
             continue
@@ -72,8 +72,8 @@ def view(settings, metrics):
         rows += [_row(arm, weights, points[arm], comparison) for arm, comparison in compared.items()]
     caption = (
         f"The line is the baseline {baseline}, and the same recipe stopped early: {', '.join(stopped)}; straight in between. "
-        f"Excess is that of {headline['protocol']} at {at}, in % of the generated images. The interval of the difference holds that "
-        "of the line's ends, but not the uncertainty of fd_pixels. " + " ".join(sentences)
+        f"Excess is that of {protocol} at {at}, in % of the generated images. The interval of the difference holds that "
+        f"of the line's ends, but not the uncertainty of {FIDELITY}. " + " ".join(sentences)
     )
     return View("", caption, rows)
 
@@ -85,7 +85,7 @@ def _point(metrics_of_arm, weights, protocol, threshold):
         return None
     percent = 100 / metrics_of_arm["num_images"]
     half_width = (cell["excess_high"] - cell["excess_low"]) / 2
-    return Point(metrics_of_arm[weights]["fd_pixels"], percent * cell["excess"], percent * half_width)
+    return Point(metrics_of_arm[weights][FIDELITY], percent * cell["excess"], percent * half_width)
 
 
 def _sentence(weights, compared):
@@ -104,7 +104,7 @@ def _row(arm, weights, point, comparison):
     return {
         "arm": arm,
         "weights": weights,
-        "fd_pixels": number(point.fidelity),
+        FIDELITY: number(point.fidelity),
         "excess %": number(point.excess),
         "line %": number(comparison.line),
         "difference [95 %]": difference,

@@ -3,15 +3,17 @@
 Figures show the first seed, tables all seeds. Where a group is too small to say anything, the words say that.
 """
 
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
 
-from stages import params, similarity
-from stages.report import figures
-from stages.report.page import DASH, number, tally
+from stages import experiments
+from stages.report import figures, html
+from stages.report.html import DASH, number, tally
 from stages.run import files
 
+ANCHOR, TITLE = "analyses", "Analyses"
 FEW = 10  # images or pairs of a group: of fewer the page draws no conclusion
 GROUPS = {
     "similar": "most like a generated image",
@@ -40,17 +42,17 @@ class Analyses:
     """The analyses of all runs, read when they are needed."""
 
     def __init__(self, settings):
-        self.arms, self.seeds = list(params.trained(settings)), settings["seeds"]
+        self.arms, self.seeds = list(experiments.trained(settings)), settings["seeds"]
         self.all_arms = list(settings["arms"])  # an arm has one colour in all figures of the page
         self.headline = settings["score"]["headline"]
-        by_sscd = params.is_text(settings) and similarity.wanted(settings)
+        by_sscd = experiments.copies_by_sscd(settings)
         ratio = f"{self.headline['protocol']} at {self.headline['threshold']:g}"
         self.copies = "similarity by SSCD above 0.5" if by_sscd else ratio  # what counts as a copy
         self.runs = [(arm, seed) for arm in self.arms for seed in self.seeds]
         self.found = {key: files.load_json(self.folder(*key) / "summary.json") for key in self.runs}
 
     def folder(self, arm, seed):
-        return files.analysis_dir(files.run_name(arm, seed))
+        return files.folder("results/analyse", files.run_name(arm, seed))
 
     def table(self, name, arm, seed):
         return files.load_table(self.folder(arm, seed) / f"{name}.parquet")
@@ -73,6 +75,21 @@ class Analyses:
                 name = arm if len(self.seeds) == 1 else f"{arm} seed {seed}"
                 names.setdefault(reason, []).append(name)
         return "".join(f" None for {', '.join(listed)}: {reason}." for reason, listed in names.items())
+
+
+def section(report):
+    if "analyse" not in report.settings or not experiments.trained(report.settings):
+        return ""
+    parts = [html.quiet("Figures show the first seed, tables all of them."), *map(_shown, blocks(report.settings))]
+    return html.section(ANCHOR, "Analyses", "\n".join(parts))
+
+
+def _shown(block):
+    """A block as HTML."""
+    panels = html.panels(html.figure(svg, caption) for svg, caption in block.panels)
+    folded = html.details("Each move", html.table(block.details)) if block.details else ""
+    rows = html.table(block.rows) if block.rows else ""
+    return f"<h3>{escape(block.title)}</h3>\n{html.quiet(block.text)}\n{rows}\n{panels}{folded}"
 
 
 def blocks(settings):

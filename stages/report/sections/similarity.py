@@ -8,51 +8,49 @@ from html import escape
 
 import numpy as np
 
-from stages import params, similarity
+from stages import experiments, phases
 from stages.measures import intervals
-from stages.report.page import html_table, number, with_sd
+from stages.report import columns, figures, html
+from stages.report.entries import WEIGHTS, mean_and_sd, rounded
+from stages.report.figures import png
+from stages.report.html import number
 from stages.run import files
+from stages.run.instance import REFERENCE
 
-MEASURES = {
-    "percentile_95": "Sim (95th percentile)",
-    "mean": "mean",
-    "percentile_75": "75th percentile",
-    "percentile_90": "90th percentile",
-    "share_above": "share above 0.5",
-}
-OWN = {"own_mean": "mean to own training image"}  # of images with prompts: the image whose caption was asked for
+ANCHOR, TITLE = "similarity", "Similarity"
+OWN = "own_mean"  # of images with prompts alone: to the training image whose caption was asked for
 INTERVAL = ["low", "high"]
 MOST_SIMILAR = 10  # rows of the list of near-copies of an arm
 
 
 def _measures(settings):
-    return MEASURES | (OWN if params.is_text(settings) else {})
+    """Names of the columns that an experiment has."""
+    return [name for name in columns.of("similarity") if name != OWN or experiments.is_text(settings)]
 
 
-def with_columns(results, settings, run):
+def with_columns(scores, settings, run):
     """The rows of a run with a column similarity_<measure> for each, by the row's kind of weights."""
-    if similarity.wanted(settings):
-        scores = files.load_json(files.similarity_dir(run) / "scores.json")
-        for name in [*MEASURES, *INTERVAL]:
-            of_weights = {weights: scores[weights][name] for weights in results.weights.unique()}
-            results[f"similarity_{name}"] = results.weights.map(of_weights).astype(float)
-        if params.is_text(settings):
-            table = files.load_table(files.similarity_dir(run) / "nearest.parquet")
+    if phases.module("similarity").wanted(settings):
+        found = files.load_json(files.folder("results/similarity", run) / "scores.json")
+        for name in [name for name in columns.of("similarity") if name != OWN] + INTERVAL:
+            by_weights = {weights: found[weights][name] for weights in scores.weights.unique()}
+            scores[f"similarity_{name}"] = scores.weights.map(by_weights).astype(float)
+        if experiments.is_text(settings):
+            table = files.load_table(files.folder("results/similarity", run) / "nearest.parquet")
             own = table.groupby("weights").own_similarity.mean() if "own_similarity" in table else {}
-            results["similarity_own_mean"] = results.weights.map(own).astype(float)
-    return results
+            scores[f"similarity_{OWN}"] = scores.weights.map(own).astype(float)
+    return scores
 
 
-def summary(settings, rows, mean_and_sd, rounded):
-    """Entry of metrics.json for an arm and kind of weights: the means over seeds. The interval is the bootstrap's of one seed, or the
-    t-interval of the mean over several.
-
-    rows   one row a seed
-    """
-    if not similarity.wanted(settings):
+def summary(report, arm, weights):
+    """{"similarity": means over seeds, low, high}. The interval is the bootstrap's of one seed, or the t-interval of the mean over
+    several. {} where the phase is left out."""
+    if not phases.module("similarity").wanted(report.settings):
         return {}
+    results = report.results
+    rows = results[(results.arm == arm) & (results.weights == weights)].drop_duplicates("seed")
     of_measure = rows.rename(columns=lambda name: name.removeprefix("similarity_"))
-    entry = mean_and_sd(of_measure, list(_measures(settings)))
+    entry = mean_and_sd(of_measure, _measures(report.settings))
     if len(rows) == 1:
         entry |= mean_and_sd(of_measure, INTERVAL)
     else:
@@ -61,48 +59,50 @@ def summary(settings, rows, mean_and_sd, rounded):
     return {"similarity": entry}
 
 
-def section(settings, metrics):
-    """The page's section, as HTML; "" where the phase is left out."""
-    if not similarity.wanted(settings):
+def section(report):
+    if not phases.module("similarity").wanted(report.settings):
         return ""
-    from stages.report import figures
-
-    weights, seed = settings["score"]["headline"]["weights"], settings["seeds"][0]
-    folder = files.similarity_dir(files.REFERENCE)
-    used = files.load_json(folder / "scores.json")
+    weights = report.headline.weights
     nearest = {
         arm: table[table.weights == weights]
-        for arm in settings["arms"]
-        for table in [files.load_table(files.similarity_dir(files.run_name(arm, seed)) / "nearest.parquet")]
+        for arm in report.arms
+        for table in [files.load_table(files.folder("results/similarity", report.first_run(arm)) / "nearest.parquet")]
     }
-    train = files.load_table(folder / "nearest.parquet", ["similarity"]).similarity.to_numpy()
-    figure = figures.similarity_histogram(
-        {arm: table.similarity.to_numpy() for arm, table in nearest.items()}, list(settings["arms"]), train
-    )
+    used = files.load_json(files.folder("results/similarity", REFERENCE) / "scores.json")
     told = (
         f"Similarity by SSCD of each generated image to the nearest training image: 1 is a copy. Weights {used['weights']}, sha256 "
         f"{used['sha256'][:16]}…, preprocessing {used['preprocess']}. The 95th percentile of the training images to each other, "
         f"without themselves, is {number(used['train']['percentile_95'])}."
     )
+    parts = [
+        html.table(_rows(report), told),
+        html.panels([_histogram(report, nearest)]),
+        _near_copies(nearest),
+        _pictures(report, nearest),
+    ]
+    return html.section(ANCHOR, "Similarity", "\n".join(parts))
+
+
+def _histogram(report, nearest):
+    """Fig. 6."""
+    reference = files.folder("results/similarity", REFERENCE) / "nearest.parquet"
+    train = files.load_table(reference, ["similarity"]).similarity.to_numpy()
+    values = {arm: table.similarity.to_numpy() for arm, table in nearest.items()}
     caption = (
-        f"Density of the similarities, {weights} weights, seed {seed}; each row has its own scale. Grey: training images, each to the "
-        "most similar other one."
+        f"Density of the similarities, {report.headline.weights} weights, seed {report.first_seed}; each row has its own scale. "
+        "Grey: training images, each to the most similar other one."
     )
-    return (
-        f'<section>\n<h2 id="similarity">Similarity</h2>\n{html_table(_rows(settings, metrics), told)}\n'
-        f"<div class=panels><figure>{figure}<figcaption>{caption}</figcaption></figure></div>\n"
-        f"{_near_copies(nearest)}\n{_pictures(settings, nearest, weights, seed)}\n</section>"
-    )
+    return html.figure(figures.similarity_histogram(values, report.arms, train), caption)
 
 
-def _rows(settings, metrics):
+def _rows(report):
     rows = []
-    for arm in settings["arms"]:
-        for weights in ("raw", "ema"):
-            if entry := metrics[arm].get(weights, {}).get("similarity"):
-                interval = f" [{number(entry['low'])}, {number(entry['high'])}]"
-                cells = {label: with_sd(entry, name, number) for name, label in _measures(settings).items()}
-                cells[MEASURES["percentile_95"]] += interval
+    for arm in report.arms:
+        for weights in WEIGHTS:
+            if entry := report.metrics[arm].get(weights, {}).get("similarity"):
+                cells = columns.cells("similarity", entry, _measures(report.settings))
+                title = columns.of("similarity")["percentile_95"]["title"]
+                cells[title] += f" [{number(entry['low'])}, {number(entry['high'])}]"
                 rows.append({"arm": arm, "weights": weights} | cells)
     return rows
 
@@ -121,48 +121,38 @@ def _near_copies(nearest):
             }
             for row in most.head(MOST_SIMILAR).itertuples()
         ]
-    return f"<details><summary>The most similar images, by key</summary>{html_table(rows)}</details>"
+    return html.details("The most similar images, by key", html.table(rows))
 
 
-def _pictures(settings, nearest, weights, seed):
+def _pictures(report, nearest):
     """Near-copies beside their training images, and a grid of the same images of all arms (Fig. 7)."""
-    if not similarity.shows_pictures(settings):
-        return "<p class=quiet>Pictures are shown where similarity.show_images says how many.</p>"
-    runs = {arm: files.similarity_dir(files.run_name(arm, seed)) / "pictures.safetensors" for arm in nearest}
-    pictures = {
-        arm: {
-            name.removeprefix(f"{weights}."): array
-            for name, array in files.load_arrays(path).items()
-            if name.startswith(weights)
-        }
-        for arm, path in runs.items()
-    }
-    galleries = "".join(f"<h3>{escape(arm)}</h3>\n{_gallery(shown, nearest[arm])}" for arm, shown in pictures.items())
-    return (
-        f"{_grid(pictures, nearest)}\n<p class=quiet>Near-copies: left the generated image, right its training image.</p>\n"
-        f"{galleries}"
-    )
+    if not phases.module("similarity").shows_pictures(report.settings):
+        return html.quiet("Pictures are shown where similarity.show_images says how many.")
+    pictures = {arm: _pictures_of(report, arm) for arm in nearest}
+    galleries = [f"<h3>{escape(arm)}</h3>\n{_gallery(shown, nearest[arm])}" for arm, shown in pictures.items()]
+    told = html.quiet("Near-copies: left the generated image, right its training image.")
+    return f"{_grid(pictures, nearest)}\n{told}\n{''.join(galleries)}"
+
+
+def _pictures_of(report, arm):
+    """The arrays of pictures.safetensors of one arm that are of the headline's weights, by name."""
+    weights = report.headline.weights
+    arrays = files.load_arrays(files.folder("results/similarity", report.first_run(arm)) / "pictures.safetensors")
+    return {name.removeprefix(f"{weights}."): array for name, array in arrays.items() if name.startswith(weights)}
 
 
 def _gallery(shown, table):
-    from stages.report.figures import png
-
+    """shown   arrays of one arm, see stages.similarity; table: its nearest.parquet"""
     keys = table.set_index("image").nearest_key
-    figures = "".join(
-        f'<figure><div class=pair><img src="{png(copy)}" alt="generated image {image}">'
-        f'<img src="{png(original)}" alt="training image {escape(str(keys[image]))}"></div>'
-        f"<figcaption>{similarity_:.3f} · {escape(str(keys[image]))}</figcaption></figure>"
-        for copy, original, image, similarity_ in zip(
-            shown["copies"], shown["originals"], shown["copy_image"], shown["copy_similarity"], strict=True
-        )
+    found = zip(shown["copies"], shown["originals"], shown["copy_image"], shown["copy_similarity"], strict=True)
+    return html.gallery(
+        html.figure(html.pair(png(copy), png(original), image, keys[image]), f"{value:.3f} · {keys[image]}")
+        for copy, original, image, value in found
     )
-    return f"<div class=gallery>{figures}</div>"
 
 
 def _grid(pictures, nearest):
     """One row an image: its training image, then what each arm made of the same prompt and seed."""
-    from stages.report.figures import png
-
     first = next(iter(pictures.values()))
     table = next(iter(nearest.values())).set_index("image")
     asked = "prompt" in table
@@ -179,6 +169,6 @@ def _grid(pictures, nearest):
     head = "".join(f"<th scope=col>{escape(name)}</th>" for name in heads)
     told = "The same prompt and seed in every arm." if asked else "The same starting noise in every arm."
     return (
-        f"<p class=quiet>{told}</p>\n<div class=scroll><table class=grid>\n<thead><tr>{head}</tr></thead>\n"
+        f"{html.quiet(told)}\n<div class=scroll><table class=grid>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

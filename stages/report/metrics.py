@@ -1,0 +1,60 @@
+"""What goes into metrics.json; stages.report.entries says how it is laid out."""
+
+import numpy as np
+
+from stages.measures import intervals
+from stages.report import columns, sections
+from stages.report.entries import PROTOCOLS, mean_and_sd, rounded
+from stages.report.results import TRAINING
+
+
+def summarise(report):
+    """Per arm the mean over its seeds, with <name>_sd beside it (n - 1 in the denominator) where there are several.
+
+    excess_low and excess_high: with one seed the paired interval of the score phase, over the generated images; with several
+    the 95 % t-interval of the mean over seeds, which also holds what differs from one training to the next.
+
+    Returns   dict, as in metrics.json
+    """
+    metrics = {}
+    for arm in report.arms:
+        of_arm = report.results[report.results.arm == arm]
+        metrics[arm] = {"num_seeds": of_arm.seed.nunique(), "num_images": int(of_arm.num_images.iloc[0])}
+        for weights in of_arm.weights.unique():
+            metrics[arm][weights] = _of_weights(report, arm, weights, of_arm[of_arm.weights == weights])
+        of_arm = report.training[report.training.arm == arm]
+        if not of_arm.empty:
+            metrics[arm]["training"] = _training(of_arm)
+    return metrics
+
+
+def _of_weights(report, arm, weights, rows):
+    """rows   those of the arm and weights: one a seed, protocol and threshold"""
+    entry = mean_and_sd(rows.drop_duplicates("seed"), columns.of("score"))
+    for section in sections.having("summary"):
+        entry |= section.summary(report, arm, weights)
+    for protocol in PROTOCOLS:
+        of_protocol = rows[rows.protocol == protocol]
+        entry[protocol] = {
+            f"{threshold:g}": _memorised(of_protocol[np.isclose(of_protocol.threshold, threshold)])
+            for threshold in report.settings["score"]["thresholds"]
+        }
+    return entry
+
+
+def _memorised(rows):
+    """rows   one row a seed, at one threshold"""
+    if len(rows) == 1:
+        return mean_and_sd(rows, ["count", "distinct", "excess", "excess_low", "excess_high", "simplicity"])
+    entry = mean_and_sd(rows, ["count", "distinct", "excess", "simplicity"])
+    entry["excess_low"], entry["excess_high"] = map(rounded, intervals.t_interval(rows.excess.tolist()))
+    return entry
+
+
+def _training(rows):
+    """rows   one row a seed of `Report.training`"""
+    entry = mean_and_sd(rows, TRAINING)
+    spent = [name for name in rows.columns if name.startswith("spent.") and rows[name].notna().all()]
+    if spent:
+        entry["spent"] = {name.removeprefix("spent."): rounded(rows[name].max()) for name in spent}
+    return entry

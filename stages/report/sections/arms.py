@@ -1,0 +1,119 @@
+"""The main table: what every arm memorises, and how faithful it is, for each kind of weights."""
+
+from stages.report import columns, html
+from stages.report.entries import PROTOCOLS, per_image, weights_of
+from stages.report.html import DASH, interval_text, with_sd
+
+ANCHOR, TITLE = "arms", "Arms"
+
+
+def section(report):
+    seeds = len(report.settings["seeds"])
+    spread = f" Means of {seeds} seeds ± standard deviation." if seeds > 1 else ""
+    caption = f"Protocol {report.headline.protocol}, {_num_images(report.metrics)}.{spread}"
+    parts = [
+        html.table(_rows(report), caption),
+        html.legend(_meanings(report)),
+        html.details("All protocols and thresholds", html.table(_all_rows(report))),
+    ]
+    return html.section(ANCHOR, "Arms", "\n".join(parts))
+
+
+def _rows(report):
+    """A row an arm and kind of weights, at the headline's protocol and threshold."""
+    at = f"{report.headline.threshold:g}"
+    more = _of_measures(report)
+    rows = []
+    for arm, weights, entry in _entries(report):
+        by_threshold = entry[report.headline.protocol]
+        cell = by_threshold[at]
+        rows.append(
+            {
+                "arm": arm,
+                "weights": weights,
+                **{f"MQ\u00a0{threshold}": with_sd(other, "count") for threshold, other in by_threshold.items()},
+                f"excess at {at} [95 %]": interval_text(cell),
+                "excess against baseline": _against_baseline(report, arm, weights),
+                f"simplicity at {at}": with_sd(cell, "simplicity"),
+                f"distinct at {at}": with_sd(cell, "distinct"),
+                **columns.cells("score", entry),
+            }
+        )
+        for phase, names in more.items():
+            rows[-1] |= columns.cells(phase, entry.get(phase, {}), names)
+    return rows
+
+
+def _all_rows(report):
+    """A row an arm, kind of weights, protocol and threshold."""
+    return [
+        {
+            "arm": arm,
+            "weights": weights,
+            "protocol": protocol,
+            "threshold": threshold,
+            "MQ": with_sd(cell, "count"),
+            "excess [95 %]": interval_text(cell),
+            "simplicity": with_sd(cell, "simplicity"),
+            "distinct": with_sd(cell, "distinct"),
+        }
+        for arm, weights, entry in _entries(report)
+        for protocol in PROTOCOLS
+        for threshold, cell in entry[protocol].items()
+    ]
+
+
+def _entries(report):
+    """(arm, weights, metrics[arm][weights]) of all arms."""
+    return [(arm, w, report.metrics[arm][w]) for arm in report.arms for w in weights_of(report.metrics[arm])]
+
+
+def _of_measures(report):
+    """Columns of measures that the text table has too, and that some arm has numbers of: dict phase -> names."""
+    found = {}
+    for phase, name in columns.short():
+        if phase in columns.generic() and any(phase in entry for _, _, entry in _entries(report)):
+            found.setdefault(phase, []).append(name)
+    return found
+
+
+def _against_baseline(report, arm, weights):
+    """The excess compared with the first arm's; a dash for that arm itself, and where its excess is not above 0."""
+    baseline, (_, protocol, threshold) = report.arms[0], report.headline
+    if arm == baseline or weights not in report.metrics[baseline]:
+        return DASH
+    value, base = (
+        per_image(report.metrics[name][weights][protocol][f"{threshold:g}"], report.metrics[name])["excess"]
+        for name in (arm, baseline)
+    )
+    if value is None or base is None or base <= 0:
+        return DASH
+    return f"{100 * (value - base) / base:+.0f} %".replace("-", "−")
+
+
+def _meanings(report):
+    interval = (
+        "the t-interval of the mean over seeds: it holds the training's own chance as well, and is wide with few seeds"
+        if len(report.settings["seeds"]) > 1
+        else "paired over the generated images of the one seed; another training would add to it"
+    )
+    meanings = {
+        "MQ": "Generated images whose ratio is at or below the threshold (code_sq: below): far closer to the nearest training "
+        f"image than to the {report.settings['score']['neighbours']} nearest on average. Images that are merely simple count too, "
+        "as unseen real ones do.",
+        "excess": "MQ against training images less MQ of the same generated images against as many held-out images of the "
+        f"same classes. Images that are merely simple count on both sides and drop out. The interval is {interval}.",
+        "excess against baseline": f"The excess compared with that of {report.arms[0]}, the first arm.",
+        "simplicity": "MQ that held-out real images reach in the place of generated ones. A label for the data set, not a "
+        "floor to subtract.",
+        "distinct": "Different training images among the hits: one image given out fifty times counts once here.",
+        **columns.meanings("score"),
+    }
+    for phase, names in _of_measures(report).items():
+        meanings |= columns.meanings(phase, names)
+    return meanings | {"raw, ema": "The weights as trained, and their running average."}
+
+
+def _num_images(metrics):
+    nums = sorted({of_arm["num_images"] for of_arm in metrics.values()})
+    return " or ".join(f"{num:,}" for num in nums) + " generated images an arm and seed"
