@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow kills slurm-test seeds experiment setup lint lock audit-pins clean help
+.PHONY: run test slow kills slurm-test seeds settings dependencies experiment setup lint lock audit-pins clean help
 
 run: setup
 	@snakemake
@@ -26,6 +26,12 @@ kills: setup ## kills a small experiment 20 times, and compares it with an undis
 slurm-test: setup ## the small experiment through a Slurm of two nodes on this machine; Debian, as root, installs slurm-wlm and munge
 	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
 	@python -m pytest -m slurm
+
+settings: setup ## every key of params.yaml with its meaning, type and range; ONLY=train those that begin so
+	@python workflow/scripts/settings.py $(ONLY)
+
+dependencies: setup ## makes dvc.yaml list what the phases import
+	@python workflow/scripts/dependencies.py
 
 seeds: setup ## the experiment of params.yaml over seeds 0, 1, 2, in a copy under scratch/seeds
 	@python workflow/scripts/seeds.py 0 1 2

@@ -73,7 +73,7 @@ def experiment(seeds, rounds):
 
 def closest(number):
     """The experiment with about this many stage instances: whole runs of --rounds rounds, or fewer rounds of one run."""
-    a_run = {r: len(plan.stage_names(plan.expand(experiment(1, r)))) - 3 for r in range(2, CHOSEN.rounds + 1)}
+    a_run = {r: len(plan.expand(experiment(1, r))) - 3 for r in range(2, CHOSEN.rounds + 1)}
     rounds = min(a_run, key=lambda r: abs(a_run[r] + 3 - number))
     return experiment(max(1, round((number - 3) / a_run[rounds])), rounds)
 
@@ -114,7 +114,7 @@ def at_a_time(root, stages):
 def measure(number):
     params = closest(number)
     expanded = plan.expand(params)
-    names = sorted(plan.stage_names(expanded))
+    names = sorted(expanded)
     print(f"\n{f'{len(names)} stage instances':52} {'wall s':>8} {'CPU s':>8} {'peak MB':>8}", flush=True)
     with project.copy(params) as root:
         (root / "plan.yaml").write_text(plan.text(expanded), encoding="utf-8")
@@ -129,7 +129,7 @@ def measure(number):
 
         row("snakemake -n, nothing run yet: everything is to run", "snakemake", "-n", "--quiet", "all")
         row("DVC reads the graph", sys.executable, "-c", READ_GRAPH, expect=str(len(names)))
-        some = [n for n in names if n.startswith("train@") and "round2-" in n][:5]
+        some = [n for n in names if n.startswith("train_next@") and "round2-" in n][:5]
         row("(made up)", sys.executable, "-c", MADE_UP, str(CHOSEN.shards), *some)
         row("snakemake -n", "snakemake", "-n", expect="Nothing to be done")
         row("one stage is skipped", *repro(some[0]), expect="didn't change")

@@ -20,10 +20,11 @@ import torch  # noqa: E402
 
 from benchmarks.networks import NETWORKS  # noqa: E402
 from stages import methods  # noqa: E402
-from stages.diffusion import ddpm, initial_weights, sampling, unet  # noqa: E402
+from stages.diffusion import ddpm, sampling, unet, weights  # noqa: E402
 from stages.iet import shard_state  # noqa: E402
 from stages.measures import neighbours  # noqa: E402
-from stages.methods import loop  # noqa: E402
+from stages.methods import base, loop  # noqa: E402
+from stages.pixels import initial_weights  # noqa: E402
 
 SETTINGS = {
     "batch_size": CHOSEN.batch, "learning_rate": 2e-4, "warmup_steps": 0, "grad_clip_norm": 1.0, "ema_decay": 0.9999,
@@ -39,7 +40,7 @@ def random_images(number):
 
 def network(device):
     built = unet.build(NETWORKS[CHOSEN.network], (3, 32, 32))
-    unet.load(built, initial_weights.initial_weights(built, 0), "the initialisation")
+    weights.load(built, initial_weights.initial_weights(built, 0), "the initialisation")
     return built.to(device)
 
 
@@ -54,10 +55,10 @@ def training_steps(device, augmented):
     state = shard_state.fresh_state(list(net.parameters()), carried)
     record = loop.Record.empty(SHARD, 1, device)
     alpha_bar = ddpm.alpha_bars(T, 1e-4, 0.02).float().to(device)
+    shard = base.Images(images, torch.arange(SHARD))
+    training = loop.Training(net, state, record, shard, method, SETTINGS, alpha_bar, seed=0, shard=0)
     for _ in range(2):
-        loop.train_step(
-            net, state, record, loop.Images(images, torch.arange(SHARD)), method, SETTINGS, alpha_bar, 0, 0, 0
-        )
+        loop.train_step(training, epoch=0)
     assert int(record.epoch_augmented) == (2 * CHOSEN.batch if augmented else 0)
 
 

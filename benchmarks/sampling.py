@@ -7,7 +7,8 @@ CHOSEN = common.arguments(__doc__, network="small", batch=64, turns=5, steps=50,
 import torch  # noqa: E402 (the thread pools are set first)
 
 from benchmarks.networks import NETWORKS  # noqa: E402
-from stages.diffusion import ddpm, initial_weights, sampling, unet  # noqa: E402
+from stages.diffusion import ddpm, sampling, unet, weights  # noqa: E402
+from stages.pixels import initial_weights  # noqa: E402
 
 
 def main():
@@ -16,7 +17,7 @@ def main():
     device = common.torch_device(CHOSEN)
     common.heading()
     network = unet.build(NETWORKS[CHOSEN.network], (3, 32, 32))
-    unet.load(network, initial_weights.initial_weights(network, 0), "the initialisation")
+    weights.load(network, initial_weights.initial_weights(network, 0), "the initialisation")
     network.to(device).eval()
     pipeline = diffusers.DDIMPipeline(
         diffusers.UNet2DModel.from_config(network.config).to(device).eval(), diffusers.DDIMScheduler(1000, 1e-4, 0.02)

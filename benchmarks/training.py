@@ -20,10 +20,11 @@ import torch  # noqa: E402
 
 from benchmarks.networks import NETWORKS  # noqa: E402
 from stages import methods  # noqa: E402
-from stages.diffusion import ddpm, initial_weights, unet  # noqa: E402
+from stages.diffusion import ddpm, unet, weights  # noqa: E402
 from stages.iet import shard_state  # noqa: E402
-from stages.methods import loop  # noqa: E402
+from stages.methods import base, loop  # noqa: E402
 from stages.methods.agc import memory_bank  # noqa: E402
+from stages.pixels import initial_weights  # noqa: E402
 
 TAA = {"R": 1.7, "A": 5.0, "magnitude": 3, "num_ops": 2, "max_level": 30}
 SETTINGS = {
@@ -38,21 +39,25 @@ class Ours:
 
     def __init__(self, method, images, device):
         self.network = unet.build(NETWORKS[CHOSEN.network], (3, 32, 32))
-        unet.load(self.network, initial_weights.initial_weights(self.network, 0), "the initialisation")
+        weights.load(self.network, initial_weights.initial_weights(self.network, 0), "the initialisation")
         self.network.to(device).train()
-        self.method = methods.method(method)
+        method = methods.method(method)
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
-        self.images = loop.Images(pixels, torch.arange(len(images)))
-        carried = self.method.initial_state(T, device)
-        self.state = shard_state.fresh_state(list(self.network.parameters()), carried)
-        self.record = loop.Record.empty(len(images), 1, device)
-        self.alpha_bar = ddpm.alpha_bars(T, 1e-4, 0.02).float().to(device)
+        self.training = loop.Training(
+            self.network,
+            shard_state.fresh_state(list(self.network.parameters()), method.initial_state(T, device)),
+            loop.Record.empty(len(images), 1, device),
+            base.Images(pixels, torch.arange(len(images))),
+            method,
+            SETTINGS,
+            ddpm.alpha_bars(T, 1e-4, 0.02).float().to(device),
+            seed=0,
+            shard=0,
+        )
 
     def __call__(self):
         for _ in range(CHOSEN.steps):
-            loop.train_step(
-                self.network, self.state, self.record, self.images, self.method, SETTINGS, self.alpha_bar, 0, 0, 0
-            )
+            loop.train_step(self.training, epoch=0)
 
 
 class Diffusers:
@@ -142,7 +147,7 @@ def alone(images, device):
     """Bank, masks and counts by themselves, which are too short to be seen in the noise of whole steps."""
     side, t = Ours({"name": "agc", "lambda": 0.5, "eta": 0.8}, images, device), torch.randint(T, (CHOSEN.batch,))
     loss, bank, positions = torch.rand(CHOSEN.batch), torch.rand(T), torch.arange(CHOSEN.batch)
-    record = side.record
+    record = side.training.record
     times = []
     for _ in range(200):
         start = time.perf_counter()

@@ -1,4 +1,8 @@
-"""The phases of the experiment: `python -m stages.<phase>` runs one instance of one of them."""
+"""The phases of the experiment: `python -m stages.<phase>` runs one instance of one of them.
+
+Three floors, whose imports go down only: the phases (the modules here, and report/); the mathematics (iet/, methods/, diffusion/, pixels/, text/,
+measures/, image_sets/, randomness.py); what runs a stage (run/). CONTRIBUTING.md has the map.
+"""
 
 import os
 

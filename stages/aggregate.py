@@ -4,16 +4,47 @@ reads     artifacts/train/<run>/round<r>/shard<k> of exactly the K shards of the
 writes    artifacts/model/<run>/round<r>/raw.safetensors, ema.safetensors
 """
 
-from stages.iet import averaging
+from dataclasses import dataclass
+
+from stages import experiments
+from stages.iet import averaging, rounds
 from stages.run import cli, files
+from stages.run.instance import START_UP, Instance
+
+PHASE = {
+    "name": "aggregate",
+    "per": "round",
+    "arms": "trained",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average(Instance):
+    writes = ("model",)
+
+    start_up = START_UP // 4
+
+    def size(self, scale):  # weights, EMA
+        return (
+            1 + bool(experiments.section(scale.experiment, "train", self.arm)["ema_decay"])
+        ) * scale.bytes_of_weights
+
+
+def instances(experiment):
+    return [
+        Average(block="aggregate", arm=arm, seed=seed, round=r)
+        for arm, seed in experiments.runs(experiment, experiments.trained(experiment))
+        for r in range(1, experiment["arms"][arm]["rounds"] + 1)
+        if rounds.averages_after(experiment["arms"][arm]["redistribute"], r)
+    ]
 
 
 def main(arguments):
-    with cli.stage("aggregate", __doc__, arguments, "arm", "seed", "round") as job:
+    with experiments.stage(PHASE, __doc__, arguments) as job:
         shards = range(job.recipe["shard"]["num_shards"])
-        with files.publish(files.model_dir(job.run, job.round)) as folder:
+        with files.publish(files.folder("model", job.run, job.round)) as folder:
             for weights in ("raw", "ema"):
-                proxies = [files.train_dir(job.run, job.round, k) / f"{weights}.safetensors" for k in shards]
+                proxies = [files.folder("train", job.run, job.round, k) / f"{weights}.safetensors" for k in shards]
                 if weights == "ema" and not any(proxy.exists() for proxy in proxies):
                     continue
                 files.save_arrays(folder / f"{weights}.safetensors", averaging.average(map(files.load_arrays, proxies)))

@@ -4,7 +4,7 @@
 
 params    compute, clip
 reads     artifacts/samples/<run>/part<p> of exactly the parts of the plan, with the prompts; the folder clip.model
-writes    artifacts/clip/<run>/
+writes    artifacts/results/clip/<run>/
               images.parquet   one row a generated image and kind of weights: cosine with the original prompt and with that used
               scores.json      the model's name and checksums, preprocessing, and by kind of weights 100 times the means
 
@@ -12,19 +12,72 @@ The prompt used differs from the original where a mitigation put words into it: 
 by words that nobody asked for.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stages import params
+from stages import experiments
 from stages.run import cli, device, files, weight_files
+from stages.run.instance import LIGHT_BYTES, ROW_BYTES, Instance
 from stages.run.progress import Progress
 
-LEFT_OUT = (
-    "the CLIP score is left out, as params.yaml names no CLIP model: add a section clip with model: FOLDER, preprocess: clip and "
-    "batch_size: 64"
-)
+# fmt: off
+PHASE = {
+    "name": "clip",
+    "per": "run",
+    "arms": "all",
+    "device": True,
+    "final": True,
+    "needs_captions": True,
+    "left_out": "the CLIP score is left out, as params.yaml names no CLIP model: add a section clip with model: FOLDER, preprocess: clip and "
+    "batch_size: 64",
+    "section": {
+        "description": "how well generated images fit their prompts (CLIP score); without a model the phase is left out",
+        "dependentRequired": {"model": ["preprocess", "batch_size"]},
+        "properties": {
+            "model": {"description": "folder of a CLIP model in transformers' layout, such as that of ViT-B/16", "type": "string", "minLength": 1},
+            "preprocess": {"description": "how images reach CLIP: clip as the model's own preprocessor says, dcr as in the published scores, with the pixels of SSCD", "enum": ["clip", "dcr"]},
+            "batch_size": {"description": "images at a time through CLIP; changes results in the last digits", "type": "integer", "minimum": 1},
+        },
+    },
+    "columns": {
+        "original": {
+            "title": "CLIP score, original prompt",
+            "meaning": "100 times the mean cosine of CLIP's embeddings of image and prompt, higher fits better. The prompt used has "
+            "the words that a mitigation put in.",
+            "show": "number",
+        },
+        "used": {
+            "title": "CLIP score, prompt used",
+            "meaning": "The same with the prompt that the images were made from.",
+            "show": "number",
+        },
+    },
+}
+# fmt: on
 PROMPTS = ("original", "used")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipScores(Instance):
+    """model   folder of the CLIP model"""
+
+    model: str
+
+    writes = ("results/clip",)
+
+    def size(self, scale):
+        return scale.num_generated(self.arm) * ROW_BYTES + LIGHT_BYTES
+
+
+def instances(experiment):
+    if not wanted(experiment):
+        return []
+    prompted = [arm for arm in experiment["arms"] if experiments.maker(experiment, arm) is not None]
+    model = experiment["clip"]["model"]
+    runs = experiments.runs(experiment, prompted)
+    return [ClipScores(block="clip", arm=arm, seed=seed, model=model) for arm, seed in runs]
 
 
 def wanted(experiment):
@@ -32,29 +85,29 @@ def wanted(experiment):
     return "model" in experiment.get("clip", {})
 
 
-def check(experiment):
+def check_files(experiment):
     """Raises ValueError if the folder of the model is not there, lacks a file, or would be removed with artifacts/."""
     if wanted(experiment):
         from stages.measures import clip_score
 
         folder = Path(experiment["clip"]["model"])
-        if folder.resolve().is_relative_to(files.ARTIFACTS.resolve()):
-            raise ValueError(
-                f"clip.model = {folder} lies in artifacts/, which is cleared of what no stage makes: move it"
-            )
-        clip_score.check(folder)
+        files.check_outside(folder, f"clip.model = {folder}", "it")
+        try:
+            clip_score.check(folder)
+        except ValueError as error:
+            raise ValueError(f"{error}, or mend clip.model (params.yaml)") from None
 
 
 def main(arguments):
-    with cli.stage("clip", __doc__, arguments, "arm", "seed") as job:
+    with experiments.stage(PHASE, __doc__, arguments) as job:
         if not wanted(job.params):
-            raise ValueError(LEFT_OUT)
+            raise ValueError(PHASE["left_out"])
         job.device = device.claim(job.params["compute"])
         import pandas as pd
 
         from stages.measures import clip_score
 
-        settings, sampled = job.params["clip"], params.section(job.params, "sample", job.arm)
+        settings, sampled = job.params["clip"], experiments.section(job.params, "sample", job.arm)
         asked = files.load_generations(job.run, sampled["parts"])
         if asked is None:
             raise ValueError(
@@ -74,7 +127,7 @@ def main(arguments):
             cosines = {which: clip_score.scores(found, texts[which]) for which in PROMPTS}
             rows.append(pd.DataFrame({"weights": weights, "image": np.arange(len(images)), **cosines}))
             scores[weights] = {which: float(100 * values.mean()) for which, values in cosines.items()}
-        with files.publish(files.clip_dir(job.run)) as folder:
+        with files.publish(files.folder("results/clip", job.run)) as folder:
             folder.mkdir()
             pd.concat(rows, ignore_index=True).to_parquet(folder / "images.parquet", index=False)
             files.write_json(folder / "scores.json", scores)

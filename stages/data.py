@@ -9,13 +9,103 @@ writes    artifacts/data/train.npy, heldout.npy: [N,H,W,C] uint8; *_labels.npy: 
 """
 
 import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from stages import image_sets, params, randomness
+from stages import experiments, image_sets, phases, randomness
 from stages.iet import sharding
-from stages.run import cli, files
+from stages.run import cli, files, lock, params
+from stages.run.instance import START_UP, Instance
 from stages.run.progress import Progress
+
+# What says which images a set has where DVC need not watch a folder: the pinned packages, which hold the images or check them.
+# The folder of such a set may be missing, too, until a download makes it.
+PINNED_DATA = "requirements.txt"
+# fmt: off
+PHASE = {
+    "name": "data",
+    "per": "experiment",
+    "section": {
+        "description": "the image set, and which part of it is trained on",
+        "required": ["name", "split_seed"],
+        "properties": {
+            "name": {"description": "the image set", "type": "string", "minLength": 1},
+            "root": {"description": "folder of the images; the README says what each image set expects in it", "type": "string", "minLength": 1},
+            "download": {"description": "fetch the official files that root lacks, for the image sets that can be fetched; without it nothing is ever fetched", "type": "boolean"},
+            "size": {"description": "side in pixels to which images are resized, and cut out of the middle where they are not square", "type": "integer", "minimum": 4, "maximum": 1024},
+            "captions": {"description": "captioned_folder: the JSON file of the captions, as a path below root (default: captions.json)", "type": "string", "minLength": 1},
+            "num_train": {"description": "training images drawn from the set with its class mix", "type": "integer", "minimum": 1},
+            "heldout_share": {"description": "share of the images that is kept out of training, as the reference that no model has seen", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            "split_seed": {"description": "seed of the draw of training and held-out images", "type": "integer", "minimum": 0, "maximum": 4294967295},
+        },
+    },
+}
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Instance):
+    """source   what DVC watches for changes of the images: their folder, or the lock of the packages that hold or check them"""
+
+    source: str
+
+    start_up = START_UP // 4
+
+    def outputs(self):
+        return [files.DATA]
+
+    def size(self, scale):
+        return scale.num_images * (scale.values + 8 + 30)  # pixels, label, name
+
+
+def instances(experiment):
+    data = experiment["data"]
+    return [Images(block="data", source=PINNED_DATA if image_sets.SETS[data["name"]].pinned else data["root"])]
+
+
+def check(experiment):
+    """Raises ValueError if keys of the section do not go together."""
+    data = experiment["data"]
+    name = data["name"]
+    if name not in image_sets.SETS:
+        raise ValueError(params.not_one_of("data.name", name, image_sets.SETS, " (the image set)"))
+    entry = image_sets.SETS[name]
+    for key in entry.needs:
+        if key not in data:
+            raise ValueError(f"the key data.{key} is missing: data.name {name} needs it")
+    if data.get("download") and not entry.download:
+        raise ValueError(f"data.download cannot fetch {name}: {entry.obtain}; remove data.download")
+    for key in data:
+        if key not in ("name", "split_seed", "download", *entry.needs, *entry.takes):
+            raise ValueError(f"data.{key} has no effect for data.name {name}: remove it")
+    if "num_train" in data and "heldout_share" in data:
+        raise ValueError("data.num_train and data.heldout_share both say what is held out: give one of them")
+
+
+def check_files(experiment):
+    """Raises ValueError if the folder of the images is gone and no decoded copy of it is there, or it would not be safe; says on stderr where
+    DVC will not notice changes of the images."""
+    data = experiment["data"]
+    root = data.get("root")
+    if root:
+        files.check_outside(root, f"data.root = {root}", "your images")
+    if root and not Path(root).is_dir() and not _is_decoded(data):
+        image_sets.check_root(data)
+    if linked := image_sets.linked_folders(data):
+        print(
+            f"{linked[0]}{f' and {len(linked) - 1} more' if linked[1:] else ''} in data.root: a link, behind which DVC does not "
+            "look; when images change there, run: dvc repro --force --single-item data",
+            file=sys.stderr,
+        )
+
+
+def _is_decoded(data):
+    """Whether artifacts/data holds the images of this section data, by DVC's record."""
+    recorded = lock.recorded_stages().get("data", {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
+    return files.DATA.exists() and recorded == data
 
 
 def split(pool_labels, data, has_test):
@@ -37,11 +127,14 @@ def split(pool_labels, data, has_test):
 
 
 def main(arguments):
-    with cli.stage("data", __doc__, arguments) as job:
+    with experiments.stage(PHASE, __doc__, arguments, check) as job:
         data = job.params["data"]
-        images = image_sets.load(data)
+        images = image_sets.load(data, Progress)
         train, heldout = split(images.pool.labels, data, images.test is not None)
-        params.check_num_train(job.params, len(train))
+        try:
+            phases.check_sizes(job.params, len(train))
+        except ValueError as error:  # of a folder the number is known only now
+            raise ValueError(f"{params.PARAMS_FILE}: {error}") from None
         heldout_part = images.pool
         if images.test is not None:
             heldout, heldout_part = np.arange(len(images.test.keys)), images.test

@@ -4,114 +4,147 @@
 
 params    model, diffusion, compute, detect, sample, arms.<arm>.sample, arms.<arm>.method
 reads     artifacts/model/<run>/round<R>, artifacts/data with the captions of training and held-out images
-writes    artifacts/detect/<run>/
+writes    artifacts/results/detect/<run>/
               prompts.jsonl   a line a prompt and kind of weights: prompt, trained (true or false), raw and rms: mean, first_step, per_step
-              scores.json     by kind of weights: number of prompts, mean magnitudes of both groups, and where there are both, the area
-                              under the ROC curve with its interval and the rate of found prompts at 1 % false ones
+              scores.json     numbers of prompts; by kind of weights mean magnitudes of both groups, and where there are both, the
+                              area under the ROC curve with its interval and the rate of found prompts at 1 % false ones
 
 Prompts are first captions: detect.num_prompts of training images, and as many of held-out images that no training image shares.
 """
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 
-from stages import params, text
+from stages import experiments, models
 from stages.run import cli, device, files
+from stages.run.instance import LIGHT_BYTES, ROW_BYTES, Instance
 from stages.run.progress import Progress
 
-LEFT_OUT = (
-    "the magnitude detector is left out: add a section detect with num_prompts: 500, images_per_prompt: 4, num_steps: 50, "
-    "guidance: 7.5 and batch_size: 16 (params.yaml)"
-)
-MEASURES = ("mean", "first_step")
+# fmt: off
+PHASE = {
+    "name": "detect",
+    "per": "run",
+    "arms": "trained",
+    "device": True,
+    "final": True,
+    "needs_captions": True,
+    "left_out": "the magnitude detector is left out: add a section detect with num_prompts: 500, images_per_prompt: 4, num_steps: 50, "
+    "guidance: 7.5 and batch_size: 16 (params.yaml)",
+    "section": {
+        "description": "the text-conditional magnitude of captions trained on and not trained on; leave the section out for nothing",
+        "dependentRequired": {"num_prompts": ["images_per_prompt", "num_steps", "guidance", "batch_size"], "guidance": ["num_prompts"]},
+        "properties": {
+            "num_prompts": {"description": "captions of each kind", "type": "integer", "minimum": 1},
+            "images_per_prompt": {"description": "images that a prompt's magnitude is the mean over", "type": "integer", "minimum": 1},
+            "num_steps": {"description": "DDIM steps", "type": "integer", "minimum": 1},
+            "guidance": {"description": "scale of classifier-free guidance; at 1 the network is not asked for the empty prompt, so that there is no magnitude", "type": "number", "exclusiveMinimum": 1},
+            "batch_size": {"description": "images at a time", "type": "integer", "minimum": 1},
+        },
+    },
+    "columns": {
+        "trained": {
+            "title": "magnitude, captions trained on",
+            "meaning": "Root mean square of what a caption adds to the noise prediction, mean over steps and images. Captions that the "
+            "model has learnt by heart have a large one.",
+            "show": "number",
+        },
+        "unseen": {
+            "title": "magnitude, unseen captions",
+            "meaning": "The same of captions that no training image has.",
+            "show": "number",
+        },
+        "auc": {
+            "title": "AUC",
+            "meaning": "How well the magnitude tells captions trained on from unseen ones: 0.5 is no better than chance, 1 tells all "
+            "apart.",
+            "show": "number",
+        },
+        "found_at_1_percent": {
+            "title": "found at 1 % false",
+            "meaning": "Share of the captions trained on that are told by a threshold which at most 1 % of the unseen ones exceed.",
+            "show": "number",
+        },
+        "auc_first_step": {
+            "title": "AUC, first step",
+            "meaning": "AUC of the magnitude at the first step alone.",
+            "show": "number",
+        },
+    },
+}
+# fmt: on
 FALSE_SHARE = 0.01  # of the prompts not trained on that may be taken for trained ones
+MEASURES = ("mean", "first_step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection(Instance):
+    """model, method, architecture   as of a part of the samples"""
+
+    model: str
+    method: str
+    architecture: str
+
+    writes = ("results/detect",)
+
+    def size(self, scale):  # a line a prompt of either group and kind of weights, with a magnitude a step
+        settings = scale.experiment["detect"]
+        kinds = len(experiments.section(scale.experiment, "sample", self.arm)["weights"])
+        return 2 * settings["num_prompts"] * kinds * (2 * 20 * settings["num_steps"] + ROW_BYTES) + LIGHT_BYTES
+
+
+def instances(experiment):
+    found = []
+    for arm, seed in experiments.runs(experiment, arms(experiment)):
+        model = experiments.final_model(experiment, arm, seed)
+        del model["kind"]  # this phase is there for text-conditioned models alone
+        found.append(Detection(block="detect", arm=arm, seed=seed, **model))
+    return found
 
 
 def wanted(experiment):
+    """Whether there is a detect phase."""
     return bool(experiment.get("detect"))
 
 
 def arms(experiment):
     """The arms whose captions are looked at: those that are trained here, with captions."""
-    trained = params.trained(experiment) if wanted(experiment) else {}
-    return [arm for arm in trained if params.fixed_text(experiment, arm) is None]
+    trained = experiments.trained(experiment) if wanted(experiment) else {}
+    return [arm for arm in trained if experiments.fixed_text(experiment, arm) is None]
 
 
 def main(arguments):
-    with cli.stage("detect", __doc__, arguments, "arm", "seed") as job:
+    with experiments.stage(PHASE, __doc__, arguments) as job:
         if not wanted(job.params):
-            raise ValueError(LEFT_OUT)
+            raise ValueError(PHASE["left_out"])
         if job.arm not in arms(job.params):
             raise ValueError(
                 f"{job.arm} is trained with one text for all images (train.caption), so no caption tells anything of it"
             )
         job.device = device.claim(job.params["compute"])
-        from stages.text import generation
+        from stages.diffusion import sampling
+        from stages.text import detection
 
-        sampled = params.section(job.params, "sample", job.arm)
+        settings, sampled = job.params["detect"], experiments.section(job.params, "sample", job.arm)
         sampled |= {"precision": job.params["compute"]["precision"], "mitigation": None}  # prompts as they are
-        shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
-        source = generation.Source(job, sampled, shape)
-        prompts, trained = chosen(files.load_json(files.DATA / "captions.json"), job.params["detect"], job.seed)
+        source, _ = models.source(job, job.arm, sampled, sampling)
+        prompts, trained = detection.chosen(files.load_json(models.CAPTIONS), settings["num_prompts"], job.seed)
         lines, scores = [], {"num_trained": int(trained.sum()), "num_unseen": int((~trained).sum())}
         for weights in sampled["weights"]:
-            source.load(weights)
-            found = _magnitudes(job, source, prompts, f"detect@{job.key} {weights}")
+            models.load(job, job.arm, weights, source)
+            progress = Progress(f"detect@{job.key} {weights}", "images")
+            found = detection.magnitudes(source, prompts, settings, progress.update)
             lines += [
                 {"weights": weights, "prompt": prompt, "trained": bool(of_group)} | values
                 for prompt, of_group, values in zip(prompts, trained, found, strict=True)
             ]
             scores[weights] = _summary(found, trained)
-        with files.publish(files.detect_dir(job.run)) as folder:
+        with files.publish(files.folder("results/detect", job.run)) as folder:
             folder.mkdir()
             content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             files.write_text(folder / "prompts.jsonl", content)
             files.write_json(folder / "scores.json", scores)
-
-
-def chosen(captions, settings, seed):
-    """The prompts, each once, in an order that depends on the seed alone.
-
-    captions   dict: train, heldout, each a list of lists of texts
-    Returns    list of texts; [n] bool: a training image has that caption
-    """
-    from stages import randomness
-
-    groups = [list(dict.fromkeys(texts[0] for texts in captions["train"])), text.unseen(captions)]
-    generator = randomness.numpy_generator("detect", seed)
-    picked = [[group[i] for i in generator.permutation(len(group))[: settings["num_prompts"]]] for group in groups]
-    return [*picked[0], *picked[1]], np.arange(sum(map(len, picked))) < len(picked[0])
-
-
-def _magnitudes(job, source, prompts, what):
-    """A dict a prompt: raw and rms, each as magnitude_detector.scores has it."""
-    from stages.diffusion import sampling
-    from stages.text import generation, magnitude_detector
-
-    settings, frozen = job.params["detect"], source.frozen
-    alpha_bars, per_prompt = source.built.alpha_bars, settings["images_per_prompt"]
-    asked = [prompt for prompt in prompts for _ in range(per_prompt)]
-    steps, progress = {"raw": [], "rms": []}, Progress(what, "images")
-    for start in range(0, len(asked), settings["batch_size"]):
-        batch = asked[start : start + settings["batch_size"]]
-        stop = start + len(batch)
-        x_T = sampling.starting_noise(start, stop, source.latent_shape, job.seed).to(job.device)
-        cond = frozen.embeddings(batch)
-        uncond = frozen.embeddings([""]).expand_as(cond)
-        predict = generation.guided(
-            source.network, cond, uncond, settings["guidance"], alpha_bars, frozen.prediction_type
-        )
-        with magnitude_detector.Recorder(
-            source.network, frozen.prediction_type, alpha_bars, settings["guidance"]
-        ) as recorder:
-            precision = job.params["compute"]["precision"]
-            sampling.ddim(predict, x_T, alpha_bars, settings["num_steps"], "paper", precision, clip=False)
-        for kind, found in steps.items():
-            found.append(recorder.per_step(kind))
-        progress.update(stop, len(asked))
-    steps = {kind: np.concatenate(found).reshape(len(prompts), per_prompt, -1) for kind, found in steps.items()}
-    return [{kind: magnitude_detector.scores(found[i]) for kind, found in steps.items()} for i in range(len(prompts))]
 
 
 def _summary(found, trained):

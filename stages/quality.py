@@ -3,25 +3,144 @@
     python -m stages.quality --reference              the network, and the features of the training images
     python -m stages.quality --arm ddpm --seed 0      the measures of one run, which read that
 
-params    compute, image_quality.protocols, image_quality.batch_size; where the weights come from: image_quality.weights, sha256, download
+params    compute, quality.protocols, quality.batch_size; where the weights come from: quality.weights, sha256, download
 reads     artifacts/data/train.npy as it is, no flips; the Inception weights
-          for a run: artifacts/quality/reference, artifacts/samples/<run>/part<p> of exactly the parts of the plan
-writes    artifacts/quality/reference/
+          for a run: artifacts/results/quality/reference, artifacts/samples/<run>/part<p> of exactly the parts of the plan
+writes    artifacts/results/quality/reference/
               inception.safetensors    the checked weights, which every run uses: one network for both sides of a distance
               <protocol>.safetensors   features [N,2048] float32 of the training images, their mean and cov in float64
-          artifacts/quality/<run>/scores.json    by kind of weights and protocol, as method/quality.py names them
+          artifacts/results/quality/<run>/scores.json    by kind of weights and protocol, as measures/image_quality.py names them
 
 The reference is a stage of its own because its features are the same for every run: of an experiment of 17 arms that would be
 850,000 images through the network instead of 50,000. It takes 0.5 GB a protocol at 50,000 images.
 """
 
-from stages import inception_weights, params
-from stages.run import cli, device, files
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages import experiments
+from stages.run import cli, device, files, weight_files
+from stages.run.instance import LIGHT_BYTES, REFERENCE, START_UP, Instance
 from stages.run.progress import Progress
+
+INCEPTION_BYTES = 96 * 2**20  # the weights in float32
+# fmt: off
+PHASE = {
+    "name": "quality",
+    "per": "run",
+    "reference": True,
+    "arms": "all",
+    "device": True,
+    "final": True,
+    "left_out": "the quality phase (FID, KID, precision, recall) is left out, as params.yaml names no Inception weights: add "
+    "a section quality with weights: FILE (or download: true), protocols: [pytorch_fid] and batch_size: 64",
+    "left_out_told": "always",
+    "section": {
+        "description": "FID and its kin, from the Inception network; without weights and without download the phase is left out",
+        "dependentRequired": {"weights": ["protocols", "batch_size"], "download": ["protocols", "batch_size"]},
+        "properties": {
+            "weights": {"description": "file of the Inception weights (pytorch-fid's or torch-fidelity's, which are the same)", "type": "string", "minLength": 1},
+            "download": {"description": "in the place of weights: fetch torch-fidelity's file (91 MiB) into torch's cache", "type": "boolean"},
+            "sha256": {"description": "checksum of that file in hexadecimal digits, in quotes; that of the published file begins with 6726825d", "type": "string", "minLength": 1},
+            "protocols": {"description": "how images reach the network: pytorch_fid as in the authors' code, dcr as in that of their text-conditioned half, torch_fidelity as in TensorFlow, clean as in clean-fid; the first is the one of the summary", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["pytorch_fid", "torch_fidelity", "clean", "dcr"]}},
+            "batch_size": {"description": "images at a time through the Inception network; changes results in the last digits", "type": "integer", "minimum": 1},
+        },
+    },
+    "columns": {
+        "fid": {
+            "title": "FID",
+            "meaning": "Fréchet distance between the Inception features of generated and training images, lower is closer. It falls as "
+            "the number of images grows: compare equal numbers. With fewer than 2,049 images on a side it says little.",
+            "show": "number",
+            "short": "FID",
+        },
+        "fid_50k": {
+            "title": "FID of 50,000",
+            "meaning": "The same for the first 50,000 generated images, as most published values are.",
+            "show": "number",
+        },
+        "kid": {
+            "title": "KID",
+            "meaning": "Kernel distance of the same features, without FID's bias for few images. It can come out slightly below 0.",
+            "show": "number",
+        },
+        "is": {
+            "title": "Inception score",
+            "meaning": "How surely and how variously the network sorts the images into ImageNet's classes, higher is more. Of "
+            "little meaning for images of other things.",
+            "show": "number",
+        },
+        "precision": {
+            "title": "precision",
+            "meaning": "Share of the generated images that lie among the training images; memorised ones do.",
+            "show": "number",
+        },
+        "recall": {
+            "title": "recall",
+            "meaning": "Share of the training images that lie among the generated ones.",
+            "show": "number",
+        },
+    },
+}
+# fmt: on
+# The pinned torch-fidelity knows address and checksum of the Inception weights where they are to be fetched.
+FETCHED_WEIGHTS = "requirements.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Instance):
+    """network   of the reference: the file of the Inception weights, or the lock of the package that fetches it"""
+
+    network: str | None = None
+
+    writes = ("results/quality",)
+
+    def size(self, scale):
+        if self.arm is not None:
+            return LIGHT_BYTES
+        protocols = len(scale.experiment["quality"]["protocols"])
+        return protocols * (4 * 2048 * scale.num_train + 8 * 2048**2) + INCEPTION_BYTES
+
+    def work(self, scale):
+        return START_UP if self.arm is not None else scale.num_train + START_UP
+
+
+def instances(experiment):
+    if not wanted(experiment):
+        return []
+    network = experiment["quality"].get("weights", FETCHED_WEIGHTS)
+    runs = experiments.runs(experiment)
+    return [
+        Features(block="quality_reference", network=network),
+        *(Features(block="quality", arm=arm, seed=seed) for arm, seed in runs),
+    ]
+
+
+def wanted(experiment):
+    """Whether there is a quality phase: its section names a file of weights, or asks for a download."""
+    settings = experiment.get("quality", {})
+    return "weights" in settings or settings.get("download", False)
+
+
+def check(experiment):
+    """Raises ValueError if the weights are to come from two places."""
+    if "weights" in (settings := experiment.get("quality", {})) and settings.get("download"):
+        raise ValueError(
+            "quality.weights and quality.download: true both say where the weights come from: give one of them"
+        )
+
+
+def check_files(experiment):
+    """Raises ValueError if the file of weights is not there, would be removed with artifacts/, or is another one."""
+    settings = experiment.get("quality", {})
+    if "weights" in settings:
+        what_to_do = "put the Inception weights there, mend quality.weights, or set download: true in its place"
+        weight_files.check("quality", settings, what_to_do)
 
 
 def main(arguments):
-    cli.stage_with_reference("quality", __doc__, arguments, reference, measure)
+    experiments.stage_with_reference(PHASE, __doc__, arguments, reference, measure, check)
 
 
 def reference(job):
@@ -30,10 +149,10 @@ def reference(job):
     from stages.measures import frechet, inception
 
     settings = job.params["quality"]
-    weights = inception_weights.load(job.params)
+    weights = load_weights(job.params)
     network = inception.build(weights, settings.get("weights", "the fetched file")).to(job.device)
     train = files.load_array(files.DATA / "train.npy", mmap=True)
-    with files.publish(files.quality_dir(files.REFERENCE)) as folder:
+    with files.publish(files.folder("results/quality", REFERENCE)) as folder:
         files.save_arrays(folder / "inception.safetensors", weights)
         for protocol in settings["protocols"]:
             features = _features(job, network, train, protocol, f"quality@{job.key} {protocol}")[0]
@@ -47,10 +166,10 @@ def measure(job):
     from stages import randomness
     from stages.measures import image_quality, inception
 
-    folder = files.quality_dir(files.REFERENCE)
+    folder = files.folder("results/quality", REFERENCE)
     source = folder / "inception.safetensors"
     network = inception.build(files.load_arrays(source), source).to(job.device)
-    sample_settings = params.section(job.params, "sample", job.arm)
+    sample_settings = experiments.section(job.params, "sample", job.arm)
     rng_seed = (
         randomness.seed_of("quality", job.seed) % 2**32
     )  # what numpy's RandomState takes, which torch-fidelity uses
@@ -65,13 +184,13 @@ def measure(job):
             scores[weights][protocol] = image_quality.measures(
                 features, logits, train["features"], moments, rng_seed, job.device
             )
-    with files.publish(files.quality_dir(job.run)) as folder:
+    with files.publish(files.folder("results/quality", job.run)) as folder:
         files.write_json(folder / "scores.json", scores)
 
 
 def _check_wanted(job):
-    if not inception_weights.wanted(job.params):
-        raise ValueError(inception_weights.LEFT_OUT)
+    if not wanted(job.params):
+        raise ValueError(PHASE["left_out"])
 
 
 def _features(job, network, images, protocol, what):
@@ -79,6 +198,43 @@ def _features(job, network, images, protocol, what):
 
     progress = Progress(what, "images").update
     return inception.features(network, images, protocol, job.params["quality"]["batch_size"], progress)
+
+
+def load_weights(experiment):
+    """The weights of the Inception network, from the file or fetched.
+
+    Returns   dict of name -> float32 array
+    Raises    ValueError: the file is missing, another one, damaged, or holds anything but tensors; it cannot be fetched
+    """
+    check_files(experiment)
+    settings = experiment["quality"]
+    if "weights" in settings:
+        path = Path(settings["weights"])
+    else:
+        path = _fetched()
+        weight_files.check_sum("quality", path, settings)
+    # num_batches_tracked: counters that only training reads
+    return {name: v for name, v in weight_files.tensors(path).items() if not name.endswith("num_batches_tracked")}
+
+
+def _fetched():
+    """torch-fidelity's file in torch's own cache, where torch-fidelity would put it too; fetched where it is not there yet."""
+    import torch.hub
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+    if not path.exists():
+        print(f"fetching the Inception weights (91 MiB) from {URL_INCEPTION_V3}", file=sys.stderr)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            start_of_sum = path.stem.rpartition("-")[2]
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), start_of_sum, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError) as error:  # no network; another checksum
+            raise ValueError(
+                f"the Inception weights could not be fetched from {URL_INCEPTION_V3} ({error}): bring the file here by other "
+                "means and name it as quality.weights (params.yaml)"
+            ) from None
+    return path
 
 
 if __name__ == "__main__":

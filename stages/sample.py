@@ -10,205 +10,261 @@ does not suffice for is generated in pieces, which may differ from the whole in 
 killed stage go on where it was; SIGTERM, a scheduler's warning, writes one and ends the stage.
 """
 
+import importlib
 import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
-from stages import network, params
-from stages.image_sets import elsewhere
+from stages import experiments, models
 from stages.run import checkpoint, cli, device, files
+from stages.run.instance import START_UP, Instance
+from stages.run.pieces import InPieces
 from stages.run.progress import Progress
+
+# fmt: off
+PHASE = {
+    "name": "sample",
+    "per": "part",
+    "arms": "all",
+    "device": True,
+    "final": True,
+    "arms_override": True,
+    "text_keys": ["guidance", "images_per_prompt", "with_replacement", "mitigation"],
+    "section": {
+        "description": "sampling settings that all arms share",
+        "required": ["num_images", "parts", "batch_size", "protocol", "num_steps", "weights"],
+        "properties": {
+            "num_images": {"description": "images to generate per seed", "type": "integer", "minimum": 1},
+            "parts": {"description": "stage instances that share them, at most one per batch", "type": "integer", "minimum": 1},
+            "batch_size": {"description": "images generated at a time", "type": "integer", "minimum": 1},
+            "protocol": {"description": "paper ends at t = 0 as the authors' code does, clean at the image itself", "enum": ["paper", "clean"]},
+            "num_steps": {"description": "DDIM steps", "type": "integer", "minimum": 1},
+            "guidance": {"description": "text model: scale of classifier-free guidance; 1: none", "type": "number", "minimum": 1},
+            "images_per_prompt": {"description": "text model: images generated for each caption (default: 1)", "type": "integer", "minimum": 1},
+            "mitigation": {"description": "text model: what is done to prompts or their embeddings while images are generated (default: nothing)", "$ref": "#/$defs/mitigation"},
+            "with_replacement": {"description": "text model: captions are drawn with replacement, as in the authors' code (default: false)", "type": "boolean"},
+            "weights": {"description": "weights to sample from: the averaged ones, and their moving average", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["raw", "ema"]}},
+        },
+    },
+}
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Instance):
+    """One part of an arm's images.
+
+    section        of the arm in params.yaml that says where its images come from: method or generator
+    model          folder of the final weights
+    method         code of the training method
+    kind           code of the kind of model
+    architecture   what the network is built from
+    source         of a generator from elsewhere, in the place of those four: the folder or file
+    """
+
+    section: str
+    model: str | None = None
+    method: str | None = None
+    kind: str | None = None
+    architecture: str | None = None
+    source: str | None = None
+
+    writes = ("samples",)
+
+    def size(self, scale):
+        settings = experiments.section(scale.experiment, "sample", self.arm)
+        return scale.num_generated(self.arm) * scale.values // settings["parts"]
+
+    def work(self, scale):
+        if self.section == "generator":
+            return START_UP
+        settings = experiments.section(scale.experiment, "sample", self.arm)
+        # A forward pass is a third of a training pass.
+        passes = settings["num_images"] * settings["num_steps"] * len(settings["weights"]) / 3
+        return int(passes / settings["parts"]) + START_UP
+
+
+def instances(experiment):
+    found = []
+    for arm, seed in experiments.runs(experiment):
+        made_by = experiments.maker(experiment, arm)
+        fields = {"section": "generator" if "generator" in experiment["arms"][arm] else "method"}
+        if made_by is None:
+            block = "sample_elsewhere"
+            fields["source"] = experiments.source_of(experiment["arms"][arm]["generator"])
+        else:
+            block = "sample"
+            fields |= experiments.final_model(experiment, made_by, seed)
+        for part in range(experiments.section(experiment, "sample", arm)["parts"]):
+            found.append(Part(block=block, arm=arm, seed=seed, part=part, **fields))
+    return found
+
+
+def check(experiment):
+    """Raises ValueError if what an arm says of its images does not go together."""
+    for arm in experiment["arms"]:
+        _check_generator(experiment, arm)
+        if experiments.maker(experiment, arm):
+            _check_settings(experiment, arm)
+
+
+def _check_generator(experiment, arm):
+    recipe = experiment["arms"][arm]
+    generator = recipe.get("generator")
+    if generator is None:
+        return
+    kinds = [kind for kind in (*experiments.SOURCES, "arm") if kind in generator]
+    if len(kinds) != 1:
+        raise ValueError(
+            f"arms.{arm}.generator has {' and '.join(kinds) or 'no source of images'}, expected one of folder, file, pipeline and arm"
+        )
+    trained = experiments.trained(experiment)
+    if kinds == ["arm"] and generator["arm"] not in trained:
+        raise ValueError(
+            f"arms.{arm}.generator.arm is {generator['arm']}, expected one of the arms that are trained here: "
+            f"{', '.join(trained) or 'there is none'}"
+        )
+    if "resize" in generator and kinds != ["folder"]:
+        raise ValueError(f"arms.{arm}.generator.resize has no effect on a {kinds[0]}: remove it")
+    if kinds == ["arm"]:
+        return
+    for key in recipe["sample"]:
+        if key not in (("num_images", "batch_size", "num_steps") if kinds == ["pipeline"] else ("num_images",)):
+            raise ValueError(f"arms.{arm}.sample.{key} has no effect on the images of a {kinds[0]}: remove it")
+
+
+def _check_settings(experiment, arm):
+    """How images of an arm are made, by the model of this or of another arm that is trained here."""
+    sample, diffusion = experiments.section(experiment, "sample", arm), experiment["diffusion"]
+    made_by = experiments.maker(experiment, arm)
+    if experiments.is_text(experiment) and "guidance" not in sample:
+        raise ValueError("the key sample.guidance is missing (scale of classifier-free guidance; 1: none)")
+    mitigation, held_out = sample.get("mitigation", {}), {"num_train", "heldout_share"} & experiment["data"].keys()
+    if mitigation.get("name") == "wen" and "target" not in mitigation and not held_out:
+        raise ValueError(
+            f"sample.mitigation of {arm} has no target, and no image is held out from whose captions it could be computed: set "
+            "data.heldout_share, or give sample.mitigation.target"
+        )
+    if not experiments.section(experiment, "train", made_by)["ema_decay"] and "ema" in sample["weights"]:
+        raise ValueError(
+            f"train.ema_decay of {made_by} is 0, so no averaged weights are kept, but sample.weights of {arm} names ema: set it to [raw]"
+        )
+    if diffusion and 2 * sample["num_steps"] > diffusion["num_timesteps"]:
+        raise ValueError(
+            f"sample.num_steps of {arm} is {sample['num_steps']}, expected at most half of diffusion.num_timesteps = "
+            f"{diffusion['num_timesteps']}: DDIM visits every n-th timestep, n at least 2"
+        )
+    num_batches = -(-sample["num_images"] // sample["batch_size"])
+    if sample["parts"] > num_batches:
+        raise ValueError(
+            f"sample.parts of {arm} is {sample['parts']}, but its {sample['num_images']} images in batches of "
+            f"{sample['batch_size']} are {num_batches} batches: use at most {num_batches} parts"
+        )
+
+
+def check_sizes(experiment, num_train):
+    """Raises ValueError if a text-conditioned arm asks for more captions than there are training images."""
+    for arm in experiment["arms"] if experiments.is_text(experiment) else ():
+        sample, made_by = experiments.section(experiment, "sample", arm), experiments.maker(experiment, arm)
+        if made_by is None or experiments.fixed_text(experiment, made_by):
+            continue
+        num_prompts = -(-(sample["num_images"] or 0) // sample.get("images_per_prompt", 1))
+        if not sample.get("with_replacement") and num_prompts > num_train:
+            raise ValueError(
+                f"sample.num_images of {arm} asks for {num_prompts} captions, but there are {num_train} training images: "
+                "generate fewer images, or more for each caption (sample.images_per_prompt)"
+            )
+
+
+def check_files(experiment):
+    """Raises ValueError if what a generator from elsewhere is read from is not there, or would be removed with artifacts/."""
+    for arm, recipe in experiment["arms"].items():
+        if experiments.maker(experiment, arm) is None:
+            path = experiments.source_of(recipe["generator"])
+            files.check_outside(path, f"{path} of arms.{arm}.generator", "your images")
+            if not Path(path).exists():
+                raise ValueError(
+                    f"{path}, from which arms.{arm}.generator takes its images, does not exist (params.yaml)"
+                )
 
 
 def main(arguments):
-    with cli.stage("sample", __doc__, arguments, "arm", "seed", "part") as job:
+    with experiments.stage(PHASE, __doc__, arguments, check) as job:
         job.device = device.claim(job.params["compute"])
-        other = params.maker(job.params, job.arm)
-        if other is None and "pipeline" not in job.recipe["generator"]:
-            _take_over(job)
+        settings = experiments.section(job.params, "sample", job.arm) | {
+            "precision": job.params["compute"]["precision"]
+        }
+        shape = files.shape_of(files.DATA / "train.npy")[1:]
+        maker = experiments.maker(job.params, job.arm)
+        if maker is None and "pipeline" not in job.recipe["generator"]:
+            elsewhere = importlib.import_module("stages.image_sets.elsewhere")
+            images = elsewhere.images(job.recipe["generator"], shape, settings["num_images"], Progress)
+            _write(job, {"raw": images})
             return
         from stages.diffusion import sampling
 
-        settings = params.section(job.params, "sample", job.arm) | {"precision": job.params["compute"]["precision"]}
-        batch_size = settings["batch_size"]
-        first, last = sampling.part_of(settings["num_images"], batch_size, job.part, settings["parts"])
-        shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
-        made_by = job if other is None else SimpleNamespace(**vars(job) | _training_of(job, other))
-        source = _source_of(made_by)(made_by, settings, shape)
-
-        saved = checkpoint.Checkpoint(
-            job, [settings, job.recipe, *(job.params[s] for s in ("model", "diffusion", "compute"))], source.inputs
-        )
-        images = {weights: np.zeros((last - first, *shape), np.uint8) for weights in settings["weights"]}
-        done, total = 0, len(images) * (last - first)
-        if unfinished := saved.saved():
-            done = int(unfinished["done"][0])
-            images = {weights: unfinished[weights].copy() for weights in images}
-
-        def so_far():
-            return images | {"done": np.array([done])}
-
-        def before_a_pass(*_):  # a batch may take longer than a scheduler waits
-            if saved.look() and saved.told_to_stop:
-                saved.save_if_due(so_far, f"image {done} of {total}")
-
-        source.network.register_forward_pre_hook(before_a_pass)
-        in_pieces, progress = InPieces(source.generate), Progress(f"sample@{job.key}", "images")
-        for i, weights in enumerate(images):
-            source.load(weights)
-            for start in range(first, last, batch_size):
-                stop = min(start + batch_size, last)
-                if (until := i * (last - first) + stop - first) <= done:
-                    continue
-                images[weights][start - first : stop - first] = in_pieces(start, stop)
-                done = until
-                progress.update(done, total)
-                saved.save_if_due(so_far, f"image {done} of {total}")
-        with files.publish(files.samples_dir(job.run, job.part)) as folder:
-            for weights, array in images.items():
-                files.save_array(folder / f"{weights}.npy", array)
-            if (labels := source.labels(first, last)) is not None:
-                files.save_array(folder / "labels.npy", labels)
-            if records := source.records(first, last):
-                lines = [json.dumps(record, ensure_ascii=False) for record in records]
-                files.write_text(folder / "generations.jsonl", "\n".join(lines) + "\n")
+        first, last = sampling.part_of(settings["num_images"], settings["batch_size"], job.part, settings["parts"])
+        if maker is None:
+            saved_pipeline = importlib.import_module("stages.diffusion.saved_pipeline")
+            path = Path(job.recipe["generator"]["pipeline"])
+            source = saved_pipeline.Source(path, shape, job.seed, settings["num_steps"], job.device)
+            inputs = source.files
+        else:
+            source, inputs = models.source(job, maker, settings, sampling)
+        sections = [job.params[name] for name in ("model", "diffusion", "compute")]
+        saved = checkpoint.Checkpoint(job, [settings, job.recipe, *sections], inputs, experiments.code_of(job))
+        images = {kind: np.zeros((last - first, *shape), np.uint8) for kind in settings["weights"]}
+        _generate(job, maker, source, images, first, settings["batch_size"], saved)
+        _write(job, images, source.labels(first, last), source.records(first, last))
         saved.remove()
 
 
-def _training_of(job, arm):
-    """The arm that made the model, which need not be the one whose images these are."""
-    return {"arm": arm, "recipe": job.params["arms"][arm], "run": files.run_name(arm, job.seed)}
+def _generate(job, maker, source, images, first, batch_size, saved):
+    """Generates images in whole batches, with each kind of weights in turn, from wherever the checkpoint stands.
 
-
-def _source_of(job):
-    if "generator" in job.recipe:
-        return _Pipeline
-    if params.is_text(job.params):
-        from stages.text import generation
-
-        return generation.Source
-    return _Model
-
-
-class _Model:
-    """The final model of an arm as a source of images."""
-
-    def __init__(self, job, settings, shape):
-        height, width, channels = shape
-        self.job, self.settings, self.shape = job, settings, (channels, height, width)
-        built = network.build(job, self.shape)
-        self.method, self.num_classes, self.alpha_bars = built.method, built.num_classes, built.alpha_bars
-        self.network = built.network.to(job.device).eval()
-        self.folder = files.model_dir(job.run, job.recipe["rounds"])
-        self.inputs = [self.folder / f"{weights}.safetensors" for weights in settings["weights"]]
-
-    def load(self, weights):
-        from stages.diffusion import unet
-
-        path = self.folder / f"{weights}.safetensors"
-        unet.load(self.network, files.load_arrays(path), path)
-
-    def labels(self, first, last):
-        """The classes asked for: [last - first] int64, None for an unconditional network."""
-        from stages.diffusion import sampling
-
-        return sampling.class_labels(first, last, self.num_classes, self.job.seed) if self.num_classes else None
-
-    def records(self, first, last):
-        """What each image was asked for, as dicts; none where that is nothing."""
-        return []
-
-    def generate(self, start, stop):
-        """Images start..stop-1 with the weights loaded last: [stop - start,H,W,C] uint8."""
-        import torch
-
-        from stages.diffusion import sampling
-
-        job = self.job
-        x_T = sampling.starting_noise(start, stop, self.shape, job.seed).to(job.device)
-        labels = self.labels(start, stop)
-        asked = None if labels is None else torch.from_numpy(labels).to(job.device)
-        with torch.no_grad():
-            x = self.method.sample(
-                self.network, x_T, range(start, stop), job.seed, asked, self.alpha_bars, self.settings
-            )
-        return sampling.stored(x)
-
-
-class _Pipeline:
-    """A saved pipeline of somebody else as a source of images; it has one kind of weights."""
-
-    def __init__(self, job, settings, shape):
-        path = Path(job.recipe["generator"]["pipeline"])
-        self.pipeline = elsewhere.pipeline(path, shape, job.device)
-        self.job, self.settings, self.shape = job, settings, shape
-        self.network = self.pipeline.unet
-        self.inputs = sorted(file for file in path.rglob("*") if file.is_file())
-
-    def load(self, weights):
-        pass
-
-    def labels(self, first, last):
-        return None
-
-    def records(self, first, last):
-        return []
-
-    def generate(self, start, stop):
-        return elsewhere.generated(self.pipeline, self.shape, start, stop, self.job.seed, self.settings["num_steps"])
-
-
-class InPieces:
-    """Generates a batch; where memory does not suffice, this and all later ones in halves, in quarters and so on.
-
-    generated   function (start, stop) -> [stop - start,H,W,C] uint8
+    maker    the arm whose weights they are; None where the source has its own
+    images   dict kind of weights -> [n,H,W,C] uint8 array of the images first..first+n-1, which are filled in
     """
+    count = len(next(iter(images.values())))
+    done, total = 0, count * len(images)
+    if unfinished := saved.saved():
+        done = int(unfinished["done"][0])
+        for kind, array in images.items():
+            array[:] = unfinished[kind]
 
-    def __init__(self, generated):
-        self.generated = generated
-        self.largest = None  # images at a time; None: whole batches
+    def so_far():
+        return images | {"done": np.array([done])}
 
-    def __call__(self, start, stop):
-        """Images start..stop-1. Raises ValueError where the memory does not suffice for one image."""
-        pieces, at = [], start
-        while at < stop:
-            end = min(at + (self.largest or stop - start), stop)
-            try:
-                pieces.append(self.generated(at, end))
-                at = end
+    def before_a_pass(*_):  # a batch may take longer than a scheduler waits
+        if saved.look() and saved.told_to_stop:
+            saved.save_if_due(so_far, f"image {done} of {total}")
+
+    source.network.register_forward_pre_hook(before_a_pass)
+    in_pieces, progress = InPieces(source.generate), Progress(f"sample@{job.key}", "images")
+    for i, (kind, array) in enumerate(images.items()):
+        if maker is not None:
+            models.load(job, maker, kind, source)
+        for start in range(0, count, batch_size):
+            stop = min(start + batch_size, count)
+            if (until := i * count + stop) <= done:
                 continue
-            except RuntimeError as error:
-                if not device.is_out_of_memory(error):
-                    raise
-                reason = str(error).splitlines()[0]
-            # Out of the handler, whose traceback holds the tensors of the failed piece.
-            if end - at == 1:
-                raise ValueError(f"the memory does not suffice to generate one image ({reason})")
-            self.largest = (end - at + 1) // 2
-            _free_memory()
-            print(f"out of memory with {end - at} images at a time: going on with {self.largest}", file=sys.stderr)
-        return np.concatenate(pieces)
+            array[start:stop] = in_pieces(first + start, first + stop)
+            done = until
+            progress.update(done, total)
+            saved.save_if_due(so_far, f"image {done} of {total}")
 
 
-def _free_memory():
-    """Gives what torch keeps of the GPU's memory back: the pieces it is in fit the old batch size."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _take_over(job):
-    """The images of a folder or a file become the arm's samples."""
-    shape = files.load_array(files.DATA / "train.npy", mmap=True).shape[1:]
-    progress = Progress(f"sample@{job.key}", "images")
-    num_images = params.section(job.params, "sample", job.arm)["num_images"]
-    images = elsewhere.images(job.recipe["generator"], shape, num_images, progress.update)
-    with files.publish(files.samples_dir(job.run, job.part)) as folder:
-        files.save_array(folder / "raw.npy", images)
+def _write(job, images, labels=None, records=()):
+    with files.publish(files.folder("samples", job.run, part=job.part)) as folder:
+        for kind, array in images.items():
+            files.save_array(folder / f"{kind}.npy", array)
+        if labels is not None:
+            files.save_array(folder / "labels.npy", labels)
+        if records:
+            lines = [json.dumps(record, ensure_ascii=False) for record in records]
+            files.write_text(folder / "generations.jsonl", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,29 +2,104 @@
 
 params    score
 reads     artifacts/data, artifacts/samples/<run>/part<p> of exactly the parts of the plan
-writes    artifacts/score/<run>/
+writes    artifacts/results/score/<run>/
               images.parquet    one row per generated image and kind of weights: nearest training image, distances, ratios
               curves.parquet    per protocol and threshold: count, distinct, excess with its interval, simplicity
               scores.json       numbers of images, Frechet distance on pixels
               gallery.safetensors   the most memorised images beside their nearest training images
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
-from stages import params, randomness
+from stages import experiments, randomness
 from stages.measures import frechet, memorisation, neighbours
 from stages.run import cli, device, files
+from stages.run.instance import LIGHT_BYTES, ROW_BYTES, Instance
 from stages.run.progress import Progress
+
+# fmt: off
+PHASE = {
+    "name": "score",
+    "per": "run",
+    "arms": "all",
+    "device": True,
+    "final": True,
+    "section": {
+        "description": "how generated images are compared with training and held-out images",
+        "required": ["neighbours", "thresholds", "grid_step", "headline"],
+        "properties": {
+            "neighbours": {"description": "nearest training images that a ratio is taken over", "type": "integer", "minimum": 2},
+            "thresholds": {"description": "ratios at or below which an image counts as memorised", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
+            "grid_step": {"description": "distance of the thresholds of the curves", "type": "number", "minimum": 0.001, "maximum": 0.5},
+            "headline": {"description": "the one number that the report opens with", "type": "object", "additionalProperties": False, "required": ["protocol", "threshold", "weights"], "properties": {"protocol": {"description": "protocol of the headline", "enum": ["code_sq", "l2_from_gen"]}, "threshold": {"description": "one of score.thresholds", "type": "number", "exclusiveMinimum": 0, "maximum": 1}, "weights": {"description": "one of sample.weights", "enum": ["raw", "ema"]}}},
+        },
+    },
+    "columns": {
+        "fd_pixels": {
+            "title": "fd_pixels",
+            "meaning": "Fréchet distance between the pixels of generated and training images, lower is more faithful. An "
+            "undertrained model has a low MQ as well: read the two together.",
+            "show": "number",
+            "short": "fd_pixels",
+        },
+        "fd_pixels_heldout": {
+            "title": "fd_pixels held out",
+            "meaning": "The same distance to the held-out images.",
+            "show": "number",
+        },
+    },
+}
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Instance):
+    writes = ("results/score",)
+
+    def size(self, scale):
+        return scale.num_generated(self.arm) * ROW_BYTES + LIGHT_BYTES
+
+
+def instances(experiment):
+    return [Scores(block="score", arm=arm, seed=seed) for arm, seed in experiments.runs(experiment)]
+
+
+def check(experiment):
+    """Raises ValueError if the headline is of a threshold or of weights that are not measured."""
+    headline, thresholds = experiment["score"]["headline"], experiment["score"]["thresholds"]
+    if headline["threshold"] not in thresholds:
+        raise ValueError(
+            f"score.headline.threshold is {headline['threshold']}, expected one of score.thresholds {thresholds}"
+        )
+    for arm in experiment["arms"]:
+        weights = experiments.section(experiment, "sample", arm)["weights"]
+        if headline["weights"] in weights:
+            continue
+        if experiments.maker(experiment, arm) is None:
+            raise ValueError(
+                f"score.headline.weights is {headline['weights']}, but {arm} is a generator from elsewhere, which has raw weights "
+                "only: set it to raw"
+            )
+        raise ValueError(f"score.headline.weights is {headline['weights']}, but sample.weights of {arm} is {weights}")
+
+
+def check_sizes(experiment, num_train):
+    """Raises ValueError if a ratio is taken over more neighbours than there are training images."""
+    if num_train < (neighbours := experiment["score"]["neighbours"]):
+        raise ValueError(f"score.neighbours is {neighbours}, more than the {num_train} training images")
+
 
 GALLERY_IMAGES = 24
 
 
 def main(arguments):
-    with cli.stage("score", __doc__, arguments, "arm", "seed") as job:
+    with experiments.stage(PHASE, __doc__, arguments, check) as job:
         settings = job.params["score"]
         job.device = device.claim(job.params["compute"])
-        sample_settings = params.section(job.params, "sample", job.arm)
+        sample_settings = experiments.section(job.params, "sample", job.arm)
         references = References(job, settings)
         rows, curves, gallery = [], [], None
         scores = {"num_train": len(references.train), "num_heldout": len(references.heldout)}
@@ -40,7 +115,7 @@ def main(arguments):
             }
             if weights == settings["headline"]["weights"]:
                 gallery = _gallery(samples, found, references.train, settings["headline"]["protocol"])
-        with files.publish(files.score_dir(job.run)) as folder:
+        with files.publish(files.folder("results/score", job.run)) as folder:
             folder.mkdir()
             files.save_table(folder / "images.parquet", pd.concat(rows, ignore_index=True))
             files.save_table(folder / "curves.parquet", pd.concat(curves, ignore_index=True))

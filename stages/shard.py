@@ -5,20 +5,62 @@ reads     artifacts/data
 writes    artifacts/shards/<run>/round1/shard<k>.npy: [n] int64 sorted indices into the training set
 """
 
-from stages import randomness
+from dataclasses import dataclass
+
+from stages import experiments, randomness
 from stages.iet import sharding
 from stages.run import cli, files
+from stages.run.instance import START_UP, Instance
+
+# fmt: off
+PHASE = {
+    "name": "shard",
+    "per": "run",
+    "arms": "trained",
+    "arm_section": {
+        "description": "the split of the training set",
+        "required": ["num_shards"],
+        "properties": {
+            "num_shards": {"description": "K", "type": "integer", "minimum": 1},
+            "split": {"description": "random, with one class mix, or contiguous as in the authors' code for Stable Diffusion (default: random)", "enum": ["random", "contiguous"]},
+        },
+    },
+}
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards(Instance):
+    start_up = START_UP // 4
+
+    def outputs(self):
+        return [files.folder("shards", self.run, 1)]
+
+    def size(self, scale):
+        return 8 * scale.num_train
+
+
+def instances(experiment):
+    runs = experiments.runs(experiment, experiments.trained(experiment))
+    return [Shards(block="shard", arm=arm, seed=seed) for arm, seed in runs]
+
+
+def check_sizes(experiment, num_train):
+    """Raises ValueError if an arm asks for more shards than there are training images."""
+    for arm, recipe in experiments.trained(experiment).items():
+        if (num_shards := recipe["shard"]["num_shards"]) > num_train:
+            raise ValueError(f"arms.{arm}.shard.num_shards is {num_shards}, more than the {num_train} training images")
 
 
 def main(arguments):
-    with cli.stage("shard", __doc__, arguments, "arm", "seed") as job:
+    with experiments.stage(PHASE, __doc__, arguments) as job:
         labels, settings = files.load_array(files.DATA / "train_labels.npy"), job.recipe["shard"]
         if settings.get("split") == "contiguous":
             shards = sharding.contiguous_shards(len(labels), settings["num_shards"])
         else:
             generator = randomness.numpy_generator("shard", job.seed)
             shards = sharding.stratified_shards(labels, settings["num_shards"], generator)
-        with files.publish(files.shards_dir(job.run, 1)) as folder:
+        with files.publish(files.folder("shards", job.run, 1)) as folder:
             for k, shard in enumerate(shards):
                 files.save_array(folder / f"shard{k}.npy", shard)
 

@@ -5,32 +5,107 @@
 
 params    compute, similarity
 reads     artifacts/data; the weights sscd.weights
-          for a run: artifacts/similarity/reference, artifacts/samples/<run>/part<p> of exactly the parts of the plan
-writes    artifacts/similarity/reference/
+          for a run: artifacts/results/similarity/reference, artifacts/samples/<run>/part<p> of exactly the parts of the plan
+writes    artifacts/results/similarity/reference/
               network.pt             the checked weights, which every run uses: one network for both sides
               features.safetensors   [N,D] float32 unit features of the training images
               nearest.parquet        one row a training image: the most similar other training image
               scores.json            the file's name and checksum, preprocessing, and the summary of those similarities
-          artifacts/similarity/<run>/
+          artifacts/results/similarity/<run>/
               nearest.parquet        one row a generated image and kind of weights: the most similar training image; where images
                                      have prompts, also the prompt, and the similarity to the training image that it belongs to
               scores.json            as above, the summary by kind of weights
               pictures.safetensors   where sscd.show_images asks for pictures: near-copies and first images, see `_pictures`
 """
 
+import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stages import params
+from stages import experiments
 from stages.run import cli, device, files, weight_files
+from stages.run.instance import LIGHT_BYTES, REFERENCE, ROW_BYTES, START_UP, Instance
 from stages.run.progress import Progress
 
-LEFT_OUT = (
-    "the similarity phase (SSCD) is left out, as params.yaml names no weights of SSCD: add a section similarity with "
-    "weights: FILE, preprocess: dcr and batch_size: 64"
-)
+MOST_FEATURES = 1024  # values of an image's features: as many as the largest published network gives
+# fmt: off
+PHASE = {
+    "name": "similarity",
+    "per": "run",
+    "reference": True,
+    "arms": "all",
+    "device": True,
+    "final": True,
+    "left_out": "the similarity phase (SSCD) is left out, as params.yaml names no weights of SSCD: add a section similarity with "
+    "weights: FILE, preprocess: dcr and batch_size: 64",
+    "section": {
+        "description": "copy-detection similarity of generated to training images (SSCD); without weights the phase is left out",
+        "dependentRequired": {"weights": ["preprocess", "batch_size"]},
+        "properties": {
+            "weights": {"description": "TorchScript file of SSCD, such as sscd_disc_large.torchscript.pt", "type": "string", "minLength": 1},
+            "sha256": {"description": "checksum of that file in hexadecimal digits, in quotes", "type": "string", "minLength": 1},
+            "preprocess": {"description": "how images reach the network: dcr as in the published similarities, sscd as the authors of SSCD recommend", "enum": ["dcr", "sscd"]},
+            "batch_size": {"description": "images at a time through the network; changes results in the last digits", "type": "integer", "minimum": 1},
+            "show_images": {"description": "how many near-copies, and how many rows of images of all arms, the report shows beside training images (default 0: keys only)", "type": "integer", "minimum": 0, "maximum": 1000},
+        },
+    },
+    "columns": {
+        "percentile_95": {
+            "title": "Sim (95th percentile)",
+            "meaning": "95th percentile of the images' similarities to their nearest training images; 1 is a copy.",
+            "show": "number",
+            "short": "Sim",
+            "digits": 3,
+        },
+        "mean": {"title": "mean", "meaning": "Mean of these similarities.", "show": "number"},
+        "percentile_75": {"title": "75th percentile", "meaning": "75th percentile of them.", "show": "number"},
+        "percentile_90": {"title": "90th percentile", "meaning": "90th percentile of them.", "show": "number"},
+        "share_above": {
+            "title": "share above 0.5",
+            "meaning": "Share of the images with a similarity above 0.5.",
+            "show": "number",
+        },
+        "own_mean": {
+            "title": "mean to own training image",
+            "meaning": "Mean similarity to the training image whose caption was asked for.",
+            "show": "number",
+        },
+    },
+}
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarities(Instance):
+    """network   of the reference: the file of the weights"""
+
+    network: str | None = None
+
+    writes = ("results/similarity",)
+
+    def size(self, scale):
+        settings = scale.experiment["similarity"]
+        if self.arm is None:
+            return os.path.getsize(settings["weights"]) + scale.num_train * (4 * MOST_FEATURES + ROW_BYTES)
+        pictures = 4 * settings.get("show_images", 0) * scale.values
+        kinds = len(experiments.section(scale.experiment, "sample", self.arm)["weights"])
+        return scale.num_generated(self.arm) * ROW_BYTES + kinds * pictures + LIGHT_BYTES
+
+    def work(self, scale):
+        return START_UP if self.arm is not None else scale.num_train + START_UP
+
+
+def instances(experiment):
+    if not wanted(experiment):
+        return []
+    runs = experiments.runs(experiment)
+    return [
+        Similarities(block="similarity_reference", network=experiment["similarity"]["weights"]),
+        *(Similarities(block="similarity", arm=arm, seed=seed) for arm, seed in runs),
+    ]
 
 
 def wanted(experiment):
@@ -38,24 +113,26 @@ def wanted(experiment):
     return "weights" in experiment.get("similarity", {})
 
 
+def check_files(experiment):
+    """Raises ValueError if the file of weights is not there, or another one."""
+    if wanted(experiment):
+        weight_files.check(
+            "similarity", experiment["similarity"], "put the SSCD weights there, or mend similarity.weights"
+        )
+
+
 def shows_pictures(experiment):
     """Whether the report may show training images of an experiment with captions, or of this phase: keys only, unless asked for."""
     return wanted(experiment) and experiment["similarity"].get("show_images", 0) > 0
 
 
-def check(experiment):
-    """Raises ValueError if the file of weights is not there, or another one."""
-    if wanted(experiment):
-        weight_files.check("similarity", experiment["similarity"], "put the SSCD weights there, or mend sscd.weights")
-
-
 def main(arguments):
-    cli.stage_with_reference("similarity", __doc__, arguments, reference, measure)
+    experiments.stage_with_reference(PHASE, __doc__, arguments, reference, measure)
 
 
 def reference(job):
     _check_wanted(job)
-    check(job.params)
+    check_files(job.params)
     job.device = device.claim(job.params["compute"])
     import pandas as pd
 
@@ -68,7 +145,7 @@ def reference(job):
     features = _features(job, sscd.load(path), train, "training images")
     found, nearest = sscd.nearest_other(features, job.params["compute"]["threads"])
     rows = {"index": np.arange(len(keys)), "key": keys, "similarity": found, "nearest_train": nearest}
-    with files.publish(files.similarity_dir(files.REFERENCE)) as folder:
+    with files.publish(files.folder("results/similarity", REFERENCE)) as folder:
         folder.mkdir()
         shutil.copyfile(path, folder / "network.pt")
         files.save_arrays(folder / "features.safetensors", {"features": features})
@@ -84,13 +161,13 @@ def measure(job):
     from stages import randomness
     from stages.measures import sscd
 
-    folder = files.similarity_dir(files.REFERENCE)
+    folder = files.folder("results/similarity", REFERENCE)
     scores = files.load_json(folder / "scores.json")
     del scores["train"]
     train = files.load_arrays(folder / "features.safetensors")["features"]
     keys = files.load_table(folder / "nearest.parquet", ["key"])["key"].to_numpy()
     network = sscd.load(folder / "network.pt").to(job.device)
-    sampled = params.section(job.params, "sample", job.arm)
+    sampled = experiments.section(job.params, "sample", job.arm)
     asked = files.load_generations(job.run, sampled["parts"])
     own = _own(asked, keys)
     rows, pictures = [], {}
@@ -111,7 +188,7 @@ def measure(job):
         rows.append(pd.DataFrame(table))
         shown = _pictures(job, images, found, nearest, own)
         pictures |= {f"{weights}.{name}": array for name, array in shown.items()}
-    with files.publish(files.similarity_dir(job.run)) as folder:
+    with files.publish(files.folder("results/similarity", job.run)) as folder:
         folder.mkdir()
         pd.concat(rows, ignore_index=True).to_parquet(folder / "nearest.parquet", index=False)
         files.write_json(folder / "scores.json", scores)
@@ -121,7 +198,7 @@ def measure(job):
 
 def _check_wanted(job):
     if not wanted(job.params):
-        raise ValueError(LEFT_OUT)
+        raise ValueError(PHASE["left_out"])
 
 
 def _used(path, settings):

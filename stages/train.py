@@ -4,142 +4,268 @@ params    model, diffusion, compute, train, arms.<arm>.train, arms.<arm>.method;
 reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state of the round before
 writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model (no EMA with ema_decay 0)
               state.safetensors: Adam's moments, what the method carries (AGC: the memory bank) and the step, for the next round of this shard
-          artifacts/counts/<run>/round<r>/shard<k>/counts.safetensors: skips, visits and losses of this round
+          artifacts/results/counts/<run>/round<r>/shard<k>/counts.safetensors: skips, visits and losses of this round
 A checkpoint in scratch/ lets a killed stage go on where it was, to the same result; SIGTERM, a scheduler's warning, writes one
 at once and ends the stage.
 """
 
 import sys
+from dataclasses import dataclass
 
-import numpy as np
-
-from stages import network, params, text
-from stages.run import checkpoint, cli, device, files
+from stages import experiments, models
+from stages.run import checkpoint, cli, declarations, device, files
+from stages.run.instance import START_UP, Instance
 from stages.run.progress import Progress
 
-
-def main(arguments):
-    with cli.stage("train", __doc__, arguments, "arm", "seed", "round", "shard") as job:
-        job.device = device.claim(job.params["compute"])
-        import torch
-
-        from stages.methods import loop
-
-        settings = params.section(job.params, "train", job.arm) | {"precision": job.params["compute"]["precision"]}
-        index = files.load_array(files.current_shards_dir(job.recipe, job.run, job.round) / f"shard{job.shard}.npy")
-        pixels = files.load_array(files.DATA / "train.npy", mmap=True)[index]
-        images = loop.Images(
-            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(job.device), torch.from_numpy(index)
-        )
-        kind = text if params.is_text(job.params) else network
-        model = kind.build(job, tuple(images.pixels.shape[1:]))
-        method, unet, alpha_bar = model.method, model.network, model.alpha_bars.float().to(job.device)
-        images.objective = model.objective()
-        if model.num_classes:
-            labels = files.load_array(files.DATA / "train_labels.npy")[index]
-            images.labels = torch.from_numpy(labels).to(job.device)
-        names = [name for name, _ in unet.named_parameters()]
-        state = _start(job, model, names, method.initial_state(len(alpha_bar), job.device), settings["ema_decay"])
-        first_step = state.step
-        num_epochs = loop.num_epochs(len(index), settings)
-        record = loop.Record.empty(len(index), num_epochs, job.device)
-
-        saved = checkpoint.Checkpoint(
-            job,
-            [settings, job.recipe["method"], *(job.params[s] for s in ("data", "model", "diffusion", "compute"))],
-            _inputs(job) + model.inputs,
-        )
-        _take_up(saved.saved(), unet, names, state, record)
-        progress = Progress(f"train@{job.key}", "steps")
-
-        def after_step(done, total, loss):
-            progress.update(done, total, lambda: _note(loss, record))
-            saved.save_if_due(lambda: _unfinished(unet, names, state, record), f"step {done} of {total}")
-
-        try:
-            loop.train_round(
-                unet, state, record, images, method, settings, alpha_bar, job.seed, job.shard, num_epochs, first_step,
-                after_step, saved.look,
-            )  # fmt: skip
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{error} (arm {job.arm}, seed {job.seed}, round {job.round}, shard {job.shard}): lower train.learning_rate or "
-                "look at the images; nothing was written"
-            ) from None
-        except RuntimeError as error:
-            if not device.is_out_of_memory(error):
-                raise
-            raise ValueError(
-                f"the memory of {job.device} does not suffice for train.batch_size = {settings['batch_size']} "
-                f"({str(error).splitlines()[0]}): try {max(1, settings['batch_size'] // 2)} (params.yaml), or a smaller network; "
-                f"{f'{model.memory}; ' if model.memory else ''}nothing was written"
-            ) from None
-        spent = method.spent(len(index), settings["batch_size"], state.step) | images.objective.numbers()
-        if remark := method.remark(float(record.epoch_skipped.sum() / record.epoch_visited.sum().clamp(min=1))):
-            print(f"arm {job.arm}, round {job.round}, shard {job.shard}: {remark}", file=sys.stderr)
-        _write(job, method, unet, names, state, record, index, state.step - first_step, spent)
-        saved.remove()
+# fmt: off
+PHASE = {
+    "name": "train",
+    "per": "shard",
+    "arms": "trained",
+    "device": True,
+    "arms_override": True,
+    "text_keys": ["caption", "caption_text", "caption_dropout"],
+    "section": {
+        "description": "training settings that all arms share",
+        "required": ["batch_size", "learning_rate", "warmup_steps", "grad_clip_norm", "ema_decay", "flip"],
+        "properties": {
+            "epochs": {"description": "E, passes over a shard in one round; an arm has either epochs or steps", "type": "integer", "minimum": 1},
+            "steps": {"description": "optimiser steps of a shard in one round, in the place of epochs", "type": "integer", "minimum": 1},
+            "batch_size": {"description": "images per optimiser step", "type": "integer", "minimum": 1},
+            "learning_rate": {"description": "Adam's step size after the warm-up", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            "warmup_steps": {"description": "optimiser steps of a shard over which the learning rate rises from 0", "type": "integer", "minimum": 0},
+            "grad_clip_norm": {"description": "largest L2 norm of the gradient", "type": "number", "exclusiveMinimum": 0},
+            "ema_decay": {"description": "decay per optimiser step of the averaged weights; 0: none are kept", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            "flip": {"description": "mirror training images at random", "type": "boolean"},
+            "weight_decay": {"description": "share of the learning rate by which each step shrinks the weights, as in AdamW (default: 0)", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            "caption": {"description": "text model: the first caption of an image, at each visit any of them, or caption_text for all images (default: first)", "enum": ["first", "random_of_all", "fixed_text"]},
+            "caption_text": {"description": "text model: with caption fixed_text, the one text that all images are trained with and generated for", "type": "string"},
+            "caption_dropout": {"description": "text model: share of the visits at which the network sees no caption (default: 0)", "type": "number", "minimum": 0, "maximum": 1},
+        },
+    },
+}
+# fmt: on
 
 
-def _inputs(job):
-    """Files that the result depends on beside the settings."""
-    found = [
-        files.DATA / "train.npy",
-        files.DATA / "train_labels.npy",
-        files.current_shards_dir(job.recipe, job.run, job.round) / f"shard{job.shard}.npy",
-    ]
-    if job.round > 1:
-        found += sorted(_model_before(job).glob("*.safetensors"))
-        found.append(files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors")
+@dataclass(frozen=True, kw_only=True)
+class Training(Instance):
+    """One shard in one round.
+
+    index          the list of its images
+    method         code of the training method
+    kind           code of the kind of model
+    architecture   what the network is built from
+    model, state   of a round after the first: the weights that it begins with, and what the shard kept for itself
+    """
+
+    index: str
+    method: str
+    kind: str
+    architecture: str
+    model: str | None = None
+    state: str | None = None
+
+    writes = ("train", "results/counts")
+
+    def size(self, scale):  # weights, EMA, two moments of Adam
+        return (
+            3 + bool(experiments.section(scale.experiment, "train", self.arm)["ema_decay"])
+        ) * scale.bytes_of_weights
+
+    def work(self, scale):
+        settings = experiments.section(scale.experiment, "train", self.arm)
+        shard_size = scale.num_train / scale.experiment["arms"][self.arm]["shard"]["num_shards"]
+        images = settings["steps"] * settings["batch_size"] if "steps" in settings else settings["epochs"] * shard_size
+        return int(images) + START_UP
+
+
+def instances(experiment):
+    found = []
+    for arm, seed in experiments.runs(experiment, experiments.trained(experiment)):
+        recipe, run = experiment["arms"][arm], files.run_name(arm, seed)
+        code = {
+            "method": experiments.method_source(experiment, arm),
+            "kind": f"stages/{experiments.kind(experiment)}",
+            "architecture": experiments.architecture(experiment),
+        }
+        for r in range(1, recipe["rounds"] + 1):
+            shards = experiments.current_shards(recipe, run, r)
+            for k in range(recipe["shard"]["num_shards"]):
+                place = {"arm": arm, "seed": seed, "round": r, "shard": k, "index": str(shards / f"shard{k}.npy")}
+                if r == 1:
+                    found.append(Training(block="train", **place, **code))
+                    continue
+                model, state = experiments.model_before(recipe, run, r, k), files.folder("train", run, r - 1, k)
+                if model == state:  # DVC wants a path only once
+                    model /= "raw.safetensors"
+                before = {"model": str(model), "state": str(state)}
+                found.append(Training(block="train_next", **place, **code, **before))
     return found
 
 
-def _model_before(job):
-    """Folder of the weights that a round after the first begins with: the average, or the shard's own where there was none."""
-    averaged = files.averages_after(job.recipe, job.round - 1)
-    return files.model_dir(job.run, job.round - 1) if averaged else files.train_dir(job.run, job.round - 1, job.shard)
+def check(experiment):
+    """Raises ValueError if keys of the section, or what an arm says of its training, do not go together."""
+    for arm in experiments.trained(experiment):
+        _check_method(experiment, arm)
+        settings, own = experiments.section(experiment, "train", arm), experiment["arms"][arm]["train"]
+        found = [key for key in ("epochs", "steps") if key in settings]
+        if not found:
+            raise ValueError(f"the key arms.{arm}.train.epochs is missing (or steps: how long a round is)")
+        if len(found) > 1:
+            raise ValueError(
+                f"both epochs and steps say how long a round of {arm} is: give one of them (arms.{arm}.train = {own})"
+            )
+    _check_captions(experiment)
 
 
-def _start(job, built, names, carried, ema_decay):
-    """Loads the averaged model and this shard's state of the round before; the initial ones in round 1.
+def _check_method(experiment, arm):
+    kind, name = experiments.kind(experiment), experiment["arms"][arm]["method"]["name"]
+    fitting = [n for n, method in declarations.methods().items() if kind in method["MODELS"]]
+    if name not in fitting:
+        trains = "a model without captions" if kind == "text" else "a model with captions, model.pipeline"
+        raise ValueError(f"arms.{arm}.method.name is {name}, which trains {trains}: use one of {', '.join(fitting)}")
 
-    carried   what the method begins with: dict name -> tensor
-    """
+
+def _check_captions(experiment):
+    """Who has the text that stands in the place of captions, and who asks for it."""
+    sections = {arm: experiments.section(experiment, "train", arm) for arm in experiments.trained(experiment)}
+    fixed = {arm: settings.get("caption") == "fixed_text" for arm, settings in sections.items()}
+    for arm, is_fixed in fixed.items():
+        if is_fixed and not (found := sections[arm].get("caption_text", "")).strip():
+            raise ValueError(
+                f"train.caption of {arm} is fixed_text, but train.caption_text is {repr(found) if found else 'missing or empty'}: give "
+                "the text that stands in the place of all captions"
+            )
+        if not is_fixed and "caption_text" in experiment["arms"][arm]["train"]:
+            raise ValueError(f"arms.{arm}.train.caption_text has no effect without caption: fixed_text: remove it")
+    if "caption_text" in experiment["train"] and not any(fixed.values()):
+        raise ValueError("train.caption_text has no effect without caption: fixed_text: remove it")
+
+
+def check_sizes(experiment, num_train):
+    """Raises ValueError if a shard is smaller than one batch."""
+    for arm, recipe in experiments.trained(experiment).items():
+        num_shards = recipe["shard"]["num_shards"]
+        batch_size = experiments.section(experiment, "train", arm)["batch_size"]
+        if num_shards <= num_train < num_shards * batch_size:
+            raise ValueError(
+                f"arms.{arm}: {num_train} training images in {num_shards} shards leave a shard of "
+                f"{num_train // num_shards}, fewer than one batch (train.batch_size = {batch_size})"
+            )
+
+
+def main(arguments):
+    with experiments.stage(PHASE, __doc__, arguments, check) as job:
+        job.device = device.claim(job.params["compute"])
+        from stages.iet import shard_state
+        from stages.methods import loop
+
+        settings = experiments.section(job.params, "train", job.arm) | {"precision": job.params["compute"]["precision"]}
+        index = files.load_array(_index_file(job))
+        model = models.build(job, job.arm)
+        images = _images(job, model, index)
+        state = _state(job, model, settings["ema_decay"])
+        record = loop.Record.empty(len(index), loop.num_epochs(len(index), settings), job.device)
+        alpha_bar = model.alpha_bars.float().to(job.device)
+        training = loop.Training(
+            model.network, state, record, images, model.method, settings, alpha_bar, job.seed, job.shard, state.step
+        )
+        sections = [job.params[name] for name in ("data", "model", "diffusion", "compute")]
+        inputs = _inputs(job) + models.inputs(job, model)
+        saved = checkpoint.Checkpoint(
+            job, [settings, job.recipe["method"], *sections], inputs, experiments.code_of(job)
+        )
+        if (unfinished := saved.saved()) is not None:
+            shard_state.take_up(unfinished, model.network, state, vars(record))
+        _train(job, training, saved)
+        _write(job, training)
+        saved.remove()
+
+
+def _index_file(job):
+    return experiments.current_shards(job.recipe, job.run, job.round) / f"shard{job.shard}.npy"
+
+
+def _images(job, model, index):
+    """The images of the shard on the device, with their classes where the model is told them: base.Images."""
     import torch
 
-    from stages.diffusion import unet
+    from stages.methods import base
+
+    pixels = files.load_array(files.DATA / "train.npy", mmap=True)[index]
+    pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(job.device)
+    labels = None
+    if model.num_classes:
+        labels = torch.from_numpy(files.load_array(files.DATA / "train_labels.npy")[index]).to(job.device)
+    return base.Images(pixels, torch.from_numpy(index), labels, models.objective(job, model))
+
+
+def _before(job):
+    """What a round after the first begins with: the folder of its weights, and the file of the shard's own state."""
+    own = files.folder("train", job.run, job.round - 1, job.shard)
+    return experiments.model_before(job.recipe, job.run, job.round, job.shard), own / "state.safetensors"
+
+
+def _inputs(job):
+    """Files that the result depends on beside the settings and the model."""
+    found = [files.DATA / "train.npy", files.DATA / "train_labels.npy", _index_file(job)]
+    if job.round > 1:
+        folder, state = _before(job)
+        found += [*sorted(folder.glob("*.safetensors")), state]
+    return found
+
+
+def _state(job, model, ema_decay):
+    """Loads the weights that the round begins with, onto the device, and returns the shard's state: iet.shard_state.ShardState."""
+    from stages.diffusion import weights
     from stages.iet import shard_state
 
-    network = built.network
+    network = model.network
+    carried = model.method.initial_state(len(model.alpha_bars), job.device)
     if job.round == 1:
-        unet.load(network, built.first_weights(job.seed), "the initialisation")
+        weights.load(network, model.first_weights(job.seed), "the initialisation")
         network.to(job.device)
         return shard_state.fresh_state(list(network.parameters()), carried, bool(ema_decay))
-
-    model, ema = _model_before(job), {}
+    (folder, state_file), ema = _before(job), {}
     if ema_decay:
-        ema = files.load_arrays(model / "ema.safetensors")
-        unet.load(network, ema, model / "ema.safetensors")  # checks names and shapes of the EMA too
-    unet.load(network, files.load_arrays(model / "raw.safetensors"), model / "raw.safetensors")
+        ema = files.load_arrays(folder / "ema.safetensors")
+        weights.load(network, ema, folder / "ema.safetensors")  # checks names and shapes of the EMA too
+    weights.load(network, files.load_arrays(folder / "raw.safetensors"), folder / "raw.safetensors")
     network.to(job.device)
-    state_file = files.train_dir(job.run, job.round - 1, job.shard) / "state.safetensors"
-    saved = {name: torch.from_numpy(value).to(job.device) for name, value in files.load_arrays(state_file).items()}
-    expected = {f"{kind}.{n}": p.shape for kind in ("exp_avg", "exp_avg_sq") for n, p in network.named_parameters()}
-    expected |= {f"carried.{name}": value.shape for name, value in carried.items()} | {"step": (1,)}
-    for name, shape in expected.items():
-        found = tuple(saved[name].shape) if name in saved else "nothing"
-        if found != tuple(shape):
-            raise ValueError(
-                f"{state_file} holds the state of another network: {name} is {found}, expected {tuple(shape)}; "
-                "set model, diffusion and method in params.yaml back, or rerun the phase that wrote it"
-            )
-    return shard_state.ShardState(
-        ema=[torch.from_numpy(ema[n]).to(job.device) for n in names if ema],
-        exp_avg=[saved[f"exp_avg.{n}"] for n in names],
-        exp_avg_sq=[saved[f"exp_avg_sq.{n}"] for n in names],
-        carried={name: saved[f"carried.{name}"] for name in carried},
-        step=int(saved["step"]),
-    )
+    arrays = files.load_arrays(state_file)
+    return shard_state.from_arrays(arrays, ema, dict(network.named_parameters()), carried, state_file)
+
+
+def _train(job, training, saved):
+    """The round, with a line of progress and a checkpoint now and then."""
+    from stages.iet import shard_state
+    from stages.methods import loop
+
+    progress, batch_size = Progress(f"train@{job.key}", "steps"), training.settings["batch_size"]
+
+    def so_far():
+        return shard_state.unfinished_as_arrays(training.network, training.state, vars(training.record))
+
+    def after_step(done, total, loss):
+        progress.update(done, total, lambda: _note(loss, training.record))
+        saved.save_if_due(so_far, f"step {done} of {total}")
+
+    try:
+        loop.train_round(training, after_step, saved.look)
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{error} (arm {job.arm}, seed {job.seed}, round {job.round}, shard {job.shard}): lower train.learning_rate or "
+            "look at the images; nothing was written"
+        ) from None
+    except RuntimeError as error:
+        if not device.is_out_of_memory(error):
+            raise
+        told = models.memory_told(job)
+        raise ValueError(
+            f"the memory of {job.device} does not suffice for train.batch_size = {batch_size} "
+            f"({str(error).splitlines()[0]}): try {max(1, batch_size // 2)} (params.yaml), or a smaller network; "
+            f"{f'{told}; ' if told else ''}nothing was written"
+        ) from None
 
 
 def _note(loss, record):
@@ -148,69 +274,19 @@ def _note(loss, record):
     return f"loss {float(loss):.4f}, skipped {skipped:.1%}, augmented {augmented:.1%}"
 
 
-def _moments(names, state):
-    return {
-        **{f"exp_avg.{n}": value.cpu().numpy() for n, value in zip(names, state.exp_avg, strict=True)},
-        **{f"exp_avg_sq.{n}": value.cpu().numpy() for n, value in zip(names, state.exp_avg_sq, strict=True)},
-        **{f"carried.{name}": value.cpu().numpy() for name, value in state.carried.items()},
-        "step": np.int64(state.step),
-    }
-
-
-def _raw(network):
-    return {n: p.detach().cpu().numpy() for n, p in network.named_parameters()}
-
-
-def _ema(names, state):
-    return {n: value.cpu().numpy() for n, value in zip(names, state.ema, strict=True)} if state.ema else {}
-
-
-def _write(job, method, network, names, state, record, index, num_steps, spent):
+def _write(job, training):
+    from stages.iet import shard_state
     from stages.methods import loop
 
-    counts = loop.as_arrays(record, index) | {
-        **{f"carried.{name}": value.cpu().numpy() for name, value in state.carried.items()},
-        **{f"spent.{name}": np.array([value], np.float64) for name, value in spent.items()},
-        "forward_images": np.array([loop.forward_images(record, method.passes)], np.int64),
-        "optimizer_steps": np.array([num_steps], np.int64),
-    }
-    with files.publish(files.counts_dir(job.run, job.round, job.shard)) as folder:
-        files.save_arrays(folder / "counts.safetensors", counts)
-    num_bytes = 4 * 4 * sum(p.numel() for p in network.parameters())  # weights, EMA and two moments in float32
-    with files.publish(files.train_dir(job.run, job.round, job.shard), num_bytes) as folder:
-        files.save_arrays(folder / "raw.safetensors", _raw(network))
-        if state.ema:
-            files.save_arrays(folder / "ema.safetensors", _ema(names, state))
-        files.save_arrays(folder / "state.safetensors", _moments(names, state))
-
-
-def _unfinished(network, names, state, record):
-    """Everything that the rest of the round depends on, as named arrays."""
-    arrays = {f"raw.{n}": value for n, value in _raw(network).items()}
-    arrays |= {f"ema.{n}": value for n, value in _ema(names, state).items()}
-    arrays |= {f"record.{name}": value.cpu().numpy() for name, value in vars(record).items()}
-    return arrays | _moments(names, state)
-
-
-def _take_up(arrays, network, names, state, record):
-    """Puts the arrays of `_unfinished` back; nothing where there are none."""
-    if arrays is None:
-        return
-    import torch
-
-    saved = {name: torch.from_numpy(value) for name, value in arrays.items()}
-    with torch.no_grad():
-        for i, (name, parameter) in enumerate(zip(names, network.parameters(), strict=True)):
-            parameter.copy_(saved[f"raw.{name}"])
-            if state.ema:
-                state.ema[i].copy_(saved[f"ema.{name}"])
-            state.exp_avg[i].copy_(saved[f"exp_avg.{name}"])
-            state.exp_avg_sq[i].copy_(saved[f"exp_avg_sq.{name}"])
-    for name, value in state.carried.items():
-        value.copy_(saved[f"carried.{name}"])
-    state.step = int(saved["step"])
-    for name, value in vars(record).items():
-        value.copy_(saved[f"record.{name}"])
+    record = training.record
+    if remark := training.method.remark(float(record.epoch_skipped.sum() / record.epoch_visited.sum().clamp(min=1))):
+        print(f"arm {job.arm}, round {job.round}, shard {job.shard}: {remark}", file=sys.stderr)
+    with files.publish(files.folder("results/counts", job.run, job.round, job.shard)) as folder:
+        files.save_arrays(folder / "counts.safetensors", loop.counts(training))
+    num_bytes = 4 * 4 * sum(p.numel() for p in training.network.parameters())  # weights, EMA and two moments in float32
+    with files.publish(files.folder("train", job.run, job.round, job.shard), num_bytes) as folder:
+        for name, arrays in shard_state.trained_as_arrays(training.network, training.state).items():
+            files.save_arrays(folder / f"{name}.safetensors", arrays)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from stages import plan  # sets one thread, before torch is imported: float sums
 from stages.run import files  # sets one thread, before torch is imported: float sums depend on it
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "workflow/scripts"))  # tests import scripts by name
 
 # 60 digits in batches of 10; 20 timesteps, so that each cell of the bank is visited often enough for AGC to act.
 TINY = """
@@ -190,7 +191,7 @@ def write_samples(run, arrays, asked=None):
     asked    what each was asked for, where it has a prompt: list of six dicts
     """
     for part, rows in enumerate((slice(0, 4), slice(4, 6))):
-        folder = files.samples_dir(run, part)
+        folder = files.folder("samples", run, part=part)
         for weights, array in arrays.items():
             files.save_array(folder / f"{weights}.npy", array[rows])
         if asked:
@@ -200,7 +201,7 @@ def write_samples(run, arrays, asked=None):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A tiny Stable Diffusion folder."""
-    from stages import tiny_sd
+    import tiny_sd
 
     path = tmp_path_factory.mktemp("tiny") / "model"
     tiny_sd.build(path, "D")
@@ -211,7 +212,7 @@ def tiny_model(tmp_path_factory):
 def with_captions(tiny_model, tmp_path, monkeypatch):
     """prepare(experiment, captions, heldout) makes the working folder one where 12 toy images with captions were decoded and dealt
     to one shard, with a copy of the tiny model in model/; `heldout` are captions of images that are held out."""
-    from stages import tiny_sd
+    import tiny_sd
 
     def prepare(experiment, captions=None, heldout=()):
         monkeypatch.chdir(tmp_path)
@@ -225,7 +226,7 @@ def with_captions(tiny_model, tmp_path, monkeypatch):
         files.save_array(files.DATA / "train_labels.npy", np.zeros(12, np.int64))
         files.write_json(files.DATA / "keys.json", keys)
         files.write_json(files.DATA / "captions.json", {"train": captions, "heldout": [[text] for text in heldout]})
-        files.save_array(files.shards_dir("default-seed0", 1) / "shard0.npy", np.arange(12))
+        files.save_array(files.folder("shards", "default-seed0", 1) / "shard0.npy", np.arange(12))
 
     return prepare
 

@@ -32,7 +32,7 @@ from safetensors.numpy import load_file
 
 from stages.run import processes
 
-COMPUTE = ("train@", "sample@")  # the phases that compute for long
+COMPUTE = ("train@", "train_next@", "sample@")  # the phases that compute for long
 VICTIMS = ("stage", "dvc", "snakemake", "group")
 GONE_S = 12  # a stage has 10 seconds to write its checkpoint and end
 EXPERIMENT = (

@@ -51,7 +51,7 @@ def extended(finished, tmp_path_factory):
 
 
 def test_the_audit_of_a_folder_equals_the_scores_of_the_arm_that_made_it(extended):
-    ours, theirs = (extended.root / f"artifacts/score/{run}-seed3" for run in ("ddpm", "theirs"))
+    ours, theirs = (extended.root / f"artifacts/results/score/{run}-seed3" for run in ("ddpm", "theirs"))
     for name in ("images", "curves"):
         expected, found = (pd.read_parquet(folder / f"{name}.parquet") for folder in (ours, theirs))
         expected = expected[expected.weights == "raw"].reset_index(drop=True)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import TINY, Project, written_anew
 
-from stages import data, shard, train
+from stages import data, experiments, sample, shard, train
 from stages.run import cli, files
 
 IET = "iet_agc_plus-seed3"
@@ -84,16 +84,17 @@ def refusal(decoded, monkeypatch, capsys):
 
 def write_round_1(change_raw=None, change_state=None, model=None):
     """What round 2 of shard 1 reads: the model of round 1, the shard's state and index list, all of them fresh."""
-    from stages.diffusion import initial_weights, unet
+    from stages.diffusion import unet
+    from stages.pixels import initial_weights
 
     network = unet.build(model or yaml.safe_load(TINY)["model"], (1, 8, 8))
     weights = initial_weights.initial_weights(network, 3)
     state = {f"{kind}.{name}": np.zeros_like(w) for kind in ("exp_avg", "exp_avg_sq") for name, w in weights.items()}
     state |= {"carried.bank": np.zeros(20, np.float32), "step": np.int64(30)}
-    files.save_arrays(files.model_dir(IET, 1) / "ema.safetensors", weights)
-    files.save_arrays(files.model_dir(IET, 1) / "raw.safetensors", (change_raw or dict)(weights))
-    files.save_arrays(files.train_dir(IET, 1, 1) / "state.safetensors", (change_state or dict)(state))
-    files.save_array(files.shards_dir(IET, 2) / "shard1.npy", np.arange(30))
+    files.save_arrays(files.folder("model", IET, 1) / "ema.safetensors", weights)
+    files.save_arrays(files.folder("model", IET, 1) / "raw.safetensors", (change_raw or dict)(weights))
+    files.save_arrays(files.folder("train", IET, 1, 1) / "state.safetensors", (change_state or dict)(state))
+    files.save_array(files.folder("shards", IET, 2) / "shard1.npy", np.arange(30))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_parts_are_counted_from_0(decoded, part):
     arguments = ["--arm", "ddpm", "--seed", "3", "--part", str(part)]
     with (
         pytest.raises(ValueError, match=rf"^part {part} of ddpm does not exist, expected 0 to 1$"),
-        cli.stage("sample", "", arguments, "arm", "seed", "part"),
+        experiments.stage(sample.PHASE, "", arguments),
     ):
         pytest.fail("the stage began")
 
@@ -216,13 +217,13 @@ def test_a_class_conditional_model_on_images_without_classes_is_refused(refusal)
 
 def test_a_round_before_the_round_that_it_goes_on_from(refusal):
     write_round_1()
-    (files.model_dir(IET, 1) / "ema.safetensors").unlink()
+    (files.folder("model", IET, 1) / "ema.safetensors").unlink()
     told = refusal(train.main, TRAIN.format(2))
     assert told.startswith(
         f"error: artifacts/model/{IET}/round1/ema.safetensors is missing: run `snakemake` or `dvc repro`"
     )
     write_round_1()
-    (files.train_dir(IET, 1, 1) / "state.safetensors").unlink()
+    (files.folder("train", IET, 1, 1) / "state.safetensors").unlink()
     told = refusal(train.main, TRAIN.format(2))
     assert told.startswith(
         f"error: artifacts/train/{IET}/round1/shard1/state.safetensors is missing: run `snakemake` or"
@@ -253,7 +254,7 @@ def test_a_model_of_another_architecture_names_the_weight(refusal):
 
 def test_a_damaged_model_is_named(refusal):
     write_round_1()
-    raw = files.model_dir(IET, 1) / "raw.safetensors"
+    raw = files.folder("model", IET, 1) / "raw.safetensors"
     raw.write_bytes(raw.read_bytes()[:-100])
     told = refusal(train.main, TRAIN.format(2))
     assert told.startswith(f"error: {raw} cannot be read (") and told.endswith(
@@ -272,7 +273,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(refusal):
         "error: the loss at step 30 is nan, expected a finite number (arm iet_agc_plus, seed 3, round 2, shard 1): lower "
         "train.learning_rate or look at the images; nothing was written\n"
     )
-    assert not (files.train_dir(IET, 2, 1)).exists() and not files.counts_file(IET, 2, 1).exists()
+    assert not (files.folder("train", IET, 2, 1)).exists() and not files.counts_file(IET, 2, 1).exists()
     assert not list(Path("scratch").rglob("*.safetensors"))  # no checkpoint of it either
 
 
@@ -290,7 +291,7 @@ def test_a_batch_that_memory_does_not_suffice_for_names_one_to_try(refusal, monk
         "error: the memory of cpu does not suffice for train.batch_size = 10 (CUDA out of memory. Tried to allocate 20 GiB.): "
         "try 5 (params.yaml), or a smaller network; nothing was written\n"
     )
-    assert not files.train_dir(IET, 2, 1).exists() and not files.counts_file(IET, 2, 1).exists()
+    assert not files.folder("train", IET, 2, 1).exists() and not files.counts_file(IET, 2, 1).exists()
 
 
 def test_the_traceback_is_there_for_who_wants_it(refusal, monkeypatch):

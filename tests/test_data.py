@@ -104,7 +104,7 @@ def test_of_a_set_with_a_test_part_that_part_is_held_out(monkeypatch):
         parts.Part([f"{n}/{i}" for i in indices], np.zeros(len(indices), np.int64), lambda at, x=images[indices]: iter(x[at]))
         for n, indices in (("train", np.arange(40)), ("test", np.arange(40, 50)))
     ]  # fmt: skip
-    monkeypatch.setattr(image_sets, "load", lambda _: parts.ImageSet((2, 3, 1), ["a"], *two))
+    monkeypatch.setattr(image_sets, "load", lambda *_: parts.ImageSet((2, 3, 1), ["a"], *two))
     arrays, keys = run(name="cifar10", root="x", num_train=25)
     assert len(keys["train"]) == 25 and all(key.startswith("train/") for key in keys["train"])
     assert arrays["heldout"][:, 1, 2, 0].tolist() == list(range(40, 50)) and keys["heldout"][0] == "test/40"
@@ -123,7 +123,8 @@ def test_of_a_set_with_a_test_part_that_part_is_held_out(monkeypatch):
         ),
         (
             {"name": "image_folder", "root": "images", "heldout_share": 0.5},
-            "params.yaml: score.neighbours is 20, more than the 15 training images",
+            "params.yaml: arms.iet_agc_plus: 15 training images in 2 shards leave a shard of 7, fewer than one batch (train.batch_size = 10); "
+            "score.neighbours is 20, more than the 15 training images",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from stages.run import device
 
 AUTO, CPU, CUDA = ({"device": name, "threads": 1} for name in ("auto", "cpu", "cuda"))
 CLAIMER = (
-    f"import sys, time, pathlib; sys.path.insert(0, {str(ROOT)!r}); from stages import device\n"
+    f"import sys, time, pathlib; sys.path.insert(0, {str(ROOT)!r}); from stages.run import device\n"
     "gpu, lock = device.claim_gpu(sys.argv[2].split(','), pathlib.Path(sys.argv[1]), int(sys.argv[3]))\n"
     "print(gpu, flush=True); time.sleep(60)"
 )

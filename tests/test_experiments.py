@@ -5,14 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import seeds
+import tiny_sd
 import yaml
 from conftest import ROOT
 
-from stages import params, tiny_sd
+from stages import experiments, rules
 from stages.report import published, trade_off
-
-sys.path.insert(0, str(ROOT / "workflow/scripts"))
-import seeds
 
 FOLDER = ROOT / "experiments"
 NAMES = ["cifar10", "cifar100", "afhq_dog", "fashion_mnist"]
@@ -43,7 +42,7 @@ def test_every_file_is_an_experiment_known_here():
 
 def test_the_optional_arms_of_cifar10_are_valid(tmp_path):
     (tmp_path / "params.yaml").write_text(with_optional_arms(), encoding="utf-8")
-    assert list(params.load(tmp_path / "params.yaml")["arms"])[-5:] == OPTIONAL
+    assert list(rules.load(tmp_path / "params.yaml")["arms"])[-5:] == OPTIONAL
 
 
 @pytest.mark.parametrize(
@@ -210,8 +209,8 @@ def parts(recipe):
 def test_flickr8k_16px_has_equal_budgets_and_controls_and_the_bank_is_visited_often_enough():
     """Of a cell that starts at 0 and decays by 0.8 a visit, 16 visits are needed to come within 3 % of the loss."""
     experiment = load("flickr8k_16px")
-    params.check(experiment)
-    trained = params.trained(experiment)
+    rules.check(experiment)
+    trained = experiments.trained(experiment)
     steps = {arm: r["shard"]["num_shards"] * r["rounds"] * r["train"]["steps"] for arm, r in trained.items()}
     assert {n: [a for a in steps if steps[a] == n] for n in set(steps.values())} == {
         1250: ["default", "agc", "iet_agc", "iet_agc_plus", "rc_p04"],

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from stages import experiments
 from stages.run import files
 
 
@@ -129,7 +130,7 @@ def test_an_old_folder_stays_whole_where_the_new_one_cannot_take_its_place(monke
 def test_a_killed_process_leaves_the_old_folder_or_the_new_one():
     """Killed 12 times, each at a random moment of a random one of its first writes, while it replaces one folder by another, of several files of one content."""
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages import files\nfiles.own_unfinished('me')\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages.run import files\nfiles.own_unfinished('me')\n"
         "for i in range(10**6):\n"
         "    with files.publish('artifacts/folder') as folder:\n"
         "        folder.mkdir()\n"
@@ -333,8 +334,8 @@ def test_index_lists_of_round_1_hold_throughout_where_nothing_is_redistributed()
         for k in range(2):
             files.save_array(f"artifacts/shards/a-seed0/round{round_}/shard{k}.npy", np.array([10 * round_ + k]))
     kept, moved = ({"redistribute": r, "shard": {"num_shards": 2}} for r in ({}, {"share": 0.5, "select": "random"}))
-    assert [s.tolist() for s in files.load_shards(kept, "a-seed0", 2)] == [[10], [11]]
-    assert [s.tolist() for s in files.load_shards(moved, "a-seed0", 2)] == [[20], [21]]
+    assert [s.tolist() for s in experiments.load_shards(kept, "a-seed0", 2)] == [[10], [11]]
+    assert [s.tolist() for s in experiments.load_shards(moved, "a-seed0", 2)] == [[20], [21]]
 
 
 def test_too_little_room_is_told_before_anything_is_made(monkeypatch):
@@ -370,7 +371,7 @@ def test_the_room_of_a_folder_is_what_it_holds_and_what_did_not_fit(monkeypatch)
 def test_a_limit_on_the_size_of_a_file_is_told(project):
     """RLIMIT_FSIZE: a real refusal by the system in the middle of a file, which needs no mount."""
     code = (
-        f"import sys, resource; sys.path.insert(0, {str(ROOT)!r})\nimport numpy as np\nfrom stages import files\n"
+        f"import sys, resource; sys.path.insert(0, {str(ROOT)!r})\nimport numpy as np\nfrom stages.run import files\n"
         "files.save_array('artifacts/a.npy', np.arange(3))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: files.save_array('artifacts/a.npy', np.zeros(20_000))\n"
@@ -435,6 +436,34 @@ def test_a_flipped_bit_anywhere_is_noticed_and_named(name):
         assert f"remove artifacts/data, and files/md5/{md5[:2]}/{md5[2:]} in the cache" in told
         flipped(path, at)
     assert READERS[name](path) is not None
+
+
+def test_a_shape_is_learnt_from_the_header_alone(tmp_path, monkeypatch):
+    """No byte of the images is hashed, so a flipped one in them is not seen here; what numpy cannot use is told as elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    with files.publish(files.DATA) as folder:
+        folder.mkdir()
+        files.save_array(folder / "train.npy", np.zeros((7, 4, 6, 3), np.uint8))
+        files.save_array(folder / "heldout.npy", np.zeros((0, 4, 6, 3), np.uint8))
+
+    def hashed(path):
+        raise AssertionError(f"{path} was hashed")
+
+    monkeypatch.setattr(files, "_md5", hashed)
+    assert files.shape_of(files.DATA / "train.npy") == (7, 4, 6, 3)
+    assert files.shape_of(files.DATA / "heldout.npy") == (0, 4, 6, 3)
+    with pytest.raises(AssertionError, match="was hashed"):
+        files.load_array(files.DATA / "train.npy")
+    with pytest.raises(ValueError, match=r"^artifacts/data/none.npy is missing: run `snakemake`"):
+        files.shape_of(files.DATA / "none.npy")
+    whole = (files.DATA / "train.npy").read_bytes()
+    for content in (b"", whole[:40], b"PK" + whole[2:], whole[:-1], whole.replace(b"descr", b"xxxxx")):
+        (files.DATA / "train.npy").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"^artifacts/data/train.npy cannot be read \(.*\): remove it and run"
+        ) as error:
+            files.shape_of(files.DATA / "train.npy")
+        assert "\n" not in str(error.value)
 
 
 def test_a_flipped_bit_in_the_list_of_checksums_is_noticed_too():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from stages import image_sets
 from stages.image_sets import elsewhere
+from stages.image_sets.parts import silent
 
 SHAPE = (8, 8, 3)
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
@@ -70,9 +71,9 @@ def test_array_files(tmp_path, name):
     path = tmp_path / name
     {"a.npy": np.save, "a.npz": np.savez, "packed.npz": np.savez_compressed}[name](path, PIXELS)
     generator = {"file": str(path)}
-    assert np.array_equal(elsewhere.images(generator, SHAPE, None, print), PIXELS)
+    assert np.array_equal(elsewhere.images(generator, SHAPE, None, silent), PIXELS)
     whole = [path.read_bytes()]
-    survives(lambda: elsewhere.images(generator, SHAPE, None, print), path.write_bytes, whole, str(path))
+    survives(lambda: elsewhere.images(generator, SHAPE, None, silent), path.write_bytes, whole, str(path))
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "gif", "jpg"])
@@ -120,7 +121,7 @@ def test_an_archive_is_not_unpacked_for_what_its_header_says(tmp_path, shape, dt
     assert path.stat().st_size < 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError) as caught:
-        elsewhere.images({"file": str(path)}, SHAPE, None, print)
+        elsewhere.images({"file": str(path)}, SHAPE, None, silent)
     assert told in str(caught.value) and str(path) in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 * MIB
 
@@ -133,4 +134,4 @@ def test_an_archive_with_a_password_is_refused(tmp_path):
     content[content.rindex(b"PK\1\2") + 8] |= 1  # and the directory's
     path.write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read as a numpy array .*password"):
-        elsewhere.images({"file": str(path)}, SHAPE, None, print)
+        elsewhere.images({"file": str(path)}, SHAPE, None, silent)

@@ -7,10 +7,12 @@ import re
 import time
 
 import pytest
+import settings
 import yaml
 from conftest import ROOT, TINY
 
-from stages import params
+from stages import experiments, rules
+from stages.run import declarations
 
 OWN = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
@@ -19,7 +21,7 @@ def sentence(path, text):
     """What `load` says about a text (or bytes): one line that starts with the name of the file."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError) as caught:
-        params.load(path)
+        rules.load(path)
     told = str(caught.value)
     assert "\n" not in told
     assert told.startswith(str(path))
@@ -47,17 +49,17 @@ def changed(**changes):
 
 
 def test_the_experiments_of_the_project_are_valid(file):
-    assert list(params.load(ROOT / "params.yaml")["arms"])[0] == "ddpm"
+    assert list(rules.load(ROOT / "params.yaml")["arms"])[0] == "ddpm"
     file.write_text(TINY)
-    assert params.load(file)["seeds"] == [3]
+    assert rules.load(file)["seeds"] == [3]
     for example in sorted((ROOT / "experiments").rglob("*.yaml")):
-        assert params.load(example)["arms"]
+        assert rules.load(example)["arms"]
 
 
 def test_dvc_reads_the_same_values():
     from dvc.utils.serialize import load_yaml
 
-    ours, theirs = params.load(ROOT / "params.yaml"), load_yaml(str(ROOT / "params.yaml"))
+    ours, theirs = rules.load(ROOT / "params.yaml"), load_yaml(str(ROOT / "params.yaml"))
     assert ours == theirs
     assert [type(v) for v in leaves(ours)] == [type(v) for v in leaves(theirs)]  # 1 == 1.0 == True
 
@@ -118,7 +120,7 @@ def test_the_misspelling_is_told_rather_than_the_key_it_leaves_missing(file):
         ({"train__ema_decay": 1.0}, "train.ema_decay is 1.0, expected at least 0 and less than 1"),
         ({"seeds": [0, -1]}, "seeds.1 is -1, expected at least 0 and at most 4294967295"),
         ({"compute__device": "cpuu"}, "compute.device is 'cpuu', expected one of auto, cpu, cuda (auto takes a GPU"),
-        ({"data__name": 5}, "data.name is 5, expected one of digits, fashion_mnist, cifar10, cifar100, afhq_dog, image_folder, captioned_folder (the image set)"),
+        ({"data__name": 5}, "data.name is 5, expected a text (the image set)"),
         ({"sample__weights": ["raw", "emma"]}, "sample.weights.1 is 'emma', expected one of raw, ema: did you mean ema?"),
         ({"sample__weights": []}, "sample.weights is empty, expected at least one entry"),
         ({"arms": {}}, "arms is empty, expected at least one entry"),
@@ -149,7 +151,7 @@ def test_a_number_that_yaml_reads_as_text_gets_advice_that_means_the_same_number
     assert float(told[2]) == float(written)
     if float(written) <= 1:
         file.write_text(TINY.replace("learning_rate: 2.0e-3", f"learning_rate: {told[2]}"))
-        assert params.load(file)["train"]["learning_rate"] == float(written)
+        assert rules.load(file)["train"]["learning_rate"] == float(written)
 
 
 def test_the_advice_keeps_the_sign_and_gives_whole_numbers_where_they_are_wanted(file):
@@ -205,7 +207,7 @@ def test_a_merge_key_stands_for_what_it_names(file):
         "    train: {epochs: 10}\n    redistribute: {share", "    train:\n      <<: *plain\n    redistribute: {share"
     )
     file.write_text(text)
-    assert params.load(file) == yaml.safe_load(TINY)
+    assert rules.load(file) == yaml.safe_load(TINY)
 
 
 @pytest.mark.parametrize("name", ["a.b", "a@b", "a b", "a/b", "..", "../a", "1a", "_a", "", "é", "a:b"])
@@ -222,7 +224,7 @@ def test_arm_names_that_can(file):
     experiment = yaml.safe_load(TINY)
     experiment["arms"]["iet+AGC-2_x"] = experiment["arms"]["ddpm"]
     file.write_text(yaml.safe_dump(experiment))
-    assert "iet+AGC-2_x" in params.load(file)["arms"]
+    assert "iet+AGC-2_x" in rules.load(file)["arms"]
 
 
 NAN, INF = math.nan, math.inf
@@ -279,8 +281,9 @@ NAN, INF = math.nan, math.inf
         ({"data__num_train": ...}, "the key data.num_train is missing: data.name digits needs it"),
         ({"data__name": "image_folder"}, "the key data.root is missing: data.name image_folder needs it"),
         ({"data__size": 8}, "data.size has no effect for data.name digits: remove it"),
-        ({"data__name": "cifra10"}, "data.name is 'cifra10', expected one of digits, fashion_mnist, cifar10, cifar100, afhq_dog"),
-        ({"data__name": "cifra10"}, "captioned_folder (the image set): did you mean cifar10?"),
+        ({"data__name": "cifra10"}, "data.name is 'cifra10', expected one of afhq_dog, captioned_folder, cifar10, cifar100, digits,"),
+        ({"data__name": "cifra10"}, " fashion_mnist, image_folder (the image set): did you mean cifar10?"),
+        ({"data__name": ""}, "data.name is empty, expected at least one entry (the image set)"),
         ({"data__name": "afhq_dog"}, "the key data.root is missing: data.name afhq_dog needs it"),
         ({"data__name": "afhq_dog", "data__root": "x", "data__size": 64}, "data.size has no effect for data.name afhq_dog"),
         (
@@ -331,21 +334,21 @@ def test_keys_that_do_not_go_together(file, changes, told):
 )
 def test_the_last_values_that_are_allowed(file, changes):
     file.write_text(changed(**changes))
-    assert params.load(file)["data"]["num_train"] == 60
+    assert rules.load(file)["data"]["num_train"] == 60
 
 
 def test_a_missing_file_says_where_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"^there is no params\.yaml in .*: run from the root of the project$"):
-        params.load()
+        rules.load()
 
 
 def test_an_arm_settings_lie_over_the_shared_ones():
     experiment = yaml.safe_load(TINY)
     experiment["arms"]["ddpm"]["train"]["batch_size"] = 7
     before = copy.deepcopy(experiment)
-    assert params.section(experiment, "train", "ddpm") == {**experiment["train"], "epochs": 10, "batch_size": 7}
-    assert params.section(experiment, "train", "iet_agc_plus")["batch_size"] == 10
+    assert experiments.section(experiment, "train", "ddpm") == {**experiment["train"], "epochs": 10, "batch_size": 7}
+    assert experiments.section(experiment, "train", "iet_agc_plus")["batch_size"] == 10
     assert experiment == before
 
 
@@ -363,10 +366,35 @@ def test_whatever_the_text_it_loads_or_is_refused_in_one_sentence(file):
             text = text[:at] + rng.choice([*pieces, "", chr(rng.randrange(1, 0x250))]) + text[end:]
         file.write_text(text, encoding="utf-8")
         try:
-            params.load(file)
+            rules.load(file)
             seen["loads"] += 1
         except ValueError as error:
             told = str(error)
             assert told.startswith(str(file)) and "\n" not in told and len(told) < 400, (text, told)
             seen["refused"] += 1
     assert min(seen.values()) > 5, seen
+
+
+def test_make_settings_lists_every_key_of_the_schema_with_its_meaning(capsys):
+    """Sections of phases, training methods and mitigations included; `ONLY` picks those that begin so."""
+    settings.main([])
+    told = capsys.readouterr().out.splitlines()
+    for line in (
+        "score.neighbours: nearest training images that a ratio is taken over; integer; at least 2",
+        "diffusion.num_timesteps: T; integer; at least 1",
+        "train.ema_decay: decay per optimiser step of the averaged weights; 0: none are kept; number; at least 0, less than 1",
+        "arms.<name>.method (agc).eta: decay of the memory bank per sample; number; at least 0, less than 1",
+    ):
+        assert line in told
+    keys = {line.partition(":")[0] for line in told}
+    for name, phase in declarations.phases().items():
+        of_section = phase.get("section", {}).get("properties", {})
+        assert {f"{name}.{key}" for key in of_section} <= keys
+        of_arms = of_section if phase.get("arms_override") else phase.get("arm_section", {}).get("properties", {})
+        assert {f"arms.<name>.{name}.{key}" for key in of_arms} <= keys
+    settings.main(["clip"])
+    assert {line.partition(":")[0] for line in capsys.readouterr().out.splitlines()} == {
+        "clip", "clip.model", "clip.preprocess", "clip.batch_size",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="no key begins with xyzzy"):
+        settings.main(["xyzzy"])

@@ -19,7 +19,7 @@ IET = "iet_agc_plus-seed3"
 
 
 def counts(project, round_, shard):
-    return load_file(project.root / f"artifacts/counts/{IET}/round{round_}/shard{shard}/counts.safetensors")
+    return load_file(project.root / f"artifacts/results/counts/{IET}/round{round_}/shard{shard}/counts.safetensors")
 
 
 def shard_lists(project, round_):
@@ -91,7 +91,7 @@ def test_metrics_and_plots_are_shown(finished, tmp_path):
 
 
 def test_scores_of_every_image_can_be_read_with_pandas(finished):
-    table = pd.read_parquet(finished.root / f"artifacts/score/{IET}/images.parquet")
+    table = pd.read_parquet(finished.root / f"artifacts/results/score/{IET}/images.parquet")
     assert len(table) == 2 * 50
     assert set(table.nearest_train) <= set(range(60))
     train = np.load(finished.root / "artifacts/data/train.npy").astype(int)
@@ -123,14 +123,14 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp
     end = {f"sample@{IET}-part0", f"sample@{IET}-part1", f"score@{IET}", "report"}
 
     project.edit(arms__iet_agc_plus__rounds=4)
-    rounds = {f"train@{IET}-round{r}-shard{k}" for r in (3, 4) for k in (0, 1)}
+    rounds = {f"train_next@{IET}-round{r}-shard{k}" for r in (3, 4) for k in (0, 1)}
     rounds |= {f"aggregate@{IET}-round3", f"aggregate@{IET}-round4"}
     rounds |= {f"redistribute@{IET}-round2", f"redistribute@{IET}-round3"}
     assert planned(project) == rounds | end
 
     project.edit(arms__iet_agc_plus__rounds=2, arms__iet_agc_plus__method__lambda=0.8)
     first = {f"train@{IET}-round1-shard0", f"train@{IET}-round1-shard1", f"aggregate@{IET}-round1"}
-    second = {f"train@{IET}-round2-shard0", f"train@{IET}-round2-shard1", f"aggregate@{IET}-round2"}
+    second = {f"train_next@{IET}-round2-shard0", f"train_next@{IET}-round2-shard1", f"aggregate@{IET}-round2"}
     assert planned(project) == first | {f"redistribute@{IET}-round1"} | second | end
 
     project.edit(arms__iet_agc_plus__method__lambda=0.9, arms__iet_agc_plus__redistribute__share=0.5)
@@ -145,7 +145,16 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp
     longer = {f"{phase}@longer-seed3{suffix}" for phase, suffix in suffixes.items()} | {"sample@longer-seed3-part1"}
     assert planned(project) == longer | {"report"}
 
+    (project.root / "params.yaml").write_text(f"{TINY}# The page shows this line.\n")
+    assert planned(project) == {"report"}
+
     (project.root / "params.yaml").write_text(TINY)
+    (project.root / "stages/methods/mine.py").write_text("SETTINGS = {}\n")
+    agc = project.root / "stages/methods/agc/augmentation.py"
+    agc.write_text(agc.read_text() + "\n# edited\n")  # of one arm's method
+    assert planned(project) == first | {f"redistribute@{IET}-round1"} | second | end
+    project.run("git", "checkout", "-q", "stages")
+
     sampler = project.root / "stages/diffusion/sampling.py"
     sampler.write_text(sampler.read_text() + "\n# edited\n")
     assert planned(project) == end | {"sample@ddpm-seed3-part0", "sample@ddpm-seed3-part1", "score@ddpm-seed3"}
@@ -183,11 +192,11 @@ def test_analyses_come_and_go_with_their_section(finished, tmp_path):
 
     page = (project.root / "report.html").read_text()
     assert 'id="analyses"' in page and "Loss against timestep" in page and "Skipping by timestep" in page
-    summary = yaml.safe_load((project.root / f"artifacts/analysis/{IET}/summary.json").read_text())
+    summary = yaml.safe_load((project.root / f"artifacts/results/analyse/{IET}/summary.json").read_text())
     assert summary["moves"]["moved"] == 2 * int(0.25 * 30)
     for name in ("loss_by_timestep", "train_images", "extremes", "skip_by_timestep"):
         assert "absent" not in summary[name], name
-    images = pd.read_parquet(project.root / f"artifacts/analysis/{IET}/train_images.parquet")
+    images = pd.read_parquet(project.root / f"artifacts/results/analyse/{IET}/train_images.parquet")
     assert images.skips.sum() == sum(counts(project, r, k)["skips"].sum() for r in (1, 2) for k in (0, 1)) > 0
 
     leaks = pd.read_parquet(project.root / "artifacts/report/leaks.parquet")
@@ -204,7 +213,7 @@ def test_analyses_come_and_go_with_their_section(finished, tmp_path):
 
     (project.root / "params.yaml").write_text(TINY)
     project.run("snakemake")
-    assert not (project.root / "artifacts/analysis").exists()
+    assert not (project.root / "artifacts/results/analyse").exists()
     assert project.lock() == finished.lock()
 
 
@@ -306,7 +315,8 @@ def test_a_fresh_clone_with_a_lock_file_runs_everything(finished, tmp_path):
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(finished.root), str(clone)], check=True)
     listed = Project(clone).run("snakemake", "-n").text
-    assert re.search(r"^train +5$", listed, re.MULTILINE) and re.search(r"^report +1$", listed, re.MULTILINE)
+    assert re.search(r"^train +3$", listed, re.MULTILINE) and re.search(r"^train_next +2$", listed, re.MULTILINE)
+    assert re.search(r"^report +1$", listed, re.MULTILINE)
 
 
 def test_lost_samples_are_made_again_and_nothing_else(finished, tmp_path):
@@ -327,7 +337,7 @@ def test_a_train_stage_that_was_ended_goes_on_from_its_checkpoint(finished, tmp_
     project = finished.copy(tmp_path / "project")
     project.edit(checkpoint_minutes=0)
     outputs = [f"artifacts/train/{IET}/round2/shard1/{name}.safetensors" for name in ("raw", "ema", "state")]
-    outputs.append(f"artifacts/counts/{IET}/round2/shard1/counts.safetensors")
+    outputs.append(f"artifacts/results/counts/{IET}/round2/shard1/counts.safetensors")
     for path in outputs:
         (project.root / path).unlink()
     options = ["--arm", "iet_agc_plus", "--seed", "3", "--round", "2", "--shard", "1"]

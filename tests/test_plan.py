@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, Project
 
-from stages import inception_weights, params, plan
+from stages import data, phases, plan, rules, sample
 from stages.run import files
 
 
@@ -35,6 +35,16 @@ def only(recipe, **changes):
 
 
 MSR = {"share": 0.25, "select": "random"}
+PIXELS = {"kind": "stages/pixels", "architecture": "stages/diffusion/unet.py"}
+
+
+def listed(tiny):
+    """What plan.yaml says of an experiment: block -> key -> fields."""
+    return yaml.safe_load(plan.text(plan.expand(tiny)))["plan"]
+
+
+def outputs(plan_):
+    return [path for instance in plan_.values() for path in instance.outputs()]
 
 
 @pytest.fixture
@@ -45,15 +55,12 @@ def folder(tmp_path, monkeypatch):
 
 def make(plan_):
     """Everything that the instances of a plan write, as small files, and a dvc.lock that names all stages."""
-    for path in plan.output_folders(plan_):
+    for path in outputs(plan_):
         if path.suffix in (".ok", ".safetensors"):
             files.write_text(path, str(path))
         else:
             files.write_text(path / "content", str(path))
-    entries = {
-        name: {"cmd": f"run {name}", "outs": [{"path": name, "md5": "0" * 32}]}
-        for name in sorted(plan.stage_names(plan_))
-    }
+    entries = {name: {"cmd": f"run {name}", "outs": [{"path": name, "md5": "0" * 32}]} for name in sorted(plan_)}
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}, sort_keys=False))
 
 
@@ -70,27 +77,24 @@ def test_expand_is_a_pure_function():
     before = copy.deepcopy(first)
     assert plan.expand(first) == plan.expand(first)
     assert first == before
-    plan.expand(first)["train"].clear()
-    assert len(plan.expand(first)["train"]) == 5
+    plan.expand(first).clear()
+    assert len([name for name in plan.expand(first) if name.startswith("train")]) == 5
 
 
 def test_two_shards_and_three_rounds_with_redistribution_by_hand():
-    found = plan.expand(only({"rounds": 3, "shard": {"num_shards": 2}, "redistribute": MSR}, seeds=[7]))
+    found = listed(only({"rounds": 3, "shard": {"num_shards": 2}, "redistribute": MSR}, seeds=[7]))
     a = {"arm": "a", "seed": 7, "run": "a-seed7"}
     assert found["shard"] == found["score"] == {"a-seed7": a}
-    assert list(found["train"]) == [f"a-seed7-round{r}-shard{k}" for r in (1, 2, 3) for k in (0, 1)]
-    assert found["train"]["a-seed7-round1-shard1"] == a | {
+    assert list(found["train"]) == [f"a-seed7-round1-shard{k}" for k in (0, 1)]
+    assert list(found["train_next"]) == [f"a-seed7-round{r}-shard{k}" for r in (2, 3) for k in (0, 1)]
+    assert found["train"]["a-seed7-round1-shard1"] == a | PIXELS | {
         "method": "stages/methods/ddpm.py",
-        **plan.NETWORK,
         "round": 1,
         "shard": 1,
         "index": "artifacts/shards/a-seed7/round1/shard1.npy",
-        "model": "stages/diffusion/initial_weights.py",
-        "state": "stages/iet/shard_state.py",
     }
-    assert found["train"]["a-seed7-round3-shard0"] == a | {
+    assert found["train_next"]["a-seed7-round3-shard0"] == a | PIXELS | {
         "method": "stages/methods/ddpm.py",
-        **plan.NETWORK,
         "round": 3,
         "shard": 0,
         "index": "artifacts/shards/a-seed7/round3/shard0.npy",
@@ -103,17 +107,17 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
         | {
             "round": r,
             "shards": f"artifacts/shards/a-seed7/round{r}",
-            "counts_before": "stages/iet/sharding.py",
             "next_shards": f"artifacts/shards/a-seed7/round{r + 1}",
         }
         for r in (1, 2)
     }
+    assert found["redistribute_both"] == {}
     assert found["sample"] == {
         f"a-seed7-part{p}": a
+        | PIXELS
         | {
             "section": "method",
             "method": "stages/methods/ddpm.py",
-            **plan.NETWORK,
             "part": p,
             "model": "artifacts/model/a-seed7/round3",
         }
@@ -125,78 +129,78 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
 def test_alternating_rounds_by_hand():
     """Odd rounds end with a move, even ones with an average; what moves is counted since the last move."""
     msr = {"share": 0.25, "select": "memory", "schedule": "alternating"}
-    found = plan.expand(only({"rounds": 4, "shard": {"num_shards": 2}, "redistribute": msr}, seeds=[7]))
+    found = listed(only({"rounds": 4, "shard": {"num_shards": 2}, "redistribute": msr}, seeds=[7]))
     assert list(found["aggregate"]) == ["a-seed7-round2", "a-seed7-round4"]
-    moves = {
-        key: (item["shards"], item["counts_before"], item["next_shards"]) for key, item in found["redistribute"].items()
-    }
-    shards, counts = "artifacts/shards/a-seed7/round", "artifacts/counts/a-seed7/round"
-    assert moves == {
-        "a-seed7-round1": (f"{shards}1", plan.NO_COUNTS, f"{shards}2"),
-        "a-seed7-round3": (f"{shards}2", f"{counts}2", f"{shards}4"),
-    }
-    of_shard_1 = [found["train"][f"a-seed7-round{r}-shard1"] for r in (1, 2, 3, 4)]
+    shards, a = "artifacts/shards/a-seed7/round", {"run": "a-seed7", "arm": "a", "seed": 7}
+    first = {"round": 1, "shards": f"{shards}1", "next_shards": f"{shards}2"}
+    assert found["redistribute"] == {"a-seed7-round1": a | first}
+    third = {"round": 3, "shards": f"{shards}2", "next_shards": f"{shards}4", "round_before": 2}
+    assert found["redistribute_both"] == {"a-seed7-round3": a | third}
+    trained = found["train"] | found["train_next"]
+    of_shard_1 = [trained[f"a-seed7-round{r}-shard1"] for r in (1, 2, 3, 4)]
     assert [item["index"] for item in of_shard_1] == [f"{shards}{r}/shard1.npy" for r in (1, 2, 2, 4)]
     own = "artifacts/train/a-seed7/round{}/shard1/raw.safetensors"
-    assert [item["model"] for item in of_shard_1] == [
-        plan.INITIAL_MODEL, own.format(1), "artifacts/model/a-seed7/round2", own.format(3),
+    assert [item.get("model") for item in of_shard_1] == [
+        None, own.format(1), "artifacts/model/a-seed7/round2", own.format(3),
     ]  # fmt: skip
     assert {item["model"] for item in found["sample"].values()} == {"artifacts/model/a-seed7/round4"}
 
 
 def test_without_redistribution_the_index_lists_of_round_1_hold_throughout():
-    found = plan.expand(only({"rounds": 3, "shard": {"num_shards": 2}}, seeds=[0]))
+    found = listed(only({"rounds": 3, "shard": {"num_shards": 2}}, seeds=[0]))
     assert found["redistribute"] == {}
-    assert {item["index"] for item in found["train"].values() if item["shard"] == 1} == {
+    trained = found["train"] | found["train_next"]
+    assert {item["index"] for item in trained.values() if item["shard"] == 1} == {
         "artifacts/shards/a-seed0/round1/shard1.npy"
     }
-    assert found["train"]["a-seed0-round3-shard1"]["state"] == "artifacts/train/a-seed0/round2/shard1"
+    assert trained["a-seed0-round3-shard1"]["state"] == "artifacts/train/a-seed0/round2/shard1"
 
 
 def test_one_shard_and_one_round():
-    found = plan.expand(only({"rounds": 1, "shard": {"num_shards": 1}, "redistribute": MSR, "sample": {"parts": 1}}))
-    assert {phase: len(keys) for phase, keys in found.items() if phase not in plan.ONE_OF_A_KIND} == {
-        "shard": 1, "train": 1, "aggregate": 1, "redistribute": 0, "sample": 1, "score": 1, "quality": 0,
-        "similarity": 0, "clip": 0, "detect": 0, "analyse": 0,
-    }  # fmt: skip
+    found = listed(only({"rounds": 1, "shard": {"num_shards": 1}, "redistribute": MSR, "sample": {"parts": 1}}))
+    numbers = {block: len(keys) for block, keys in found.items() if block != "data" and keys}
+    assert numbers == {"shard": 1, "train": 1, "aggregate": 1, "sample": 1, "score": 1}
 
 
 def test_every_seed_has_instances_of_its_own_and_an_arm_its_own_parts():
-    found = plan.expand(experiment(seeds=[5, 2], arms__ddpm__sample={"parts": 3}))
+    found = listed(experiment(seeds=[5, 2], arms__ddpm__sample={"parts": 3}))
     assert set(found["score"]) == {f"{arm}-seed{s}" for arm in ("ddpm", "iet_agc_plus") for s in (5, 2)}
     assert [key for key in found["sample"] if key.startswith("ddpm-seed2")] == [f"ddpm-seed2-part{p}" for p in range(3)]
     assert len([key for key in found["sample"] if key.startswith("iet")]) == 2 * 2
-    two = found["train"]["iet_agc_plus-seed2-round2-shard1"]
+    two = found["train_next"]["iet_agc_plus-seed2-round2-shard1"]
     assert all("seed2" in two[key] for key in ("index", "model", "state"))
 
 
 def test_data_come_from_the_folder_where_there_is_one():
-    found = plan.expand(experiment(data={"name": "image_folder", "root": "my images", "split_seed": 0}))
+    found = listed(experiment(data={"name": "image_folder", "root": "my images", "split_seed": 0}))
     assert found["data"] == {"source": "my images"}
-    found = plan.expand(experiment(data={"name": "afhq_dog", "root": "afhq", "split_seed": 0}))
+    found = listed(experiment(data={"name": "afhq_dog", "root": "afhq", "split_seed": 0}))
     assert found["data"] == {"source": "afhq"}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
 def test_a_set_with_checksums_is_pinned_by_the_package_that_has_them(name):
     """DVC wants every dependency to be there; the folder of such a set may not be, before a download."""
-    found = plan.expand(experiment(data={"name": name, "root": "none", "split_seed": 0}))
+    found = listed(experiment(data={"name": name, "root": "none", "split_seed": 0}))
     assert found["data"] == {"source": "requirements.txt"}
 
 
 def test_images_that_are_the_same_for_every_seed_are_scored_once():
     theirs = {name: {"generator": {name: "x"}, "sample": {}} for name in ("folder", "file", "pipeline")}
-    found = plan.expand(experiment(seeds=[5, 2], arms=theirs))
+    found = listed(experiment(seeds=[5, 2], arms=theirs))
     assert list(found["score"]) == ["folder-seed5", "file-seed5", "pipeline-seed5", "pipeline-seed2"]
-    assert list(found["sample"]) == [f"{run}-part0" for run in found["score"]] and not found["train"]
+    assert list(found["sample_elsewhere"]) == [f"{run}-part0" for run in found["score"]]
+    assert not found["sample"] and not found["train"]
 
 
 def test_an_arm_that_samples_the_model_of_another_arm_trains_nothing_whatever_the_seed():
     """Its own seeds, the other arm's models: IET's of two rounds, by the method of that arm."""
     arms = experiment()["arms"] | {"b": {"generator": {"arm": "iet_agc_plus"}, "sample": {"parts": 1}}}
-    found = plan.expand(experiment(seeds=[5, 2], arms=arms))
+    found = listed(experiment(seeds=[5, 2], arms=arms))
     assert {
-        item["arm"] for phase in ("shard", "train", "aggregate", "redistribute") for item in found[phase].values()
+        item["arm"]
+        for block in ("shard", "train", "train_next", "aggregate", "redistribute")
+        for item in found[block].values()
     } == {
         "ddpm",
         "iet_agc_plus",
@@ -213,37 +217,32 @@ def test_images_of_a_generator_in_artifacts_are_refused_as_they_would_be_removed
     with pytest.raises(
         ValueError, match=r"artifacts/mine of arms.theirs.generator lies in artifacts/, which is cleared"
     ):
-        plan.check_source(experiment(arms={"theirs": theirs}))
+        sample.check_files(experiment(arms={"theirs": theirs}))
 
 
 def test_every_run_is_analysed_where_the_section_is_there():
-    """On its final model; the report then waits for all of them, and otherwise reads something that never changes."""
-    without, with_section = plan.expand(experiment(seeds=[5, 2])), plan.expand(experiment(seeds=[5, 2], analyse={}))
-    assert without["analyse"] == {} and without["report"]["analysis"] == "stages/analyse.py"
-    assert with_section["analyse"].keys() == with_section["score"].keys() and len(with_section["analyse"]) == 4
-    assert with_section["analyse"]["iet_agc_plus-seed2"] == {
+    """On its final model; nothing else changes."""
+    without, with_section = experiment(seeds=[5, 2]), experiment(seeds=[5, 2], analyse={})
+    before, after = listed(without), listed(with_section)
+    assert before["analyse"] == {} and after["analyse"].keys() == after["score"].keys() and len(after["analyse"]) == 4
+    assert after["analyse"]["iet_agc_plus-seed2"] == PIXELS | {
         "arm": "iet_agc_plus", "seed": 2, "run": "iet_agc_plus-seed2", "method": "stages/methods/agc",
-        "model": "artifacts/model/iet_agc_plus-seed2/round2", "network": "stages/network.py",
-        "nearest": "artifacts/score/iet_agc_plus-seed2",
+        "model": "artifacts/model/iet_agc_plus-seed2/round2", "nearest": "artifacts/results/score/iet_agc_plus-seed2",
     }  # fmt: skip
-    assert with_section["report"] == without["report"] | {"analysis": "artifacts/analysis"}
-    assert plan.stage_names(with_section) - plan.stage_names(without) == {
-        f"analyse@{key}" for key in with_section["analyse"]
-    }
-    more = set(plan.output_folders(with_section)) - set(plan.output_folders(without))
-    assert more == {Path("artifacts/analysis") / key for key in with_section["analyse"]}
-    assert {phase: items for phase, items in with_section.items() if phase not in ("analyse", "report")} == {
-        phase: items for phase, items in without.items() if phase not in ("analyse", "report")
-    }
+    assert after | {"analyse": {}} == before
+    one, other = plan.expand(without), plan.expand(with_section)
+    assert other.keys() - one.keys() == {f"analyse@{key}" for key in after["analyse"]}
+    more = set(outputs(other)) - set(outputs(one))
+    assert more == {Path("artifacts/results/analyse") / key for key in after["analyse"]}
 
 
 def test_more_rounds_leave_the_items_of_earlier_rounds_as_they_are():
     """DVC reruns an instance whose fields changed: growing an experiment must cost the new rounds only."""
-    three, five = (plan.expand(only({"rounds": r, "shard": {"num_shards": 2}, "redistribute": MSR})) for r in (3, 5))
-    for phase in ("shard", "train", "aggregate", "redistribute"):
+    three, five = (listed(only({"rounds": r, "shard": {"num_shards": 2}, "redistribute": MSR})) for r in (3, 5))
+    for phase in ("shard", "train", "train_next", "aggregate", "redistribute"):
         assert three[phase].items() <= five[phase].items()
         assert list(five[phase])[: len(three[phase])] == list(three[phase])
-    assert len(five["train"]) - len(three["train"]) == 4 and "a-seed3-round3" in five["redistribute"]
+    assert len(five["train_next"]) - len(three["train_next"]) == 4 and "a-seed3-round3" in five["redistribute"]
     assert {item["model"] for item in five["sample"].values()} == {"artifacts/model/a-seed3/round5"}
 
 
@@ -262,28 +261,30 @@ def test_whatever_the_experiment_each_input_is_made_by_an_earlier_instance(seed)
         }
         for i in range(rng.randint(1, 3))
     }
-    found = plan.expand(tiny)
-    made = plan.output_folders(found)
+    made = outputs(plan.expand(tiny))
     assert len(made) == len(set(made))
-    for phase, items in found.items():
-        for item in items.values() if phase not in plan.ONE_OF_A_KIND else ():
-            for field in ("index", "model", "state", "shards"):
-                path = Path(item.get(field, "stages/x"))
-                if path.parts[0] == "stages":
-                    assert item.get("round", 1) == 1 and (ROOT / path).exists() or field not in item
-                else:
-                    assert path in made or path.parent in made  # an index list lies in the folder of its round
+    items = [item for block, keys in listed(tiny).items() if block != "data" for item in keys.values()]
+    for item in items:
+        for field in {"index", "model", "state", "shards"} & item.keys():
+            path = Path(item[field])
+            assert path in made or path.parent in made  # an index list lies in the folder of its round
+        for field in {"method", "architecture"} & item.keys():
+            assert (ROOT / item[field]).exists()
+        assert ("model" in item) == (item.get("round", 1) > 1) or "shard" not in item
+    assert len(items) > 4
 
 
 def test_the_plan_of_the_project_is_that_of_its_parameters():
-    assert (ROOT / "plan.yaml").read_text() == plan.text(plan.expand(params.load(ROOT / "params.yaml")))
+    assert (ROOT / "plan.yaml").read_text() == plan.text(plan.expand(rules.load(ROOT / "params.yaml")))
 
 
 def test_dvc_reads_the_plan_as_it_was_meant():
     from dvc.utils.serialize import parse_yaml
 
     found = plan.expand(experiment(data={"name": "image_folder", "root": 'it\'s: "images" #1 & ünï', "split_seed": 0}))
-    assert parse_yaml(plan.text(found), "plan.yaml") == {"plan": found}
+    read = parse_yaml(plan.text(found), "plan.yaml")["plan"]
+    assert read["data"] == {"source": 'it\'s: "images" #1 & ünï'}
+    assert read["train"] == {i.key: i.item() for i in found.values() if i.block == "train"} and len(read["train"]) == 3
 
 
 @pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # of a package of DVC's
@@ -298,14 +299,17 @@ def test_dvc_resolves_dvc_yaml_to_exactly_these_instances(folder, monkeypatch):
     repo = Repo()
     try:
         stages = {stage.addressing: stage for stage in repo.index.stages}
-        assert set(stages) == plan.stage_names(found)
+        assert set(stages) == set(found)
         root = Path(repo.root_dir)
         outs = {Path(out.fs_path).relative_to(root): name for name, stage in stages.items() for out in stage.outs}
         own_reports = {
             Path("metrics.json"),
             *(Path("plots") / f"{n}.csv" for n in ("mq_curve", "training", "skip_histogram")),
         }
-        assert set(outs) == set(plan.output_folders(found)) | own_reports
+        assert set(outs) == set(outputs(found)) | own_reports
+        for name, instance in found.items():
+            made = {path for path, by in outs.items() if by == name} - own_reports
+            assert made == set(instance.outputs()), name
         for name, stage in stages.items():
             for dep in stage.deps:
                 path = Path(dep.fs_path).relative_to(root)
@@ -320,10 +324,10 @@ def test_dvc_resolves_dvc_yaml_to_exactly_these_instances(folder, monkeypatch):
     finally:
         repo.close()
     run = "iet_agc_plus-seed3"
-    assert waits_for[f"train@{run}-round2-shard1"] == {
+    assert waits_for[f"train_next@{run}-round2-shard1"] == {
         "data", f"redistribute@{run}-round1", f"aggregate@{run}-round1", f"train@{run}-round1-shard1",
     }  # fmt: skip
-    assert waits_for[f"aggregate@{run}-round2"] == {f"train@{run}-round2-shard{k}" for k in (0, 1)}
+    assert waits_for[f"aggregate@{run}-round2"] == {f"train_next@{run}-round2-shard{k}" for k in (0, 1)}
     assert waits_for[f"redistribute@{run}-round1"] == {
         f"shard@{run}",
         *(f"train@{run}-round1-shard{k}" for k in (0, 1)),
@@ -359,7 +363,7 @@ def test_refresh_removes_what_left_the_plan_and_only_that(folder):
     before, lock = tree(), lock_entries()
 
     changes = plan.refresh(new)
-    gone = {f"train@iet_agc_plus-seed3-round{r}-shard1" for r in (1, 2)}
+    gone = {"train@iet_agc_plus-seed3-round1-shard1", "train_next@iet_agc_plus-seed3-round2-shard1"}
     assert changes[0] == "plan.yaml now has 0 new stages and 2 fewer old ones"
     assert changes[1].startswith(
         "6 folders or files of artifacts/ and 2 entries of dvc.lock that belong to no stage of the plan"
@@ -367,7 +371,7 @@ def test_refresh_removes_what_left_the_plan_and_only_that(folder):
     removed = before.keys() - tree().keys()
     assert removed == {
         *(f"artifacts/train/iet_agc_plus-seed3/round{r}/shard1/content" for r in (1, 2)),
-        *(f"artifacts/counts/iet_agc_plus-seed3/round{r}/shard1/content" for r in (1, 2)),
+        *(f"artifacts/results/counts/iet_agc_plus-seed3/round{r}/shard1/content" for r in (1, 2)),
         "artifacts/train/iet_agc_plus-seed3/round1/shard7/raw.safetensors",
         "artifacts/notes/mine.txt",
     }
@@ -388,9 +392,8 @@ def test_an_arm_that_left_goes_whole_and_new_rounds_remove_nothing(folder):
     tiny = experiment()
     del tiny["arms"]["ddpm"]
     plan.refresh(plan.expand(tiny))
-    assert {p.name for phase in Path("artifacts").iterdir() if phase.is_dir() for p in phase.iterdir()} == {
-        "content", "iet_agc_plus-seed3",
-    }  # fmt: skip
+    runs = {part for path in tree() for part in Path(path).parts if "-seed" in part}
+    assert runs == {"iet_agc_plus-seed3"} and "artifacts/data/content" in tree()
     assert {name for name in lock if "ddpm-" in name} == lock.keys() - lock_entries().keys()
 
 
@@ -446,23 +449,23 @@ def test_images_are_not_looked_for_where_stray_files_are_removed(folder):
     for root in ("artifacts/images", "./artifacts/../artifacts/data", str(folder / "artifacts")):
         Path(root).mkdir(parents=True, exist_ok=True)
         with pytest.raises(ValueError, match="lies in artifacts/"):
-            plan.check_source({"arms": {}, "data": {"name": "image_folder", "root": root}})
+            data.check_files({"arms": {}, "data": {"name": "image_folder", "root": root}})
 
 
 def test_a_folder_that_is_gone_is_told_unless_its_images_are_decoded_already(folder):
     section = {"arms": {}, "data": {"name": "image_folder", "root": "images"}}
     told = rf"^the folder {folder}/images does not exist: put your images under data\.root, or mend data\.root"
     with pytest.raises(ValueError, match=told):
-        plan.check_source(section)
+        data.check_files(section)
     files.write_text("artifacts/data/train.npy", "decoded")
     with pytest.raises(ValueError, match=told):
-        plan.check_source(section)  # it may be another set
+        data.check_files(section)  # it may be another set
     lock = {"schema": "2.0", "stages": {"data": {"params": {"params.yaml": section}}}}
     Path("dvc.lock").write_text(yaml.safe_dump(lock))
-    plan.check_source(section)
+    data.check_files(section)
     with pytest.raises(ValueError, match=told.replace("/images", "/others")):
-        plan.check_source({"arms": {}, "data": {"name": "image_folder", "root": "others"}})
-    plan.check_source({"arms": {}, "data": {"name": "digits"}})
+        data.check_files({"arms": {}, "data": {"name": "image_folder", "root": "others"}})
+    data.check_files({"arms": {}, "data": {"name": "digits"}})
 
 
 def test_a_folder_that_a_download_will_make_need_not_be_there(folder):
@@ -470,29 +473,29 @@ def test_a_folder_that_a_download_will_make_need_not_be_there(folder):
     with pytest.raises(
         ValueError, match=rf"^the folder {folder}/data does not exist: put the folder cifar-10-batches-py"
     ):
-        plan.check_source({"arms": {}, "data": section})
-    plan.check_source({"arms": {}, "data": {**section, "download": True}})
+        data.check_files({"arms": {}, "data": section})
+    data.check_files({"arms": {}, "data": {**section, "download": True}})
 
 
 def test_what_lies_behind_a_link_is_not_watched_which_is_told(folder, capsys):
     for path in ("elsewhere", "images/bird"):
         Path(path).mkdir(parents=True)
     section = {"arms": {}, "data": {"name": "image_folder", "root": "images"}}
-    plan.check_source(section)
+    data.check_files(section)
     assert capsys.readouterr().err == ""
     os.symlink("../elsewhere", "images/cat")
-    plan.check_source(section)
+    data.check_files(section)
     assert capsys.readouterr().err == (
         "images/cat in data.root: a link, behind which DVC does not look; when images change there, run: dvc repro --force "
         "--single-item data\n"
     )
-    plan.check_source(
+    data.check_files(
         {"arms": {}, "data": {"name": "cifar10", "root": "images"}}
     )  # its checksums say what its images are
     assert capsys.readouterr().err == ""
     os.symlink("nowhere", "images/dog")
     with pytest.raises(ValueError, match=r"^images/dog is a link to nothing \(nowhere\)"):
-        plan.check_source(section)
+        data.check_files(section)
 
 
 def test_the_stage_asks_for_another_run_after_a_change_and_then_agrees(folder):
@@ -503,13 +506,13 @@ def test_the_stage_asks_for_another_run_after_a_change_and_then_agrees(folder):
     first = project.run(*run, check=False, env=here)
     assert first.returncode == 1
     assert first.text.splitlines() == [
-        inception_weights.LEFT_OUT,
+        phases.declared("quality")["left_out"],
         "plan.yaml now has 20 new stages and 0 fewer old ones",
         "error: the structure of the experiment changed and the plan was renewed: run the same command again",
     ]
     assert Path("artifacts/plan.ok").exists()
     second = project.run(*run, check=False, env=here)
-    assert (second.returncode, second.text) == (0, f"{inception_weights.LEFT_OUT}\n")
+    assert (second.returncode, second.text) == (0, f"{phases.declared('quality')['left_out']}\n")
 
     Path("params.yaml").write_text(TINY.replace("learning_rate: 2.0e-3", "learning_rate: 1.0e-3"))
     assert project.run(*run, env=here).text == second.text  # a value is no structure

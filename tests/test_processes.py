@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from stages.run import processes
 
-HEAD = f"import os, subprocess, sys, time; sys.path.insert(0, {str(ROOT)!r}); from stages import processes\n"
+HEAD = f"import os, subprocess, sys, time; sys.path.insert(0, {str(ROOT)!r}); from stages.run import processes\n"
 # A stage: ties itself to its parent, says its pid, and would live for a minute.
 STAGE = f"{HEAD}processes.die_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
 

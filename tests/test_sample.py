@@ -9,7 +9,7 @@ from conftest import TINY, written_anew
 from safetensors.numpy import load_file
 
 from stages import sample
-from stages.run import device, progress
+from stages.run import device, pieces, progress
 
 IET = "iet_agc_plus-seed3"
 
@@ -30,7 +30,7 @@ def limited(limit, error=None):
 @pytest.mark.parametrize(("limit", "largest"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (9, 5), (10, None)])
 def test_batches_that_do_not_fit_are_generated_in_pieces(limit, largest, capsys):
     generated, calls = limited(limit)
-    in_pieces = sample.InPieces(generated)
+    in_pieces = pieces.InPieces(generated)
     found = np.concatenate([in_pieces(start, min(start + 10, 24)) for start in (0, 10, 20)])
     assert found[:, 0, 0, 0].tolist() == list(range(24))
     assert in_pieces.largest == largest
@@ -41,9 +41,9 @@ def test_batches_that_do_not_fit_are_generated_in_pieces(limit, largest, capsys)
 
 def test_one_image_too_many_and_other_errors_end_it():
     with pytest.raises(ValueError, match=r"does not suffice to generate one image \(CUDA out of memory"):
-        sample.InPieces(limited(0)[0])(0, 8)
+        pieces.InPieces(limited(0)[0])(0, 8)
     with pytest.raises(RuntimeError, match="another reason"):
-        sample.InPieces(limited(0, RuntimeError("another reason"))[0])(0, 8)
+        pieces.InPieces(limited(0, RuntimeError("another reason"))[0])(0, 8)
 
 
 def test_what_torch_says_when_memory_is_full():

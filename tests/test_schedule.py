@@ -1,22 +1,21 @@
 """What Snakemake is told of the work of each stage: which goes first, how far the experiment is and when it ends."""
 
 import datetime
-import sys
 import time
 from types import SimpleNamespace
 
-import pytest
-import yaml
-from conftest import ROOT, TINY
-from snakemake.resources import Resource, Resources
-
-sys.path.insert(0, str(ROOT / "workflow/scripts"))
 import how_far
+import pytest
 import repro
 import schedule
+import yaml
+from conftest import TINY
+from snakemake.resources import Resource, Resources
+
+from stages.run import instance
 
 IET = "iet_agc_plus-seed3"
-START_UP = schedule.START_UP
+START_UP = instance.START_UP
 # Epochs x images of a shard; a sampled image costs a third of a trained one at each of 5 steps, with two kinds of weights.
 DDPM_TRAIN, IET_TRAIN, SAMPLE_PART = 10 * 60 + START_UP, 10 * 30 + START_UP, int(50 * 5 * 2 / 3 / 2) + START_UP
 LIGHT = START_UP // 4

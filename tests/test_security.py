@@ -8,14 +8,12 @@ import subprocess
 import sys
 import threading
 
+import audit_pins
 import pytest
 import yaml
 from conftest import ROOT, TINY, Project
 
-from stages import params, plan
-
-sys.path.insert(0, str(ROOT / "workflow/scripts"))
-import audit_pins
+from stages import plan, rules
 
 HOSTILE = "x; touch pwned; $(touch pwned) `touch pwned` ' \" \\ & | > < * ${plan} {wildcards} <script>alert(1)</script>"
 
@@ -41,7 +39,7 @@ def hostile_experiment():
     experiment["data"] = {"name": "image_folder", "root": HOSTILE, "size": 8, "heldout_share": 0.2, "split_seed": 0}
     experiment["quality"] = {"weights": HOSTILE, "protocols": ["pytorch_fid"], "batch_size": 8}
     experiment["arms"]["theirs"] = {"generator": {"folder": HOSTILE}, "sample": {}}
-    params.check(experiment)  # paths may hold anything
+    rules.check(experiment)  # paths may hold anything
     return experiment
 
 
@@ -61,7 +59,7 @@ def test_no_path_of_params_reaches_a_command(tmp_path, monkeypatch):
     assert len(commands) > 20 and HOSTILE in sources
     for name, command in commands.items():
         assert re.fullmatch(r"python -m stages\.[a-z]+( --reference|( --[a-z]+ [A-Za-z0-9_+-]+)*)", command), name
-        assert re.fullmatch(r"[a-z]+(@[A-Za-z0-9_+-]+)?", name)  # what Snakemake hands to a shell
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)?(@[A-Za-z0-9_+-]+)?", name)  # what Snakemake hands to a shell
 
 
 @pytest.mark.parametrize(
@@ -72,7 +70,7 @@ def test_names_of_arms_are_checked(tmp_path, name):
     experiment["arms"][name] = experiment["arms"]["ddpm"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(experiment))
     with pytest.raises(ValueError):
-        params.load(tmp_path / "params.yaml")
+        rules.load(tmp_path / "params.yaml")
 
 
 def test_no_code_of_the_project_starts_a_shell():

@@ -17,17 +17,18 @@ import numpy as np
 sys.modules["torch"] = types.SimpleNamespace(
     set_num_threads=lambda n: None, cuda=types.SimpleNamespace(is_available=lambda: True), device=str
 )
-from stages import cli, device, files
+from stages import experiments, train
+from stages.run import device, files
 
 def main(arguments):
-    with cli.stage("train", "", arguments, "arm", "seed", "round", "shard") as job:
+    with experiments.stage(train.PHASE, "", arguments) as job:
         job.device = device.claim(job.params["compute"])
         start = time.time()
         Path(f"logs/start{job.shard}").touch()
         while len(list(Path("logs").glob("start*"))) < int(os.environ["TOGETHER"]) and time.time() < start + 120:
             time.sleep(0.1)
         time.sleep(1)
-        files.save_arrays(files.train_dir(job.run, 1, job.shard) / "x.safetensors", {"shard": np.array([job.shard])})
+        files.save_arrays(files.folder("train", job.run, 1, job.shard) / "x.safetensors", {"shard": np.array([job.shard])})
         files.save_arrays(files.counts_file(job.run, 1, job.shard), {"shard": np.array([job.shard])})
         said = {"device": str(job.device), "gpu": os.environ["CUDA_VISIBLE_DEVICES"], "start": start, "end": time.time()}
         Path(f"logs/claim{job.shard}.json").write_text(json.dumps(said))
@@ -49,7 +50,7 @@ def project(tmp_path_factory):
 
 def claims(project, visible, number, *options, **environment):
     """Trains all shards anew with these devices, `number` at a time; returns what each said, in the order of their starts."""
-    for folder in ("artifacts/train", "artifacts/counts", ".dvc/cache", "logs"):
+    for folder in ("artifacts/train", "artifacts/results/counts", ".dvc/cache", "logs"):
         shutil.rmtree(project.root / folder, ignore_errors=True)
     project.run(
         "snakemake", "--cores", "4", "--until", "train", *options,

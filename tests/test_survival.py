@@ -15,6 +15,7 @@ import pytest
 from conftest import TINY, Project
 from kill_harness import GONE_S, Harness, Watch, check_aftermath, processes_in
 
+from stages import experiments, shard
 from stages.run import cli, files
 
 IET = "iet_agc_plus-seed3"
@@ -61,7 +62,7 @@ def test_kills_and_a_warning_change_no_result_and_leave_nothing_behind(finished,
             harness.snakemake.wait()
         while not (entry := harness.kill_once(signal.Signals[number], (victim,))):
             assert harness.snakemake.poll() is None, "it ended before it was killed"
-        assert entry["computing"] and entry["stage"].startswith("train@"), entry
+        assert entry["computing"] and entry["stage"].startswith("train"), entry
     told = time.monotonic()
     harness.snakemake.wait(timeout=30)
     while processes_in(project.root):
@@ -134,13 +135,13 @@ DAMAGED = {
     f"artifacts/shards/{IET}/round1/shard1.npy": "redistribute --arm iet_agc_plus --seed 3 --round 1",
     f"artifacts/train/{IET}/round1/shard0/state.safetensors": "train --arm iet_agc_plus --seed 3 --round 2 --shard 0",
     f"artifacts/train/{IET}/round1/shard1/ema.safetensors": "aggregate --arm iet_agc_plus --seed 3 --round 1",
-    f"artifacts/counts/{IET}/round1/shard1/counts.safetensors": "redistribute --arm iet_agc_plus --seed 3 --round 1",
+    f"artifacts/results/counts/{IET}/round1/shard1/counts.safetensors": "redistribute --arm iet_agc_plus --seed 3 --round 1",
     f"artifacts/model/{IET}/round1/raw.safetensors": "train --arm iet_agc_plus --seed 3 --round 2 --shard 0",
     f"artifacts/model/{IET}/round2/raw.safetensors": "sample --arm iet_agc_plus --seed 3 --part 0",
     "artifacts/samples/ddpm-seed3/part1/raw.npy": "score --arm ddpm --seed 3",
-    "artifacts/score/ddpm-seed3/images.parquet": "report",
-    "artifacts/score/ddpm-seed3/gallery.safetensors": "report",
-    "artifacts/score/ddpm-seed3/scores.json": "report",
+    "artifacts/results/score/ddpm-seed3/images.parquet": "report",
+    "artifacts/results/score/ddpm-seed3/gallery.safetensors": "report",
+    "artifacts/results/score/ddpm-seed3/scores.json": "report",
 }
 
 
@@ -221,11 +222,11 @@ def full_disk(finished, tmp_path, monkeypatch):
 WRITERS = {
     "data": "artifacts/data",
     "shard --arm ddpm --seed 3": "artifacts/shards/ddpm-seed3/round1",
-    "train --arm ddpm --seed 3 --round 1 --shard 0": "artifacts/counts/ddpm-seed3/round1/shard0",
+    "train --arm ddpm --seed 3 --round 1 --shard 0": "artifacts/results/counts/ddpm-seed3/round1/shard0",
     "aggregate --arm iet_agc_plus --seed 3 --round 1": f"artifacts/model/{IET}/round1",
     "redistribute --arm iet_agc_plus --seed 3 --round 1": f"artifacts/shards/{IET}/round2",
     "sample --arm ddpm --seed 3 --part 0": "artifacts/samples/ddpm-seed3/part0",
-    "score --arm ddpm --seed 3": "artifacts/score/ddpm-seed3",
+    "score --arm ddpm --seed 3": "artifacts/results/score/ddpm-seed3",
     "report": "artifacts/report",
 }
 
@@ -275,5 +276,5 @@ def test_a_stage_clears_what_a_killed_one_of_its_name_left(inside):
     for name in left:
         Path("scratch/unfinished", name).mkdir(parents=True)
         Path("scratch/unfinished", name, "part").write_text("half")
-    with cli.stage("shard", "", ["--arm", "ddpm", "--seed", "3"], "arm", "seed"):
+    with experiments.stage(shard.PHASE, "", ["--arm", "ddpm", "--seed", "3"]):
         assert {name: Path("scratch/unfinished", name).exists() for name in left} == left

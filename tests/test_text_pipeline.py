@@ -24,7 +24,7 @@ def tiny(**changes):
 
 def made(root, params):
     project = Project.create(root, yaml.safe_dump(params, sort_keys=False))
-    project.run("python", "-m", "stages.tiny_sd", "data/tiny_text", env=OFFLINE)
+    project.run("python", "workflow/scripts/tiny_sd.py", "data/tiny_text", env=OFFLINE)
     return project
 
 
@@ -48,9 +48,9 @@ def generations(project, arm):
 
 
 def test_every_phase_runs_and_nothing_runs_twice(finished):
-    trained = {name for name in finished.lock() if name.startswith("train@")}
+    trained = {name for name in finished.lock() if name.startswith("train")}
     assert trained == {"train@default-seed0-round1-shard0"} | {
-        f"train@{arm}-seed0-round{r}-shard{k}"
+        f"{'train' if r == 1 else 'train_next'}@{arm}-seed0-round{r}-shard{k}"
         for arm in ("iet_agc_plus", "iet_agc_plus_authors")
         for r in (1, 2)
         for k in (0, 1)
@@ -59,7 +59,7 @@ def test_every_phase_runs_and_nothing_runs_twice(finished):
         images = np.load(finished.root / f"artifacts/samples/{arm}-seed0/part0/raw.npy")
         assert images.shape == (16, 16, 16, 3) and images.dtype == np.uint8 and images.std() > 0
         assert any(line.startswith(f"{arm} ") for line in finished.output.splitlines()), arm  # of the table
-    found = json.loads((finished.root / "artifacts/analysis/iet_agc_plus-seed0/summary.json").read_text())
+    found = json.loads((finished.root / "artifacts/results/analyse/iet_agc_plus-seed0/summary.json").read_text())
     assert found["train_images"] == {"absent": "no image was skipped"}  # in 40 steps of 1,000 timesteps
     assert (
         found["loss_by_timestep"]["heldout"]["images"] == 8

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 from stages.run import files, processes
 
@@ -27,13 +26,14 @@ class Checkpoint:
     job        of cli.stage
     settings   what the result depends on: a list that JSON can hold
     inputs     paths of the files that it depends on
+    code       paths of the source files that it depends on
     """
 
-    def __init__(self, job, settings, inputs):
+    def __init__(self, job, settings, inputs, code):
         digest = hashlib.sha256(json.dumps([settings, str(job.device)], sort_keys=True).encode())
         for path in inputs:
             digest.update(files.checksum(path).encode())
-        for path in _code(job.phase):
+        for path in code:
             digest.update(path.read_bytes())
         self.folder = files.SCRATCH / job.phase / job.key
         self.path = self.folder / digest.hexdigest()[:32]
@@ -102,15 +102,3 @@ class Checkpoint:
 
 def _there(saved, where):
     return "there" if saved == where else saved
-
-
-def _code(phase):
-    """The source files that a result depends on: a checkpoint is only taken up by the code that wrote it."""
-    stages = Path(__file__).parents[1]
-    return [
-        stages / f"{phase}.py",
-        stages / "network.py",
-        *sorted((stages / "diffusion").glob("*.py")),
-        *sorted((stages / "methods").rglob("*.py")),
-        *sorted((stages / "text").glob("*.py")),
-    ]

@@ -12,8 +12,8 @@ import time
 import traceback
 from types import SimpleNamespace
 
-from stages import params
-from stages.run import device, files, processes
+from stages.run import device, files, params, processes
+from stages.run.instance import REFERENCE
 
 
 def run(main):
@@ -49,29 +49,40 @@ def run(main):
         os._exit(ended.code)  # whoever sent SIGTERM does not wait for torch to tidy up
 
 
+FIELDS = {
+    "experiment": (),
+    "run": ("arm", "seed"),
+    "round": ("arm", "seed", "round"),
+    "shard": ("arm", "seed", "round", "shard"),
+    "part": ("arm", "seed", "part"),
+}
+
+
 @contextlib.contextmanager
-def stage(phase, description, arguments, *fields):
+def stage(phase, description, arguments, prepare):
     """One stage instance: checked parameters and arguments, its lock held, its time recorded.
 
-    fields    of "arm", "seed", "round", "shard", "part": what the phase is run for
-    Yields    namespace with params and phase, and with arm, recipe and run if the phase has an arm, and the other fields
-    Raises    ValueError: params.yaml is wrong, or has no such arm, seed, round, shard or part
+    phase       PHASE of its module: `per` says what it is run for, and so which arguments it has; with `reference`, one instance takes
+                --reference in the place of all of them
+    prepare     function of the job: checks it and adds to it before the lock is taken
+    Yields      namespace with phase (its name), params, device, key, and the arguments
+    Raises      ValueError: params.yaml is wrong
     """
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{phase}", description=description)
-    for field in fields:
-        kind = str if field == "arm" else int
-        parser.add_argument(f"--{field}", type=kind, required=True)
-    chosen = vars(parser.parse_args(arguments))
-    job = SimpleNamespace(phase=phase, params=params.load(), device="cpu", **chosen)
-    _check_fields(job, chosen)
-    if "arm" in chosen:
-        job.recipe = job.params["arms"][job.arm]
-        job.run = files.run_name(job.arm, job.seed)
-    job.key = "-".join([f"{f}{chosen[f]}" if f != "arm" else chosen[f] for f in fields]) or phase
+    name, chosen = phase["name"], {}
+    of_all = phase.get("reference") and arguments == ["--reference"]
+    if not of_all:
+        parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=description)
+        for field in FIELDS[phase["per"]]:
+            parser.add_argument(f"--{field}", type=str if field == "arm" else int, required=True)
+        chosen = vars(parser.parse_args(arguments))
+    job = SimpleNamespace(phase=name, params=params.load(), device="cpu", **chosen)
+    prepare(job)
+    places = [f"{field}{value}" if field != "arm" else value for field, value in chosen.items()]
+    job.key = REFERENCE if of_all else "-".join(places) or name
 
-    lock = processes.FileLock(files.SCRATCH / "locks" / f"{phase}@{job.key}")
-    lock.acquire(f"stage {phase}@{job.key}")
-    files.own_unfinished(f"{phase}@{job.key}")
+    lock = processes.FileLock(files.SCRATCH / "locks" / f"{name}@{job.key}")
+    lock.acquire(f"stage {name}@{job.key}")
+    files.own_unfinished(f"{name}@{job.key}")
     started = time.monotonic()
     try:
         yield job
@@ -81,38 +92,6 @@ def stage(phase, description, arguments, *fields):
             print(f"warning: {error.strerror}", file=sys.stderr)
     finally:
         lock.release()
-
-
-def stage_with_reference(phase, description, arguments, reference, measure):
-    """One stage instance of a phase of two kinds: `--reference`, for what all runs share, and those of an arm and seed.
-
-    reference, measure   functions of the job, which claim its device
-    """
-    of_all = arguments == ["--reference"]
-    with stage(phase, description, *([[]] if of_all else [arguments, "arm", "seed"])) as job:
-        if of_all:
-            job.key = files.REFERENCE
-        (reference if of_all else measure)(job)
-
-
-def _check_fields(job, chosen):
-    arms = job.params["arms"]
-    if "arm" in chosen and job.arm not in arms:
-        raise ValueError(f"there is no arm {job.arm}, expected one of {', '.join(arms)} (params.yaml, arms)")
-    if (
-        "arm" in chosen
-        and "generator" in arms[job.arm]
-        and job.phase not in ("sample", "score", "quality", "similarity", "clip")
-    ):
-        raise ValueError(f"arms.{job.arm} is a generator from elsewhere, which has no phase {job.phase} (params.yaml)")
-    if "seed" in chosen and job.seed not in (seeds := params.seeds_of(job.params, job.arm)):
-        raise ValueError(f"there is no seed {job.seed}, expected one of {seeds} (params.yaml, seeds)")
-    if "round" in chosen and not 1 <= job.round <= arms[job.arm]["rounds"]:
-        raise ValueError(f"round {job.round} of {job.arm} does not exist, expected 1 to {arms[job.arm]['rounds']}")
-    if "shard" in chosen and job.shard not in range(num := arms[job.arm]["shard"]["num_shards"]):
-        raise ValueError(f"shard {job.shard} of {job.arm} does not exist, expected 0 to {num - 1}")
-    if "part" in chosen and job.part not in range(num := params.section(job.params, "sample", job.arm)["parts"]):
-        raise ValueError(f"part {job.part} of {job.arm} does not exist, expected 0 to {num - 1}")
 
 
 def _record_time(job, seconds):

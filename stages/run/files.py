@@ -21,19 +21,15 @@ from pathlib import Path
 import numpy as np
 
 ARTIFACTS = Path("artifacts")
-SCRATCH = Path(
-    "scratch"
-)  # same file system as artifacts/, so that a rename is atomic; outside it, so that no half-made
-# file ever enters the hash of a folder
+# On the file system of artifacts/, so that a rename is atomic; outside it, so that no half-made file ever enters the hash of a folder.
+SCRATCH = Path("scratch")
 LOGS = Path("logs")
 
 PLAN_OK = ARTIFACTS / "plan.ok"
 DATA = ARTIFACTS / "data"
-ANALYSIS = ARTIFACTS / "analysis"
-QUALITY = ARTIFACTS / "quality"
-SIMILARITY = ARTIFACTS / "similarity"
-CLIP = ARTIFACTS / "clip"
-DETECT = ARTIFACTS / "detect"
+REPORT = ARTIFACTS / "report"
+METRICS = Path("metrics.json")
+PLOTS = Path("plots")
 
 
 def run_name(arm, seed):
@@ -41,86 +37,31 @@ def run_name(arm, seed):
     return f"{arm}-seed{seed}"
 
 
-def shards_dir(run, round_):
-    """Index lists of a round: shard<k>.npy, [n] int64 sorted."""
-    return ARTIFACTS / "shards" / run / f"round{round_}"
+def folder(name, run, round_=None, shard=None, part=None):
+    """Where results lie: artifacts/<name>/<run>[/round<r>][/shard<k> | /part<p>]. What the report reads lies under results/.
 
-
-def train_dir(run, round_, shard):
-    """Proxy model and state of one shard after a round; pruned as a whole."""
-    return ARTIFACTS / "train" / run / f"round{round_}" / f"shard{shard}"
-
-
-def counts_dir(run, round_, shard):
-    return ARTIFACTS / "counts" / run / f"round{round_}" / f"shard{shard}"
+    name   shards           index lists of a round: shard<k>.npy, [n] int64 sorted
+           train            proxy model and state of one shard after a round; pruned as a whole
+           results/counts   what happened to the images of one shard in a round
+           model            the averaged model of a round: raw.safetensors, ema.safetensors
+           samples          generated images of one part: <weights>.npy, [M,H,W,C] uint8
+           results/<phase>  what a phase that measures found out about a run
+    """
+    path = ARTIFACTS / name / run
+    for prefix, number in (("round", round_), ("shard", shard), ("part", part)):
+        path = path if number is None else path / f"{prefix}{number}"
+    return path
 
 
 def counts_file(run, round_, shard):
-    """What happened to the images of one shard in a round."""
-    return counts_dir(run, round_, shard) / "counts.safetensors"
+    """What happened to the images of one shard in a round: named arrays, see stages.train."""
+    return folder("results/counts", run, round_, shard) / "counts.safetensors"
 
 
-def model_dir(run, round_):
-    """The averaged model of a round: raw.safetensors, ema.safetensors."""
-    return ARTIFACTS / "model" / run / f"round{round_}"
-
-
-def samples_dir(run, part):
-    """Generated images of one part: <weights>.npy, [M,H,W,C] uint8."""
-    return ARTIFACTS / "samples" / run / f"part{part}"
-
-
-def score_dir(run):
-    return ARTIFACTS / "score" / run
-
-
-def analysis_dir(run):
-    """What the phase analyse found out about a run."""
-    return ANALYSIS / run
-
-
-def quality_dir(run):
-    """FID and its kin of a run: scores.json. Of REFERENCE: the network, and the features of the training images."""
-    return QUALITY / run
-
-
-def similarity_dir(run):
-    """Copy-detection similarities of a run. Of REFERENCE: the network, and the features of the training images."""
-    return SIMILARITY / run
-
-
-def clip_dir(run):
-    """CLIP scores of a run."""
-    return CLIP / run
-
-
-def detect_dir(run):
-    """Magnitudes of prompts under the model of a run."""
-    return DETECT / run
-
-
-REFERENCE = "reference"  # in the place of a run: no run is called so, as their names end in a seed
-
-
-REPORT = ARTIFACTS / "report"
-METRICS = Path("metrics.json")
-PLOTS = Path("plots")
-
-
-def averages_after(recipe, round_):
-    """Whether a round ends with averaging: every one, or every second one where the schedule is alternating."""
-    return recipe["redistribute"].get("schedule") != "alternating" or round_ % 2 == 0
-
-
-def moves_after(recipe, round_):
-    """Whether a round ends with images moving: none, every one, or those that do not end with averaging."""
-    alternating = recipe["redistribute"].get("schedule") == "alternating"
-    return bool(recipe["redistribute"]) and not (alternating and averages_after(recipe, round_))
-
-
-def current_shards_dir(recipe, run, round_):
-    """Index lists that hold in a round: those written after the last move before it, or of round 1."""
-    return shards_dir(run, next((r + 1 for r in range(round_ - 1, 0, -1) if moves_after(recipe, r)), 1))
+def check_outside(path, what, whose):
+    """Raises ValueError if a path that a user names lies in artifacts/, from which all is removed that no stage makes."""
+    if Path(path).resolve().is_relative_to(ARTIFACTS.resolve()):
+        raise ValueError(f"{what} lies in artifacts/, which is cleared of what no stage makes: move {whose}")
 
 
 @contextlib.contextmanager
@@ -299,10 +240,11 @@ def _made_again(path):
 
 
 @contextlib.contextmanager
-def _reading(path, *broken):
+def _reading(path, *broken, whole=True):
     """Looks at a file before it is read, and tells in one sentence what is wrong with it.
 
     broken   errors that say that it is cut short or of another kind
+    whole    all of it is to be read, so that its checksum is compared first
     Raises   ValueError: missing, damaged, broken, or not to be read by this user
     """
     path = Path(path)
@@ -311,7 +253,7 @@ def _reading(path, *broken):
             raise ValueError(
                 f"{path} is missing: run `snakemake` or `dvc repro`, which make what comes before this stage"
             )
-        listed = _listed_checksum(path)
+        listed = _listed_checksum(path) if whole else None
         if listed is not None and _md5(path) != listed:
             raise ValueError(
                 f"{path} is damaged: its content has another checksum than when it was written. DVC's cache may hold the same "
@@ -381,16 +323,29 @@ def save_array(path, array):
     write_bytes(path, stream.getvalue())
 
 
+# What numpy says of a file that is no .npy, or is cut short.
+NO_ARRAY = (ValueError, EOFError, SyntaxError, tokenize.TokenError)
+
+
 def load_array(path, mmap=False):
     """One numpy array from .npy, memory-mapped if asked for.
 
     Raises   ValueError: missing, damaged, cut short or no array
     """
-    with _reading(path, ValueError, EOFError, SyntaxError, tokenize.TokenError):
+    with _reading(path, *NO_ARRAY):
         if mmap:
             return np.lib.format.open_memmap(path, mode="r")
         with open(path, "rb") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def shape_of(path):
+    """The shape of the array in a .npy file, from its header: the rest of the file is not read, however large it is.
+
+    Raises   ValueError: missing, cut short, no array, or a damaged header
+    """
+    with _reading(path, *NO_ARRAY, whole=False):
+        return np.lib.format.open_memmap(path, mode="r").shape
 
 
 def load_json(path):
@@ -417,7 +372,9 @@ def load_table(path, columns=None):
 
 def load_samples(run, num_parts, weights):
     """All generated images of a run with one kind of weights: [M,H,W,C] uint8."""
-    return np.concatenate([load_array(samples_dir(run, part) / f"{weights}.npy") for part in range(num_parts)])
+    return np.concatenate(
+        [load_array(folder("samples", run, part=part) / f"{weights}.npy") for part in range(num_parts)]
+    )
 
 
 def load_generations(run, num_parts):
@@ -425,23 +382,9 @@ def load_generations(run, num_parts):
     where one text stands for all images) and seed, in the order of the images; None where the images have no prompts."""
     lines = []
     for part in range(num_parts):
-        path = samples_dir(run, part) / "generations.jsonl"
+        path = folder("samples", run, part=part) / "generations.jsonl"
         if part == 0 and not path.exists():
             return None
         with _reading(path, ValueError):
             lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return lines
-
-
-def load_counts(recipe, run):
-    """What happened in training: a list of rounds, each the list of its K shards, each the named arrays of its counts file."""
-    return [
-        [load_arrays(counts_file(run, r, k)) for k in range(recipe["shard"]["num_shards"])]
-        for r in range(1, recipe["rounds"] + 1)
-    ]
-
-
-def load_shards(recipe, run, round_):
-    """The K index lists that hold in a round: list of [n] int64."""
-    folder = current_shards_dir(recipe, run, round_)
-    return [load_array(folder / f"shard{k}.npy") for k in range(recipe["shard"]["num_shards"])]

@@ -1,81 +1,21 @@
-"""How much room an experiment takes on the disk, from params.yaml alone, and whether there is so much.
-
-P parameters of the network, N training images, M generated images, K shards, R rounds. float32 has 4 bytes.
-"""
+"""Whether the disk has the room that a run needs, from what each of its stages is expected to write."""
 
 import math
 import os
 import sys
 from pathlib import Path
 
-from stages import image_sets, params, plan
-from stages.diffusion import unet
 from stages.run import files
-from stages.text import model as pipeline
+from stages.run.instance import phase_of
 
 KEEP = "REDISTRIBUTE_KEEP"  # in the environment: all, or needed, under which snakemake prunes (workflow/scripts/retention.py)
 ANYWAY = "REDISTRIBUTE_ANY_ROOM"  # in the environment: a run is not refused for want of room
-MIB = 2**20
-INCEPTION_BYTES = 96 * MIB  # the weights in float32
-LIGHT_BYTES = MIB // 10  # a report, a list: what no setting makes large
-ROW_BYTES = 150  # of a table with a row per image: a dozen numbers and the image's name, compressed
-
-
-def outputs(experiment):
-    """What each stage leaves on the disk.
-
-    experiment   params.yaml as a dict
-    Returns      dict name of a stage -> (path, bytes); None where only the images themselves would say
-    """
-    found = image_sets.stored(experiment["data"])
-    if found is None:
-        return None
-    num_images, shape = found
-    pixels = math.prod(shape)
-    num_train = experiment["data"].get("num_train", num_images)
-    if params.is_text(experiment):
-        weights = 4 * pipeline.num_values(experiment["model"]["pipeline"], "unet")
-    else:
-        weights = 4 * unet.num_parameters(experiment["model"], shape[2])
-    expanded = plan.expand(experiment)
-    made = {"data": (files.DATA, num_images * (pixels + 8 + 30))}  # pixels, label, name
-    for key, item in expanded["shard"].items():
-        made[f"shard@{key}"] = files.shards_dir(item["run"], 1), 8 * num_train
-    averages = {arm: bool(params.section(experiment, "train", arm)["ema_decay"]) for arm in params.trained(experiment)}
-    for key, item in expanded["train"].items():  # weights, EMA, two moments of Adam
-        made[f"train@{key}"] = (
-            files.train_dir(item["run"], item["round"], item["shard"]),
-            (3 + averages[item["arm"]]) * weights,
-        )
-    for key, item in expanded["aggregate"].items():  # weights, EMA
-        made[f"aggregate@{key}"] = files.model_dir(item["run"], item["round"]), (1 + averages[item["arm"]]) * weights
-    for key, item in expanded["redistribute"].items():
-        made[f"redistribute@{key}"] = Path(item["next_shards"]), 8 * num_train
-    generated = {}
-    for key, item in expanded["sample"].items():
-        settings = params.section(experiment, "sample", item["arm"])
-        num = (settings["num_images"] or num_train) * len(settings["weights"])
-        generated[item["run"]] = num
-        made[f"sample@{key}"] = files.samples_dir(item["run"], item["part"]), num * pixels // settings["parts"]
-    for key, item in expanded["score"].items():
-        made[f"score@{key}"] = files.score_dir(item["run"]), generated[item["run"]] * ROW_BYTES + LIGHT_BYTES
-    for key, item in expanded["analyse"].items():
-        made[f"analyse@{key}"] = files.analysis_dir(item["run"]), num_train * ROW_BYTES + LIGHT_BYTES
-    for key, item in expanded["quality"].items():
-        features = len(experiment["quality"]["protocols"]) * (4 * 2048 * num_train + 8 * 2048**2)
-        is_reference = key == files.REFERENCE
-        made[f"quality@{key}"] = (
-            files.quality_dir(item["run"]),
-            features + INCEPTION_BYTES if is_reference else LIGHT_BYTES,
-        )
-    made["report"] = files.REPORT, 20 * LIGHT_BYTES
-    return made
 
 
 def needed(made, stages, slots, rounds_kept=None):
     """Bytes that a run takes beside what is there: its outputs, and the checkpoints of the stages at work.
 
-    made         of `outputs`
+    made         dict name of a stage -> (path, bytes) of what it is expected to write
     stages       names of those that run
     slots        stages that may train at a time; each has two checkpoints while it writes one
     rounds_kept  rounds of a run whose train outputs lie on the disk at a time; None: all
@@ -83,7 +23,7 @@ def needed(made, stages, slots, rounds_kept=None):
     """
     by_phase, by_round = {}, {}
     for name in made.keys() & set(stages):
-        phase, (path, size) = name.split("@")[0], made[name]
+        phase, (path, size) = phase_of(name), made[name]
         if phase == "train" and rounds_kept is not None:
             run, round_ = path.parts[-3:-1]
             rounds = by_round.setdefault(run, {})
@@ -93,7 +33,7 @@ def needed(made, stages, slots, rounds_kept=None):
     for rounds in by_round.values():
         kept = sorted(rounds.values(), reverse=True)[:rounds_kept]
         by_phase["train"] = by_phase.get("train", 0) + sum(kept)
-    at_work = [made[name][1] for name in made.keys() & set(stages) if name.startswith(("train@", "sample@"))]
+    at_work = [made[name][1] for name in made.keys() & set(stages) if phase_of(name) in ("train", "sample")]
     by_phase["checkpoints"] = 2 * sum(sorted(at_work, reverse=True)[:slots])
     return by_phase
 
@@ -109,13 +49,13 @@ def keeps_all():
     return text == "all"
 
 
-def check(experiment, stages=None, slots=1, dry_run=False):
+def check(made, stages=None, slots=1, dry_run=False):
     """Compares what a run needs with what is free where artifacts/ lies, and says so where it is much.
 
+    made      as for `needed`; None where only the images themselves would say
     stages    names of those that run; None: those whose output is not there
     Raises    ValueError: clearly too little, unless this is a dry run or REDISTRIBUTE_ANY_ROOM is set
     """
-    made = outputs(experiment)
     if made is None:
         return
     if stages is None:

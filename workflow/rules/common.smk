@@ -9,26 +9,47 @@ import schedule
 
 EXPERIMENT, STAGES = schedule.prepare(workflow)
 WORK_LEFT = schedule.work_left(STAGES, EXPERIMENT, schedule.slots(workflow, EXPERIMENT["compute"]))
-GPUS = 0 if EXPERIMENT["compute"]["device"] == "cpu" else 1  # that a stage with a network asks for
 
 
-def receipt(stage):
-    return str(schedule.receipt(stage))
+def key_of(block):
+    """The key of its instances, a wildcard; a block that makes one stage has no other key than its name."""
+    return block if schedule.is_single(block) else "{key}"
+
+
+def title_of(block):
+    """What is printed of a job."""
+    return block if schedule.is_single(block) else f"{block} {{wildcards.key}}"
+
+
+def name_of(block):
+    """What DVC calls an instance: a function of the wildcards."""
+    return lambda wildcards: schedule.stage(block, getattr(wildcards, "key", block))
+
+
+def receipt(block):
+    return str(schedule.receipt(schedule.stage(block, "{key}")))
 
 
 def receipts_to_make():
-    return [receipt(stage) for stage in STAGES]
+    return [str(schedule.receipt(stage)) for stage in STAGES]
 
 
-def predecessors(stage):
-    return [receipt(name) for name in STAGES.get(stage, [])]
+def predecessors_of(block):
+    """Input function of a block: the receipts that one of its instances waits for."""
+    name = name_of(block)
+    return lambda wildcards: [str(schedule.receipt(other)) for other in STAGES.get(name(wildcards), [])]
 
 
-def predecessors_of(phase):
-    """Input function of a phase: the receipts that one of its instances waits for."""
-    return lambda wildcards: predecessors(f"{phase}@{wildcards.key}")
+def most_work_first(block):
+    """Priority of a block's instances: the longest path to the end goes first."""
+    name = name_of(block)
+    return lambda wildcards: WORK_LEFT.get(name(wildcards), 0)
 
 
-def most_work_first(phase):
-    """Priority of a phase's instances: the longest path to the end goes first."""
-    return lambda wildcards: WORK_LEFT.get(f"{phase}@{wildcards.key}", 0)
+def threads_of(block):
+    return EXPERIMENT["compute"]["threads"] if schedule.needs_device(block) else 1
+
+
+def gpus_of(block):
+    """A stage that runs a network asks for a GPU, unless all stages run on the CPU."""
+    return 1 if schedule.needs_device(block) and EXPERIMENT["compute"]["device"] != "cpu" else 0

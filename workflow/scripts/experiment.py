@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages import params
-from stages.run import cli, files
+from stages.run import cli, files, params
 
 FOLDER = Path("experiments")
 

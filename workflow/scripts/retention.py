@@ -22,28 +22,28 @@ from pathlib import Path
 
 import yaml
 
-from stages import plan
-from stages.run import files, processes, room
+from stages.run import files, lock, processes, room
 
 LOOK_S = 2
 SHARD_FOLDER = re.compile(r"artifacts/train/(.+)/round(\d+)/shard\d+")
 
 
-def rounds_no_longer_needed(expanded, pending):
+def rounds_no_longer_needed(instances, pending):
     """Rounds whose shard folders no pending stage writes or reads, but the last of each run.
 
-    expanded   from plan.expand
+    instances  from plan.expand
     pending    set of the names of the stages that are still to run
     Returns    set of (run, round)
     """
     users, last = defaultdict(set), defaultdict(int)
-    for key, item in expanded["train"].items():
-        run, r = item["run"], item["round"]
-        users[run, r].add(f"train@{key}")
-        users[run, r - 1].add(f"train@{key}")  # reads the state that the round before left
-        last[run] = max(last[run], r)
-    for key, item in expanded["aggregate"].items():
-        users[item["run"], item["round"]].add(f"aggregate@{key}")
+    for name, instance in instances.items():
+        run, r = instance.run, instance.round
+        if instance.phase == "train":
+            users[run, r].add(name)
+            users[run, r - 1].add(name)  # reads the state that the round before left
+            last[run] = max(last[run], r)
+        elif instance.phase == "aggregate":
+            users[run, r].add(name)
     return {(run, r) for (run, r), names in users.items() if 1 <= r < last[run] and not names & pending}
 
 
@@ -58,15 +58,15 @@ def remove_empty_rounds():
 class Retention:
     """Prunes while the experiment runs. Opened before its first job, in the process of Snakemake itself.
 
-    expanded   from plan.expand
+    instances  from plan.expand
     to_run     names of the stages that this run is to make
     has_run    function: whether a stage of them has run by now
     """
 
-    def __init__(self, expanded, to_run, has_run):
+    def __init__(self, instances, to_run, has_run):
         from dvc.repo import Repo
 
-        self.expanded, self.to_run, self.has_run = expanded, to_run, has_run
+        self.instances, self.to_run, self.has_run = instances, to_run, has_run
         repo = Repo()
         self.cache = repo.cache.local
         # Other projects may need what lies in a cache that is not this project's own.
@@ -103,13 +103,13 @@ class Retention:
         """
         with self.turn:
             pending = {name for name in self.to_run if not self.has_run(name)}
-            rounds = rounds_no_longer_needed(self.expanded, pending)
+            rounds = rounds_no_longer_needed(self.instances, pending)
             if rounds - self.pruned:
                 processes.with_dvc_lock(lambda: self._prune(rounds))
                 self.pruned = rounds
 
     def _prune(self, rounds):
-        recorded = _outputs(plan.recorded_stages())
+        recorded = _outputs(lock.recorded_stages())
         leaving = {path: oid for path, oid in recorded.items() if _round_of(path) in rounds}
         waste = files.SCRATCH / "pruned"
         for folder in {Path(path).parent for path in leaving}:
@@ -161,7 +161,7 @@ def _outputs(recorded):
 
 
 def _committed_locks():
-    """dvc.lock of the last commit and of whatever has a name in git, each content once, as `plan.recorded_stages` returns it."""
+    """dvc.lock of the last commit and of whatever has a name in git, each content once, as `lock.recorded_stages` returns it."""
 
     def git(*words):
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)

@@ -16,20 +16,22 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import how_far
 import psutil
 import retention
 
-from stages import params, plan
-from stages.run import device, files, processes, room
+from stages import phases, plan
+from stages.phases import is_single
+from stages.run import device, files, params, processes, room
+from stages.run.instance import Scale, phase_of
 
-END_PHASES = ("sample", "score", "quality", "similarity", "clip", "detect", "analyse", "report")
-START_UP = 6000  # of a stage that runs the network, in images: about 4 s on a CPU with the digits' UNet
 RECEIPTS = Path(".snakemake/receipts")
 TO_RUN = Path(".snakemake/stages-to-run.json")
+BLOCKS = phases.blocks()
+SOME_IMAGES = 10_000  # a guess at the training images where only their folder knows: it orders stages, no more
 
 
 def prepare(workflow):
@@ -45,9 +47,8 @@ def prepare(workflow):
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # `python` in rules
     os.environ[processes.PARENT_PID] = str(os.getpid())  # what this process starts dies with it
     try:
-        experiment = params.load()
         if not workflow.is_main_process:
-            return experiment, json.loads(TO_RUN.read_text())
+            return params.load(), json.loads(TO_RUN.read_text())
         if workflow.overwrite_configfiles or workflow.config_settings.config:
             raise ValueError(
                 "--config and --configfile would change only what Snakemake sees: edit params.yaml instead"
@@ -59,17 +60,18 @@ def prepare(workflow):
             )
         workflow.redistribute_lock = lock  # held until this process ends, however it ends
         processes.on_sigterm(processes.terminate_children)  # Snakemake alone would wait for the end of what runs
-        plan.check_source(experiment)
-        for sentence in plan.left_out(experiment):
-            print(sentence, file=sys.stderr)
-        for change in plan.refresh(plan.expand(experiment), dry_run=is_dry_run(workflow)):
+        experiment = plan.load()
+        instances = plan.expand(experiment)
+        for change in plan.refresh(instances, dry_run=is_dry_run(workflow)):
             print(change, file=sys.stderr)
         _count_gpus(workflow, experiment["compute"]["device"])
         keeps_all = room.keeps_all()
         mend_rwlock()
         retention.remove_empty_rounds()
         to_run = stages_to_run()
-        room.check(experiment, to_run, slots(workflow, experiment["compute"]), is_dry_run(workflow))
+        room.check(
+            plan.sizes(experiment, instances), to_run, slots(workflow, experiment["compute"]), is_dry_run(workflow)
+        )
     except (ValueError, OSError, DvcException) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # sys.exit would become a traceback of Snakemake's
@@ -78,7 +80,7 @@ def prepare(workflow):
     if not is_dry_run(workflow):
         how_far.tell(work_of(to_run, experiment), has_run)
     if not is_dry_run(workflow) and not keeps_all:
-        workflow.redistribute_retention = retention.Retention(plan.expand(experiment), to_run, has_run)
+        workflow.redistribute_retention = retention.Retention(instances, to_run, has_run)
         workflow.redistribute_retention.prune()  # what an earlier run left
         workflow.redistribute_retention.watch()
     return experiment, to_run
@@ -89,9 +91,20 @@ def is_dry_run(workflow):
     return workflow.output_settings.dryrun
 
 
+def stage(block, key):
+    """What DVC calls an instance: <block>@<key>, or the block alone where it makes one stage."""
+    return block if is_single(block) else f"{block}@{key}"
+
+
 def receipt(stage):
-    """The file that stands for a stage that has run."""
-    return RECEIPTS / stage.replace("@", "/")
+    """The file that stands for a stage that has run: of one that is called as its block is, the key is called so too."""
+    block, _, key = stage.partition("@")
+    return RECEIPTS / block / (key or block)
+
+
+def needs_device(block):
+    """Whether the stages of a block run a network, or something as large, on the device of the section compute."""
+    return phases.declared(phase_of(block)).get("device", False)
 
 
 def has_run(stage):
@@ -171,7 +184,7 @@ class _Analysis:
     def run(self):
         changed = {name for name, stage in self.stages.items() if self._is_changed(stage)}
         final_models = {self._producer_of_model(s) for n, s in self.stages.items() if n.startswith("sample@")}
-        ends = {n for n in self.stages if n.split("@")[0] in END_PHASES} | (final_models - {None})
+        ends = {n for n in self.stages if phases.declared(phase_of(n)).get("final")} | (final_models - {None})
         to_run = self._closure(changed, ends)
         return {
             name: sorted(dep.addressing for dep in self.graph.successors(self.stages[name]) if dep.addressing in to_run)
@@ -255,30 +268,9 @@ def _with_parents(path):
 
 def work_of(to_run, experiment):
     """Work of each stage by itself, in images passed through the network forward and back: an estimate from params.yaml."""
-    num_train = experiment["data"].get("num_train", 10_000)  # a guess where only the folder knows: it orders, no more
-    light = ("plan", "data", "shard", "aggregate", "redistribute")
-    work = {name: START_UP // 4 if name.startswith(light) else START_UP for name in to_run}
-    # A reference waits for the data alone: done early, or all runs wait for it at the end.
-    work |= dict.fromkeys(work.keys() & {"quality@reference", "similarity@reference"}, num_train + START_UP)
-    for phase, items in plan.expand(experiment).items():
-        for key, item in items.items() if phase in ("train", "sample") else ():
-            name = f"{phase}@{key}"
-            if name not in work or item.get("section") == "generator":
-                continue
-            settings = params.section(experiment, phase, item["arm"])
-            if phase == "train":
-                shard_size = num_train / experiment["arms"][item["arm"]]["shard"]["num_shards"]
-                images = (
-                    settings["steps"] * settings["batch_size"]
-                    if "steps" in settings
-                    else settings["epochs"] * shard_size
-                )
-            else:  # a forward pass is a third of a training pass
-                images = (
-                    settings["num_images"] * settings["num_steps"] * len(settings["weights"]) / 3 / settings["parts"]
-                )
-            work[name] = int(images) + START_UP
-    return work
+    instances = plan.expand(experiment)
+    scale = Scale(experiment, SOME_IMAGES, experiment["data"].get("num_train", SOME_IMAGES))
+    return {name: instances[name].work(scale) for name in to_run}
 
 
 def work_left(to_run, experiment, slots):
@@ -292,16 +284,9 @@ def work_left(to_run, experiment, slots):
     Returns      dict name -> int, for the stages of to_run
     """
     work = work_of(to_run, experiment)
-    side_by_side = {}
-    for phase, items in plan.expand(experiment).items():
-        for key, item in items.items() if phase in ("train", "sample") else ():
-            recipe = experiment["arms"][item["arm"]]
-            number = (
-                recipe["shard"]["num_shards"]
-                if phase == "train"
-                else params.section(experiment, phase, item["arm"])["parts"]
-            )
-            side_by_side[f"{phase}@{key}"] = number
+    instances = plan.expand(experiment).values()
+    place = {i.name: (i.block, i.arm, i.seed, i.round) for i in instances if i.shard is not None or i.part is not None}
+    side_by_side = Counter(place.values())
     users = {name: [] for name in to_run}
     for name, waits_for in to_run.items():
         for producer in waits_for:
@@ -314,7 +299,7 @@ def work_left(to_run, experiment, slots):
         if unknown:
             todo += unknown
             continue
-        turns = -(-side_by_side.get(name, 1) // slots)
+        turns = -(-side_by_side.get(place.get(name), 1) // slots)
         left[name] = turns * work[name] + max((left[user] for user in users[name]), default=0)
         todo.pop()
     return left

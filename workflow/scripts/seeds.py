@@ -12,8 +12,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages import params
-from stages.image_sets import elsewhere
+from stages import experiments, rules
 from stages.run import cli
 
 COPY = Path("scratch/seeds")
@@ -32,7 +31,7 @@ def _from_anywhere(experiment, seeds):
     make_absolute(experiment.get("similarity", {}), {"weights"})
     make_absolute(experiment.get("clip", {}), {"model"})
     for recipe in experiment["arms"].values():
-        make_absolute(recipe.get("generator", {}), set(elsewhere.KINDS))
+        make_absolute(recipe.get("generator", {}), set(experiments.SOURCES))
     return experiment | {"seeds": seeds}
 
 
@@ -42,7 +41,7 @@ def main(words):
             f"the seeds are {' '.join(words) or 'missing'}, expected whole numbers of at least 0, such as 0 1 2"
         )
     seeds = [int(word) for word in words]
-    experiment = params.load()
+    experiment = rules.load()
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], capture_output=True, check=True
     ).stdout
@@ -55,7 +54,7 @@ def main(words):
     (COPY / "params.yaml").write_text(
         yaml.safe_dump(_from_anywhere(experiment, seeds), sort_keys=False), encoding="utf-8"
     )
-    params.load(COPY / "params.yaml")
+    rules.load(COPY / "params.yaml")
     if not (COPY / ".git").exists():  # DVC wants its own repository
         subprocess.run(["git", "init", "--quiet"], cwd=COPY, check=True)
     subprocess.run(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())], cwd=COPY, check=True)
