@@ -1,6 +1,6 @@
 # make run    set-up, then the experiment of params.yaml
 # make test   set-up, then the tests
-# make experiment NAME=cifar10   another experiment in params.yaml
+# make experiment NAME=cifar10   switch to another experiment
 # make help   all targets
 PYTHON ?= python3
 VENV := .venv
@@ -11,35 +11,35 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run test slow kills slurm-test seeds settings dependencies experiment setup lint lock audit-pins clean help
 
-run: setup
+run: setup ## runs the experiment of params.yaml
 	@snakemake
 
-test: setup
+test: setup ## runs the tests
 	@python -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
 
-slow: setup ## the tests that take minutes
+slow: setup ## runs the tests that take minutes
 	@python -m pytest -m slow
 
-kills: setup ## kills a small experiment 20 times, and compares it with an undisturbed run
+kills: setup ## kills a small experiment 20 times, and compares the result with an undisturbed run
 	@python tests/kill_harness.py
 
-slurm-test: setup ## the small experiment through a Slurm of two nodes on this machine; Debian, as root, installs slurm-wlm and munge
+slurm-test: setup ## runs a small experiment on a Slurm cluster of two nodes, started on this machine; on Debian, as root, it first installs slurm-wlm and munge if they are missing
 	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
 	@python -m pytest -m slurm
 
-settings: setup ## every key of params.yaml with its meaning, type and range; ONLY=train those that begin so
+settings: setup ## lists every key of params.yaml with its meaning, type and range; ONLY=train: only keys that begin with train
 	@python workflow/scripts/settings.py $(ONLY)
 
-dependencies: setup ## makes dvc.yaml list what the phases import
+dependencies: setup ## updates the lists of code files in dvc.yaml to what the phases import
 	@python workflow/scripts/dependencies.py
 
-seeds: setup ## the experiment of params.yaml over seeds 0, 1, 2, in a copy under scratch/seeds
+seeds: setup ## runs the experiment of params.yaml with seeds 0, 1 and 2, in a copy under scratch/seeds
 	@python workflow/scripts/seeds.py 0 1 2
 
-experiment: setup ## NAME=cifar10: puts experiments/cifar10.yaml into params.yaml
+experiment: setup ## with NAME=cifar10: copies experiments/cifar10.yaml to params.yaml
 	@python workflow/scripts/experiment.py $(NAME)
 
-setup: $(READY) ## the project's own environment in .venv, from the hashed lock
+setup: $(READY) ## installs the project's environment into .venv, from the lock file with hashes
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"error: Python {sys.version.split()[0]} found, 3.11 or newer expected: make PYTHON=/path/to/python3.11 run")'
@@ -49,17 +49,17 @@ $(READY): requirements.txt
 	@$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.txt
 	@touch $@
 
-lint: setup ## style: ruff, snakefmt, snakemake --lint
+lint: setup ## checks the style: ruff, snakefmt, snakemake --lint
 	@ruff check . && ruff format --check . && snakefmt --check workflow && snakemake --lint
 
 lock: setup ## renews requirements.txt from requirements.in
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet requirements.in -o requirements.txt
 
-audit-pins: setup ## asks a database of known vulnerabilities about the pins of requirements.txt
+audit-pins: setup ## checks the pins of requirements.txt against a database of known vulnerabilities
 	@python workflow/scripts/audit_pins.py
 
 clean: ## removes artifacts, logs and scratch; DVC's cache keeps its copies
 	@rm -rf artifacts scratch logs report.html
 
-help:
+help: ## lists these targets
 	@grep -hE '^[a-z-]+:.*' Makefile | sed -E 's/:[^#]*(## )?/\t/' | sort

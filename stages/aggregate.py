@@ -1,4 +1,4 @@
-"""Averages the proxy models of a round into the model of the round (Eq. 9): weights, and EMA weights where they are kept.
+"""Averages the proxy models of a round into the model of the round (Eq. 9): weights, and EMA weights if they are kept.
 
 reads     artifacts/train/<run>/round<r>/shard<k> of exactly the K shards of the plan
 writes    artifacts/model/<run>/round<r>/raw.safetensors, ema.safetensors

@@ -1,19 +1,19 @@
-"""Looks into one run: why its images were memorised, which were skipped, and whether that foretells what it gives out.
+"""Analyses one run: the loss of memorised images, which images were skipped, and whether skips predict which images leak.
 
 params    model, diffusion, compute, analyse, score.headline, arms.<arm>.method
 reads     artifacts/data, artifacts/results/counts/<run>, artifacts/model/<run>/round<R>
           artifacts/samples/<run>/part<p> and artifacts/results/score/<run>/images.parquet, of the headline's weights
-          of a text model with the section similarity, artifacts/results/similarity/<run>/nearest.parquet in the place of the latter
+          a text model with the section similarity: artifacts/results/similarity/<run>/nearest.parquet instead of images.parquet
 writes    artifacts/results/analyse/<run>/
-              summary.json               what each analysis came to, or {"absent": why there is none}
+              summary.json               the result of each analysis, or {"absent": why there is none}
               loss_by_timestep.parquet   Fig. 3: mean and quartiles of the loss by group and timestep
               loss_groups.parquet        the images of those groups
               extremes.parquet           Fig. 8: distance and energy of the most and the least skipped images
               train_images.parquet       Fig. 9: every training image: skips, augmented, visits, generated copies, lowest ratio (or
-                                         minus the largest similarity) among the generated images that it is the nearest of
+                                         minus the largest similarity) among the generated images that it is nearest to
               moves.parquet              MSR: skip rates before and after each move, of moved images and of those that stayed
               skip_by_timestep.parquet   samples skipped and visited by round and tenth of the timesteps
-          Only those files that there is something to write in.
+          A file is written only where there is something to write in it.
 """
 
 from dataclasses import dataclass
@@ -33,16 +33,16 @@ PHASE = {
     "device": True,
     "final": True,
     "section": {
-        "description": "what is looked into beside the scores; leave the section out for nothing",
+        "description": "analyses in addition to the scores; leave the section out to skip them",
         "required": ["group_size", "noise_draws", "timestep_stride", "batch_size", "select", "extreme_share", "rare_skip_rate"],
         "properties": {
-            "group_size": {"description": "images of each group whose loss is compared, at most half of the training images", "type": "integer", "minimum": 1, "maximum": 1024},
-            "noise_draws": {"description": "noise draws that a loss is the mean of at each timestep", "type": "integer", "minimum": 1},
-            "timestep_stride": {"description": "losses are taken at every n-th timestep: 1 for all of them", "type": "integer", "minimum": 1},
-            "batch_size": {"description": "images passed through the network at a time", "type": "integer", "minimum": 1},
-            "select": {"description": "memorised training images are those with the smallest distance to a generated image (l2), or with the lowest ratio, or of a text model with the section similarity the largest similarity, among the images that they are the nearest of (ratio)", "enum": ["l2", "ratio"]},
-            "extreme_share": {"description": "share of the training images that are called the most and the least skipped", "type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
-            "rare_skip_rate": {"description": "share of its visits below which an image counts as rarely skipped", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            "group_size": {"description": "images per group in the comparison of losses, at most half of the training images", "type": "integer", "minimum": 1, "maximum": 1024},
+            "noise_draws": {"description": "number of noise draws over which a loss is averaged at each timestep", "type": "integer", "minimum": 1},
+            "timestep_stride": {"description": "the loss is measured at every n-th timestep; 1: at all timesteps", "type": "integer", "minimum": 1},
+            "batch_size": {"description": "images per pass through the network", "type": "integer", "minimum": 1},
+            "select": {"description": "how memorised training images are chosen. l2: smallest distance to a generated image. ratio: lowest ratio (text model with the section similarity: largest similarity) among the generated images whose nearest training image they are", "enum": ["l2", "ratio"]},
+            "extreme_share": {"description": "share of the training images that count as the most skipped, and as the least skipped", "type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+            "rare_skip_rate": {"description": "an image counts as rarely skipped if it is skipped at less than this share of its visits", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
         },
     },
 }

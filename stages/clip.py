@@ -1,14 +1,14 @@
-"""CLIP score of an arm's generated images: how well they fit their prompts. Of models with captions only.
+"""CLIP score of an arm's generated images: how well they fit their prompts. Only for models with captions.
 
     python -m stages.clip --arm default --seed 0
 
 params    compute, clip
 reads     artifacts/samples/<run>/part<p> of exactly the parts of the plan, with the prompts; the folder clip.model
 writes    artifacts/results/clip/<run>/
-              images.parquet   one row a generated image and kind of weights: cosine with the original prompt and with that used
+              images.parquet   one row per generated image and kind of weights: cosine with the original prompt and with the prompt used
               scores.json      the model's name and checksums, preprocessing, and by kind of weights 100 times the means
 
-The prompt used differs from the original where a mitigation put words into it: scored against the prompt used, an image is judged
+The prompt used differs from the original where a mitigation put words into it. A score against the prompt used then judges an image
 by words that nobody asked for.
 """
 
@@ -37,20 +37,20 @@ PHASE = {
         "dependentRequired": {"model": ["preprocess", "batch_size"]},
         "properties": {
             "model": {"description": "folder of a CLIP model in transformers' layout, such as that of ViT-B/16", "type": "string", "minLength": 1},
-            "preprocess": {"description": "how images reach CLIP: clip as the model's own preprocessor says, dcr as in the published scores, with the pixels of SSCD", "enum": ["clip", "dcr"]},
-            "batch_size": {"description": "images at a time through CLIP; changes results in the last digits", "type": "integer", "minimum": 1},
+            "preprocess": {"description": "how images are prepared for CLIP: clip as the model's own preprocessor does, dcr as for the published scores, with the pixels of SSCD", "enum": ["clip", "dcr"]},
+            "batch_size": {"description": "images per pass through CLIP; changes results in the last digits", "type": "integer", "minimum": 1},
         },
     },
     "columns": {
         "original": {
             "title": "CLIP score, original prompt",
-            "meaning": "100 times the mean cosine of CLIP's embeddings of image and prompt, higher fits better. The prompt used has "
-            "the words that a mitigation put in.",
+            "meaning": "100 times the mean cosine between the CLIP embeddings of image and prompt; higher means a better fit. The original "
+            "prompt lacks the words that a mitigation put in; the prompt used has them.",
             "show": "number",
         },
         "used": {
             "title": "CLIP score, prompt used",
-            "meaning": "The same with the prompt that the images were made from.",
+            "meaning": "The same, with the prompt that the images were generated from.",
             "show": "number",
         },
     },

@@ -1,13 +1,13 @@
-"""The text-conditional magnitude of prompts: how well it tells captions that an arm was trained on from captions that it was not.
+"""The text-conditional magnitude of prompts: how well it separates captions that an arm was trained on from others.
 
     python -m stages.detect --arm default --seed 0
 
 params    model, diffusion, compute, detect, sample, arms.<arm>.sample, arms.<arm>.method
 reads     artifacts/model/<run>/round<R>, artifacts/data with the captions of training and held-out images
 writes    artifacts/results/detect/<run>/
-              prompts.jsonl   a line a prompt and kind of weights: prompt, trained (true or false), raw and rms: mean, first_step, per_step
+              prompts.jsonl   one line per prompt and kind of weights: prompt, trained (true or false), raw and rms: mean, first_step, per_step
               scores.json     numbers of prompts; by kind of weights mean magnitudes of both groups, and where there are both, the
-                              area under the ROC curve with its interval and the rate of found prompts at 1 % false ones
+                              area under the ROC curve with its interval and the share of prompts found at 1 % false ones
 
 Prompts are first captions: detect.num_prompts of training images, and as many of held-out images that no training image shares.
 """
@@ -33,42 +33,42 @@ PHASE = {
     "left_out": "the magnitude detector is left out: add a section detect with num_prompts: 500, images_per_prompt: 4, num_steps: 50, "
     "guidance: 7.5 and batch_size: 16 (params.yaml)",
     "section": {
-        "description": "the text-conditional magnitude of captions trained on and not trained on; leave the section out for nothing",
+        "description": "compares the text-conditional magnitude of captions trained on and of unseen captions; leave the section out to skip this",
         "dependentRequired": {"num_prompts": ["images_per_prompt", "num_steps", "guidance", "batch_size"], "guidance": ["num_prompts"]},
         "properties": {
-            "num_prompts": {"description": "captions of each kind", "type": "integer", "minimum": 1},
-            "images_per_prompt": {"description": "images that a prompt's magnitude is the mean over", "type": "integer", "minimum": 1},
+            "num_prompts": {"description": "number of captions trained on, and of unseen captions", "type": "integer", "minimum": 1},
+            "images_per_prompt": {"description": "number of images over which the magnitude of a prompt is averaged", "type": "integer", "minimum": 1},
             "num_steps": {"description": "DDIM steps", "type": "integer", "minimum": 1},
-            "guidance": {"description": "scale of classifier-free guidance; at 1 the network is not asked for the empty prompt, so that there is no magnitude", "type": "number", "exclusiveMinimum": 1},
-            "batch_size": {"description": "images at a time", "type": "integer", "minimum": 1},
+            "guidance": {"description": "scale of classifier-free guidance; at 1 the network does not see the empty prompt, so there is no magnitude", "type": "number", "exclusiveMinimum": 1},
+            "batch_size": {"description": "images per pass through the network", "type": "integer", "minimum": 1},
         },
     },
     "columns": {
         "trained": {
             "title": "magnitude, captions trained on",
-            "meaning": "Root mean square of what a caption adds to the noise prediction, mean over steps and images. Captions that the "
-            "model has learnt by heart have a large one.",
+            "meaning": "Root mean square of what a caption adds to the noise prediction, averaged over steps and images. It is large for "
+            "captions that the model has memorised.",
             "show": "number",
         },
         "unseen": {
             "title": "magnitude, unseen captions",
-            "meaning": "The same of captions that no training image has.",
+            "meaning": "The same for captions that no training image has.",
             "show": "number",
         },
         "auc": {
             "title": "AUC",
-            "meaning": "How well the magnitude tells captions trained on from unseen ones: 0.5 is no better than chance, 1 tells all "
-            "apart.",
+            "meaning": "How well the magnitude separates captions trained on from unseen ones: 0.5 is no better than chance, 1 is a "
+            "perfect separation.",
             "show": "number",
         },
         "found_at_1_percent": {
             "title": "found at 1 % false",
-            "meaning": "Share of the captions trained on that are told by a threshold which at most 1 % of the unseen ones exceed.",
+            "meaning": "Share of the captions trained on that exceed a threshold which at most 1 % of the unseen ones exceed.",
             "show": "number",
         },
         "auc_first_step": {
             "title": "AUC, first step",
-            "meaning": "AUC of the magnitude at the first step alone.",
+            "meaning": "AUC when only the magnitude at the first step is used.",
             "show": "number",
         },
     },
@@ -88,7 +88,7 @@ class Detection(Instance):
 
     writes = ("results/detect",)
 
-    def size(self, scale):  # a line a prompt of either group and kind of weights, with a magnitude a step
+    def size(self, scale):  # one line per prompt of either group and kind of weights, with one magnitude per step
         settings = scale.experiment["detect"]
         kinds = len(experiments.section(scale.experiment, "sample", self.arm)["weights"])
         return 2 * settings["num_prompts"] * kinds * (2 * 20 * settings["num_steps"] + ROW_BYTES) + LIGHT_BYTES

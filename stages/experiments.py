@@ -1,4 +1,4 @@
-"""What phases ask of an experiment, the parsed params.yaml: its arms, its seeds, the settings that hold for a phase of an arm."""
+"""What phases need to know of an experiment (the parsed params.yaml): its arms, its seeds, the settings of a phase for an arm."""
 
 import contextlib
 
@@ -93,7 +93,7 @@ def final_model(experiment, arm, seed):
 
 
 def copies_by_sscd(experiment):
-    """Whether an image counts as given out by its similarity: of a model with captions where there are weights of SSCD. Else by its ratio."""
+    """Whether similarity decides if an image has leaked: for a model with captions and weights of SSCD. Otherwise its ratio decides."""
     return is_text(experiment) and "weights" in experiment.get("similarity", {})
 
 

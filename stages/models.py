@@ -1,7 +1,7 @@
 """The model of an arm, for the phases that train it or use it: reads what both kinds of model need from files.
 
-The kind is found by its name, so that a phase depends on the one that its arm has, and not on the other. What the two kinds offer is
-in stages.methods.kinds.
+The module of a kind is imported by its name, so that a phase depends only on the kind that its arm has. What the two kinds offer is
+described in stages.methods.kinds.
 """
 
 import functools

@@ -1,25 +1,26 @@
-"""The phases of the pipeline, each declared once, by its own module stages/<phase>.py; in the order of their blocks in dvc.yaml.
+"""The phases of the pipeline, in the order of their blocks in dvc.yaml. Each is declared once, by its own module stages/<phase>.py.
 
-A module says of its phase what all others must know: as plain data, PHASE, and in functions of the experiment (params.yaml as a dict).
+A module declares what the rest of the project must know of its phase: as plain data, PHASE, and in functions of the experiment
+(params.yaml as a dict).
 
 PHASE   name
         per             what one instance is for: experiment, run (an arm with one seed), round, shard, or part
-        reference       True: beside those of the runs there is one instance for what all of them share
+        reference       True: there is one more instance, for what all runs share
         arms            trained: the arms that are trained here have the phase; all: generators from elsewhere too
         device          True: it computes on the device of the section compute, so it asks for its threads and a GPU
         final           True: its results are wanted in the end, and not only by a later phase
-        reads_phases    True: its results depend on what all phases say here
+        reads_phases    True: its results depend on the PHASE of every phase
         section         JSON schema of its section of params.yaml
-        arms_override   True: an arm may set the same keys over it
-        text_keys       keys of the section that only a model with captions knows; needs_captions: the whole phase asks for them
+        arms_override   True: an arm may override its keys
+        text_keys       keys of the section that only a model with captions has; needs_captions: the whole phase needs captions
         arm_section     JSON schema of the section of that name of an arm
-        left_out        what is said where the section is missing; left_out_told: "always", or only where images have captions
-        title, columns, figures   of a phase that measures: what the report shows of it, see stages/report/sections/measures.py
+        left_out        the message where the section is missing; left_out_told: "always", or only where images have captions
+        title, columns, figures   of a phase that measures: what the report shows, see stages/report/sections/measures.py
 
 instances(experiment)                list of stages.run.instance.Instance
 check(experiment)                    raises ValueError if settings do not go together
 check_sizes(experiment, num_train)   raises ValueError if they do not go with the number of training images
-check_files(experiment)              raises ValueError if a file that they name is missing or another one
+check_files(experiment)              raises ValueError if a file that they name is missing or the wrong one
 wanted(experiment)                   whether there is such a phase; there always is one where the function is missing
 """
 

@@ -1,9 +1,9 @@
 """The plan: every stage instance of the experiment with what it depends on, derived from params.yaml alone.
 
 dvc.yaml loops over plan.yaml because DVC's templates have no arithmetic and cannot say "round r - 1". The file is committed
-like a lock file. `python -m stages.plan` checks params.yaml and mends plan.yaml when the structure of the experiment
-changed (arms, seeds, shards, rounds, parts): it also removes what instances that left the plan have made, which would
-otherwise be read as part of a folder, and ends with an error that says to run the same command again.
+like a lock file. `python -m stages.plan` checks params.yaml, and renews plan.yaml when the structure of the experiment
+changed (arms, seeds, shards, rounds, parts). It then also removes the results of instances that left the plan, because a
+stage that reads a whole folder would read them too, and ends with an error that says to run the same command again.
 """
 
 import shutil

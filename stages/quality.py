@@ -37,43 +37,43 @@ PHASE = {
     "a section quality with weights: FILE (or download: true), protocols: [pytorch_fid] and batch_size: 64",
     "left_out_told": "always",
     "section": {
-        "description": "FID and its kin, from the Inception network; without weights and without download the phase is left out",
+        "description": "FID and related measures, from the Inception network; the phase is left out if there is neither weights nor download",
         "dependentRequired": {"weights": ["protocols", "batch_size"], "download": ["protocols", "batch_size"]},
         "properties": {
             "weights": {"description": "file of the Inception weights (pytorch-fid's or torch-fidelity's, which are the same)", "type": "string", "minLength": 1},
-            "download": {"description": "in the place of weights: fetch torch-fidelity's file (91 MiB) into torch's cache", "type": "boolean"},
-            "sha256": {"description": "checksum of that file in hexadecimal digits, in quotes; that of the published file begins with 6726825d", "type": "string", "minLength": 1},
-            "protocols": {"description": "how images reach the network: pytorch_fid as in the authors' code, dcr as in that of their text-conditioned half, torch_fidelity as in TensorFlow, clean as in clean-fid; the first is the one of the summary", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["pytorch_fid", "torch_fidelity", "clean", "dcr"]}},
-            "batch_size": {"description": "images at a time through the Inception network; changes results in the last digits", "type": "integer", "minimum": 1},
+            "download": {"description": "instead of weights: download torch-fidelity's file (91 MiB) into torch's cache", "type": "boolean"},
+            "sha256": {"description": "checksum of the weights file in hexadecimal digits, in quotes; the checksum of the published file begins with 6726825d", "type": "string", "minLength": 1},
+            "protocols": {"description": "how images are prepared for the network: pytorch_fid as in the authors' code, dcr as in their code for text-conditioned models, torch_fidelity as in TensorFlow, clean as in clean-fid; the summary uses the first of the list", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["pytorch_fid", "torch_fidelity", "clean", "dcr"]}},
+            "batch_size": {"description": "images per pass through the Inception network; changes results in the last digits", "type": "integer", "minimum": 1},
         },
     },
     "columns": {
         "fid": {
             "title": "FID",
-            "meaning": "Fréchet distance between the Inception features of generated and training images, lower is closer. It falls as "
-            "the number of images grows: compare equal numbers. With fewer than 2,049 images on a side it says little.",
+            "meaning": "Fréchet distance between the Inception features of generated and training images; lower is closer. It falls as "
+            "the number of images grows, so compare equal numbers. With fewer than 2,049 images on either side it says little.",
             "show": "number",
             "short": "FID",
         },
         "fid_50k": {
             "title": "FID of 50,000",
-            "meaning": "The same for the first 50,000 generated images, as most published values are.",
+            "meaning": "FID of the first 50,000 generated images, the number that most published values use.",
             "show": "number",
         },
         "kid": {
             "title": "KID",
-            "meaning": "Kernel distance of the same features, without FID's bias for few images. It can come out slightly below 0.",
+            "meaning": "Kernel distance of the same features, without the bias that FID has with few images. It can be slightly below 0.",
             "show": "number",
         },
         "is": {
             "title": "Inception score",
-            "meaning": "How surely and how variously the network sorts the images into ImageNet's classes, higher is more. Of "
-            "little meaning for images of other things.",
+            "meaning": "How confidently the network assigns each image to an ImageNet class, and how varied the classes are; higher is "
+            "more. It means little for images of other things.",
             "show": "number",
         },
         "precision": {
             "title": "precision",
-            "meaning": "Share of the generated images that lie among the training images; memorised ones do.",
+            "meaning": "Share of the generated images that lie among the training images. Memorised images do, too.",
             "show": "number",
         },
         "recall": {

@@ -2,7 +2,7 @@
 
 A draw is keyed by (purpose, seed, ...) and never by arm, round or order of execution. So two arms with one seed see the
 same noise, renaming an arm changes nothing, Q rounds of E epochs draw what one round of Q*E epochs draws, and a stage that
-was killed goes on as if nothing had happened.
+was killed resumes as if nothing had happened.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 params    arms.<arm>.redistribute
 reads     the index lists of round r, artifacts/results/counts/<run>/round<r> of exactly the K shards of the plan; with the alternating
-          schedule also the counts of the round before, after which nothing moved
+          schedule also the counts of the round before, as nothing moved after that round
 writes    artifacts/shards/<run>/round<r+1>/shard<k>.npy
 """
 
@@ -22,12 +22,12 @@ PHASE = {
     "per": "round",
     "arms": "trained",
     "arm_section": {
-        "description": "MSR, or {} for none",
+        "description": "how images move between shards (MSR); {} for no moves",
         "dependentRequired": {"share": ["select"], "select": ["share"], "schedule": ["share"]},
         "properties": {
-            "share": {"description": "P, share of each shard that moves to the next one after a round", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
-            "select": {"description": "the most skipped images or random ones", "enum": ["memory", "random"]},
-            "schedule": {"description": "joint: every round ends with both averaging and moving; alternating, as in the authors' code for Stable Diffusion: odd rounds with moving, even ones with averaging (default: joint)", "enum": ["joint", "alternating"]},
+            "share": {"description": "P, share of each shard that moves to the next shard after a round", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            "select": {"description": "which images move. memory: the most skipped ones; random: random ones", "enum": ["memory", "random"]},
+            "schedule": {"description": "joint: every round ends with averaging and moving; alternating: odd rounds end with moving, even rounds with averaging, as in the authors' code for Stable Diffusion (default: joint)", "enum": ["joint", "alternating"]},
         },
     },
 }

@@ -1,4 +1,4 @@
-"""What holds between sections of params.yaml that belong to no single phase; the rest is `check` of each phase."""
+"""Rules between sections of params.yaml that belong to no single phase. All other rules are in the function `check` of each phase."""
 
 from stages import experiments, phases
 from stages.image_sets import SETS

@@ -4,10 +4,10 @@ params    model, diffusion, compute, sample, arms.<arm>.sample, arms.<arm>.metho
 reads     artifacts/model/<run>/round<R>, artifacts/data for the shape of an image; or the images of a generator from elsewhere
 writes    artifacts/samples/<run>/part<p>/<weights>.npy: [M_p,H,W,C] uint8
           labels.npy: [M_p] int64, the classes asked for, where the model is class-conditional
-          generations.jsonl: a line an image, the prompts used and original and the training image they are of, where it has text
-Image i starts from noise keyed by (seed, i), and parts are whole batches: their number changes no image. (A batch that memory
-does not suffice for is generated in pieces, which may differ from the whole in the last bit.) A checkpoint in scratch/ lets a
-killed stage go on where it was; SIGTERM, a scheduler's warning, writes one and ends the stage.
+          generations.jsonl: one line per image of a text model: the prompt used, the original prompt and the training image it belongs to
+Image i starts from noise keyed by (seed, i), and parts are whole batches: their number changes no image. (A batch that
+does not fit into memory is generated in pieces, which may differ from the whole in the last bit.) A checkpoint in scratch/ lets a
+killed stage resume; SIGTERM, by which a scheduler warns, makes the stage write one and end.
 """
 
 import importlib
@@ -36,16 +36,16 @@ PHASE = {
         "description": "sampling settings that all arms share",
         "required": ["num_images", "parts", "batch_size", "protocol", "num_steps", "weights"],
         "properties": {
-            "num_images": {"description": "images to generate per seed", "type": "integer", "minimum": 1},
-            "parts": {"description": "stage instances that share them, at most one per batch", "type": "integer", "minimum": 1},
-            "batch_size": {"description": "images generated at a time", "type": "integer", "minimum": 1},
-            "protocol": {"description": "paper ends at t = 0 as the authors' code does, clean at the image itself", "enum": ["paper", "clean"]},
+            "num_images": {"description": "number of images to generate per seed", "type": "integer", "minimum": 1},
+            "parts": {"description": "number of stage instances among which the images are divided, at most one per batch", "type": "integer", "minimum": 1},
+            "batch_size": {"description": "images generated per batch", "type": "integer", "minimum": 1},
+            "protocol": {"description": "where sampling ends. paper: at t = 0, as in the authors' code; clean: at the image without noise", "enum": ["paper", "clean"]},
             "num_steps": {"description": "DDIM steps", "type": "integer", "minimum": 1},
             "guidance": {"description": "text model: scale of classifier-free guidance; 1: none", "type": "number", "minimum": 1},
             "images_per_prompt": {"description": "text model: images generated for each caption (default: 1)", "type": "integer", "minimum": 1},
-            "mitigation": {"description": "text model: what is done to prompts or their embeddings while images are generated (default: nothing)", "$ref": "#/$defs/mitigation"},
+            "mitigation": {"description": "text model: how prompts or their embeddings are changed while images are generated (default: not at all)", "$ref": "#/$defs/mitigation"},
             "with_replacement": {"description": "text model: captions are drawn with replacement, as in the authors' code (default: false)", "type": "boolean"},
-            "weights": {"description": "weights to sample from: the averaged ones, and their moving average", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["raw", "ema"]}},
+            "weights": {"description": "weights to sample with. raw: the averaged weights; ema: their moving average", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["raw", "ema"]}},
         },
     },
 }

@@ -28,26 +28,26 @@ PHASE = {
     "device": True,
     "final": True,
     "section": {
-        "description": "how generated images are compared with training and held-out images",
+        "description": "how generated images are compared with training images and held-out images",
         "required": ["neighbours", "thresholds", "grid_step", "headline"],
         "properties": {
-            "neighbours": {"description": "nearest training images that a ratio is taken over", "type": "integer", "minimum": 2},
-            "thresholds": {"description": "ratios at or below which an image counts as memorised", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
-            "grid_step": {"description": "distance of the thresholds of the curves", "type": "number", "minimum": 0.001, "maximum": 0.5},
-            "headline": {"description": "the one number that the report opens with", "type": "object", "additionalProperties": False, "required": ["protocol", "threshold", "weights"], "properties": {"protocol": {"description": "protocol of the headline", "enum": ["code_sq", "l2_from_gen"]}, "threshold": {"description": "one of score.thresholds", "type": "number", "exclusiveMinimum": 0, "maximum": 1}, "weights": {"description": "one of sample.weights", "enum": ["raw", "ema"]}}},
+            "neighbours": {"description": "number of nearest training images that the ratio uses", "type": "integer", "minimum": 2},
+            "thresholds": {"description": "an image counts as memorised if its ratio is at or below the threshold; one result per threshold", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
+            "grid_step": {"description": "step between the thresholds of the curves", "type": "number", "minimum": 0.001, "maximum": 0.5},
+            "headline": {"description": "the one number at the top of the report", "type": "object", "additionalProperties": False, "required": ["protocol", "threshold", "weights"], "properties": {"protocol": {"description": "protocol of the headline", "enum": ["code_sq", "l2_from_gen"]}, "threshold": {"description": "one of score.thresholds", "type": "number", "exclusiveMinimum": 0, "maximum": 1}, "weights": {"description": "one of sample.weights", "enum": ["raw", "ema"]}}},
         },
     },
     "columns": {
         "fd_pixels": {
             "title": "fd_pixels",
-            "meaning": "Fréchet distance between the pixels of generated and training images, lower is more faithful. An "
-            "undertrained model has a low MQ as well: read the two together.",
+            "meaning": "Fréchet distance between the pixels of generated and training images; lower is more faithful. An "
+            "undertrained model has a low MQ as well, so read the two together.",
             "show": "number",
             "short": "fd_pixels",
         },
         "fd_pixels_heldout": {
             "title": "fd_pixels held out",
-            "meaning": "The same distance to the held-out images.",
+            "meaning": "The same distance, to the held-out images instead.",
             "show": "number",
         },
     },

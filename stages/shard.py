@@ -1,4 +1,4 @@
-"""Deals the training images to the K shards of an arm.
+"""Splits the training images into the K shards of an arm.
 
 params    arms.<arm>.shard
 reads     artifacts/data
@@ -18,11 +18,11 @@ PHASE = {
     "per": "run",
     "arms": "trained",
     "arm_section": {
-        "description": "the split of the training set",
+        "description": "how the training set is split into shards",
         "required": ["num_shards"],
         "properties": {
-            "num_shards": {"description": "K", "type": "integer", "minimum": 1},
-            "split": {"description": "random, with one class mix, or contiguous as in the authors' code for Stable Diffusion (default: random)", "enum": ["random", "contiguous"]},
+            "num_shards": {"description": "K, number of shards", "type": "integer", "minimum": 1},
+            "split": {"description": "random: each shard has the same mix of classes; contiguous: as in the authors' code for Stable Diffusion (default: random)", "enum": ["random", "contiguous"]},
         },
     },
 }

@@ -1,4 +1,4 @@
-"""Copy-detection similarity (SSCD) of an arm's generated images to the training images, and of these to each other.
+"""Copy-detection similarity (SSCD) of an arm's generated images to the training images, and of the training images to each other.
 
     python -m stages.similarity --reference              the features of the training images
     python -m stages.similarity --arm ddpm --seed 0      the similarities of one run, which read that
@@ -9,10 +9,10 @@ reads     artifacts/data; the weights sscd.weights
 writes    artifacts/results/similarity/reference/
               network.pt             the checked weights, which every run uses: one network for both sides
               features.safetensors   [N,D] float32 unit features of the training images
-              nearest.parquet        one row a training image: the most similar other training image
-              scores.json            the file's name and checksum, preprocessing, and the summary of those similarities
+              nearest.parquet        one row per training image: the most similar other training image
+              scores.json            name and checksum of the weights, preprocessing, and the summary of the similarities
           artifacts/results/similarity/<run>/
-              nearest.parquet        one row a generated image and kind of weights: the most similar training image; where images
+              nearest.parquet        one row per generated image and kind of weights: the most similar training image; where images
                                      have prompts, also the prompt, and the similarity to the training image that it belongs to
               scores.json            as above, the summary by kind of weights
               pictures.safetensors   where sscd.show_images asks for pictures: near-copies and first images, see `_pictures`
@@ -42,35 +42,35 @@ PHASE = {
     "left_out": "the similarity phase (SSCD) is left out, as params.yaml names no weights of SSCD: add a section similarity with "
     "weights: FILE, preprocess: dcr and batch_size: 64",
     "section": {
-        "description": "copy-detection similarity of generated to training images (SSCD); without weights the phase is left out",
+        "description": "copy-detection similarity (SSCD) of generated images to training images; without weights the phase is left out",
         "dependentRequired": {"weights": ["preprocess", "batch_size"]},
         "properties": {
             "weights": {"description": "TorchScript file of SSCD, such as sscd_disc_large.torchscript.pt", "type": "string", "minLength": 1},
-            "sha256": {"description": "checksum of that file in hexadecimal digits, in quotes", "type": "string", "minLength": 1},
-            "preprocess": {"description": "how images reach the network: dcr as in the published similarities, sscd as the authors of SSCD recommend", "enum": ["dcr", "sscd"]},
-            "batch_size": {"description": "images at a time through the network; changes results in the last digits", "type": "integer", "minimum": 1},
-            "show_images": {"description": "how many near-copies, and how many rows of images of all arms, the report shows beside training images (default 0: keys only)", "type": "integer", "minimum": 0, "maximum": 1000},
+            "sha256": {"description": "checksum of the weights file in hexadecimal digits, in quotes", "type": "string", "minLength": 1},
+            "preprocess": {"description": "how images are prepared for the network: dcr as for the published similarities, sscd as the authors of SSCD recommend", "enum": ["dcr", "sscd"]},
+            "batch_size": {"description": "images per pass through the network; changes results in the last digits", "type": "integer", "minimum": 1},
+            "show_images": {"description": "how many near-copies of each arm, and how many rows comparing the arms, the report shows beside training images (default 0: no pictures, keys only)", "type": "integer", "minimum": 0, "maximum": 1000},
         },
     },
     "columns": {
         "percentile_95": {
             "title": "Sim (95th percentile)",
-            "meaning": "95th percentile of the images' similarities to their nearest training images; 1 is a copy.",
+            "meaning": "95th percentile of the similarity of each generated image to its nearest training image; 1 is a copy.",
             "show": "number",
             "short": "Sim",
             "digits": 3,
         },
-        "mean": {"title": "mean", "meaning": "Mean of these similarities.", "show": "number"},
-        "percentile_75": {"title": "75th percentile", "meaning": "75th percentile of them.", "show": "number"},
-        "percentile_90": {"title": "90th percentile", "meaning": "90th percentile of them.", "show": "number"},
+        "mean": {"title": "mean", "meaning": "Mean of the same similarities.", "show": "number"},
+        "percentile_75": {"title": "75th percentile", "meaning": "75th percentile of the same similarities.", "show": "number"},
+        "percentile_90": {"title": "90th percentile", "meaning": "90th percentile of the same similarities.", "show": "number"},
         "share_above": {
             "title": "share above 0.5",
-            "meaning": "Share of the images with a similarity above 0.5.",
+            "meaning": "Share of the generated images with a similarity above 0.5.",
             "show": "number",
         },
         "own_mean": {
             "title": "mean to own training image",
-            "meaning": "Mean similarity to the training image whose caption was asked for.",
+            "meaning": "Mean similarity to the training image whose caption was the prompt.",
             "show": "number",
         },
     },

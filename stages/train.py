@@ -1,12 +1,12 @@
 """Trains the proxy model of one shard for one round (IET), by the method of its arm.
 
 params    model, diffusion, compute, train, arms.<arm>.train, arms.<arm>.method; model.pipeline is a folder that is read too
-reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state of the round before
+reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state from the round before
 writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model (no EMA with ema_decay 0)
-              state.safetensors: Adam's moments, what the method carries (AGC: the memory bank) and the step, for the next round of this shard
+              state.safetensors: Adam's moments, the state of the method (AGC: the memory bank) and the step, for the next round of this shard
           artifacts/results/counts/<run>/round<r>/shard<k>/counts.safetensors: skips, visits and losses of this round
-A checkpoint in scratch/ lets a killed stage go on where it was, to the same result; SIGTERM, a scheduler's warning, writes one
-at once and ends the stage.
+A checkpoint in scratch/ lets a killed stage resume and reach the same result; SIGTERM, by which a scheduler warns, makes the stage
+write one at once and end.
 """
 
 import sys
@@ -29,17 +29,17 @@ PHASE = {
         "description": "training settings that all arms share",
         "required": ["batch_size", "learning_rate", "warmup_steps", "grad_clip_norm", "ema_decay", "flip"],
         "properties": {
-            "epochs": {"description": "E, passes over a shard in one round; an arm has either epochs or steps", "type": "integer", "minimum": 1},
-            "steps": {"description": "optimiser steps of a shard in one round, in the place of epochs", "type": "integer", "minimum": 1},
+            "epochs": {"description": "E, passes over a shard in one round; an arm sets either epochs or steps", "type": "integer", "minimum": 1},
+            "steps": {"description": "optimiser steps on a shard in one round, instead of epochs", "type": "integer", "minimum": 1},
             "batch_size": {"description": "images per optimiser step", "type": "integer", "minimum": 1},
             "learning_rate": {"description": "Adam's step size after the warm-up", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
-            "warmup_steps": {"description": "optimiser steps of a shard over which the learning rate rises from 0", "type": "integer", "minimum": 0},
-            "grad_clip_norm": {"description": "largest L2 norm of the gradient", "type": "number", "exclusiveMinimum": 0},
-            "ema_decay": {"description": "decay per optimiser step of the averaged weights; 0: none are kept", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            "warmup_steps": {"description": "number of optimiser steps on a shard over which the learning rate rises from 0", "type": "integer", "minimum": 0},
+            "grad_clip_norm": {"description": "largest L2 norm of the gradient; longer gradients are scaled down to it", "type": "number", "exclusiveMinimum": 0},
+            "ema_decay": {"description": "decay of the EMA weights per optimiser step; 0: no EMA weights are kept", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
             "flip": {"description": "mirror training images at random", "type": "boolean"},
             "weight_decay": {"description": "share of the learning rate by which each step shrinks the weights, as in AdamW (default: 0)", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
-            "caption": {"description": "text model: the first caption of an image, at each visit any of them, or caption_text for all images (default: first)", "enum": ["first", "random_of_all", "fixed_text"]},
-            "caption_text": {"description": "text model: with caption fixed_text, the one text that all images are trained with and generated for", "type": "string"},
+            "caption": {"description": "text model, the caption to train with. first: the first one of an image; random_of_all: a random one of the image at each visit; fixed_text: caption_text for all images (default: first)", "enum": ["first", "random_of_all", "fixed_text"]},
+            "caption_text": {"description": "text model: with caption fixed_text, the text that stands for all captions, in training and in generation", "type": "string"},
             "caption_dropout": {"description": "text model: share of the visits at which the network sees no caption (default: 0)", "type": "number", "minimum": 0, "maximum": 1},
         },
     },

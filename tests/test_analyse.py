@@ -209,7 +209,7 @@ def test_too_few_held_out_images_leave_the_control_out(ready):
     assert set(pd.read_parquet(folder / "loss_by_timestep.parquet").group) == {"similar", "other"}
 
 
-@pytest.mark.parametrize(("threshold", "reason"), [(0.05, "no training image was given out"), (1, "every training")])
+@pytest.mark.parametrize(("threshold", "reason"), [(0.05, "no training image leaked"), (1, "every training")])
 def test_an_area_that_is_undefined_says_why(ready, monkeypatch, threshold, reason):
     headline = yaml.safe_load(TINY)["score"] | {
         "headline": {"protocol": "l2_from_gen", "threshold": threshold, "weights": "raw"}
@@ -292,14 +292,14 @@ def test_the_page_has_every_analysis_and_names_arms_without_one(page):
 
 def test_the_page_says_when_a_group_is_too_small(page):
     moved = next(block for title, block in page.items() if "moved" in title)
-    assert moved.rows[0]["so"] == "6 pairs are too few to say anything"
+    assert moved.rows[0]["so"] == "6 pairs are too few for a conclusion"
     assert moved.rows[0]["all moved, skipped %"].startswith("80 → ")
     emission = next(block for title, block in page.items() if title.startswith("Does"))
-    assert [row["images given out were skipped"] for row in emission.rows] == [
+    assert [row["leaked images were skipped"] for row in emission.rows] == [
         "not known: no image was skipped",
-        "not known: a group of 5 is too small to say anything",
+        "not known: a group of 5 is too small for a conclusion",
     ]
-    assert [row["given out"] for row in emission.rows] == ["5 of 60", "5 of 60"]
+    assert [row["leaked"] for row in emission.rows] == ["5 of 60", "5 of 60"]
 
 
 def area(auc, low, high, group=50, rest=70):
@@ -315,8 +315,8 @@ def area(auc, low, high, group=50, rest=70):
         (area(0.6, 0.5, 0.7), "neither clearly more nor clearly less"),
         (area(1.0, None, None), "more without exception"),
         (area(0.0, None, None), "less without exception"),
-        (area(0.9, 0.8, 1.0, group=9), "not known: a group of 9 is too small to say anything"),
-        (area(0.9, 0.8, 1.0, rest=3), "not known: a group of 3 is too small to say anything"),
+        (area(0.9, 0.8, 1.0, group=9), "not known: a group of 9 is too small for a conclusion"),
+        (area(0.9, 0.8, 1.0, rest=3), "not known: a group of 3 is too small for a conclusion"),
         (None, "not known, as one of the groups is empty"),
     ],
 )
@@ -331,7 +331,7 @@ def test_what_moves_say():
     assert told(low=-0.2, high=-0.1) == "moved images are skipped less"
     assert told(low=0.1, high=0.2) == "moved images are skipped more"
     assert told(low=-0.1, high=0.2) == "no difference is shown"
-    assert told(pairs=9, low=-0.2, high=-0.1) == "9 pairs are too few to say anything"
+    assert told(pairs=9, low=-0.2, high=-0.1) == "9 pairs are too few for a conclusion"
 
 
 def test_one_pair_has_no_interval():

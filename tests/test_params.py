@@ -380,9 +380,9 @@ def test_make_settings_lists_every_key_of_the_schema_with_its_meaning(capsys):
     settings.main([])
     told = capsys.readouterr().out.splitlines()
     for line in (
-        "score.neighbours: nearest training images that a ratio is taken over; integer; at least 2",
-        "diffusion.num_timesteps: T; integer; at least 1",
-        "train.ema_decay: decay per optimiser step of the averaged weights; 0: none are kept; number; at least 0, less than 1",
+        "score.neighbours: number of nearest training images that the ratio uses; integer; at least 2",
+        "diffusion.num_timesteps: T, number of timesteps; integer; at least 1",
+        "train.ema_decay: decay of the EMA weights per optimiser step; 0: no EMA weights are kept; number; at least 0, less than 1",
         "arms.<name>.method (agc).eta: decay of the memory bank per sample; number; at least 0, less than 1",
     ):
         assert line in told

@@ -162,7 +162,10 @@ def test_a_table_may_have_columns_and_a_number_of_images_of_its_own(file):
         "fd_pixels ema": "0.125",
     }
     assert ours[f"Sim{nbsp}↓ raw"] == "–" and ours[f"FID{nbsp}↓ published"] == "16.5"
-    assert "The published numbers are of the 40 generated images of the paper; ours are 250 or 1,000." in view.caption
+    assert (
+        "The published numbers come from the 40 generated images of the paper; we generated 250 or 1,000."
+        in view.caption
+    )
     assert "scaled" not in view.caption and "neighbours" not in view.caption
     (other,) = shown(file)  # the others keep those of the file
     assert f"MQ0.4{nbsp}↓ published" in other.rows[0] and "scaled to the 1,000" in other.caption
@@ -181,11 +184,11 @@ def test_the_caption_says_what_does_not_compare(file):
     (alike,) = shown(file, arms=("plain", "ours"), metrics=dict.fromkeys(("plain", "ours"), METRICS["plain"]))
     assert "scaled" not in alike.caption and "trained on" not in alike.caption and "neighbours" not in alike.caption
     assert "Published: Someone 2020, Table X." in alike.caption
-    assert "Of the notes, the first 1 hold for every row." in alike.caption
+    assert "Notes up to number 1 apply to every row." in alike.caption
     (other,) = shown(file, num_train=10, neighbours=20)
-    assert "scaled to the 1,000 generated images of the paper; ours are 250 or 1,000" in other.caption
+    assert "scaled to the 1,000 generated images of the paper; we generated 250 or 1,000" in other.caption
     assert "Our arms are trained on 10 images, the paper's on 77" in other.caption
-    assert "over 20 neighbours, the paper's over 50" in other.caption
+    assert "over 20 nearest neighbours, the paper's over 50" in other.caption
 
 
 def test_what_we_have_not_measured_is_a_dash(file):

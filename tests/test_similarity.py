@@ -414,9 +414,9 @@ def test_report_with_similarity(built, capsys):
         assert set(frame[(frame.arm == "plain") & (frame.weights == "raw")].similarity_percentile_95) == {0.6}
         section = of_page(root)
         assert "<th scope=row>iet</th><td>raw</td><td>0.15 [0.14, 0.17]</td>" in section
-        assert "sscd.pt" in section and "abababab" in section and "themselves, is 0.333" in section
+        assert "sscd.pt" in section and "abababab" in section and "95th percentile is 0.333" in section
         assert "<td>2</td><td>0.875</td><td>&lt;3&gt;.png</td>" in section and section.count("<svg") == 1
-        assert "<img" not in section and "similarity.show_images says how many" in section  # keys only
+        assert "<img" not in section and "similarity.show_images sets how many" in section  # keys only
         page = (root / "report.html").read_text()
         assert "<p>Similarity to the nearest training image, 95th percentile: iet 0.15, plain 0.6.</p>" in page
         assert "own training image" not in section and "own_mean" not in found  # there are no prompts

@@ -248,9 +248,7 @@ def test_analyses_take_what_was_given_out_from_the_similarity(looked_into):
     assert summary["skip_by_timestep"]["rate"] == pytest.approx(list(np.arange(10) / 12))
     assert summary["extremes"]["images"] == 3 and summary["moves"] == {"absent": "no image moved"}
     blocks = analyses.blocks(rules.load())
-    assert (
-        "(similarity by SSCD above 0.5, raw weights)" in blocks[3].text and blocks[3].rows[0]["given out"] == "3 of 12"
-    )
+    assert "(similarity by SSCD above 0.5, raw weights)" in blocks[3].text and blocks[3].rows[0]["leaked"] == "3 of 12"
 
     summary, folder = looked_into(sscd=False)  # without it from the ratio of distances
     table = pd.read_parquet(folder / "train_images.parquet")

@@ -112,10 +112,10 @@ def experiment():
 def test_the_page_says_where_each_arm_lies(experiment):
     settings, metrics = experiment
     view = trade_off.view(settings, metrics)
-    assert "stopped early: third, half;" in view.caption
+    assert "stopped early (third, half) by" in view.caption
     assert (
         "With ema weights, at equal fidelity, below the line: other_method; outside: more faithful than the baseline at any "
-        "of its lengths: longer." in view.caption
+        "training length: longer." in view.caption
     )
     rows = {row["arm"]: row for row in view.rows}
     assert list(rows) == ["longer", "other_method"]
@@ -142,7 +142,7 @@ def test_both_kinds_of_weights_are_compared_the_headline_first(experiment):
     assert [row["weights"] for row in view.rows] == ["ema", "ema", "raw", "raw"]
     assert view.caption.index("With ema") < view.caption.index("With raw")
     assert (
-        "less faithful than the baseline at any of its lengths: other_method" in view.caption.partition("With raw")[2]
+        "less faithful than the baseline at any training length: other_method" in view.caption.partition("With raw")[2]
     )
 
 

@@ -1,4 +1,4 @@
-"""Which training images a generator gave out, and how often.
+"""Which training images a generator leaked, and how often.
 
 M generated images. A generated image that counts as memorised (stages.measures.memorisation) is a copy of its nearest training
 image, and of no other.
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Leaks(NamedTuple):
-    """Training images that were given out, the clearest first: arrays of one length.
+    """Training images that leaked, the clearest first: arrays of one length.
 
     index   int64 index of the training image
     count   int64 >= 1, generated images that are copies of it

@@ -60,7 +60,7 @@ def run_of(train, heldout, rounds, nearest, ratio, memorised):
 
 
 def train_images(run, rare_skip_rate):
-    """Fig. 9, also as a share of visits. The table is there for arms that skip nothing as well: it says what they gave out.
+    """Fig. 9, also as a share of visits. Arms that skip nothing have the table as well: it says what they leaked.
 
     rare_skip_rate   the summary says which share of the images was skipped at less than this share of its visits
     """
@@ -123,13 +123,13 @@ def _complexity(run, group, index, device, progress):
 
 
 def emission(run):
-    """Does the number of its skips, or their share of its visits, foretell that an image is given out (section V.C)?"""
+    """Does the number of its skips, or their share of its visits, predict that an image leaks (section V.C)?"""
     emitted = run.emitted > 0
     summary = {"emitted": int(emitted.sum()), "images": len(emitted)}
     if not run.skips.any():
         return summary | NO_SKIPS, {}
     if not emitted.any() or emitted.all():
-        return summary | {"absent": f"{'every' if emitted.any() else 'no'} training image was given out"}, {}
+        return summary | {"absent": f"{'every' if emitted.any() else 'no'} training image leaked"}, {}
     seen = run.visits > 0
     rates = skip_analysis.rate(run.skips, run.visits)
     summary |= {

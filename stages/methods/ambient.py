@@ -21,13 +21,13 @@ SETTINGS = {
     "required": ["p", "delta"],
     "properties": {
         "p": {
-            "description": "share of the pixels of a training image that are withheld from training altogether",
+            "description": "share of the pixels of a training image that are never used in training",
             "type": "number",
             "minimum": 0,
             "exclusiveMaximum": 1,
         },
         "delta": {
-            "description": "share of the other pixels that the network is scored on but not shown",
+            "description": "share of the other pixels that are hidden from the network but count in its loss",
             "type": "number",
             "minimum": 0,
             "exclusiveMaximum": 1,

@@ -15,9 +15,14 @@ SETTINGS = {
     "required": ["kind", "p", "num_words"],
     "properties": {
         "kind": {"description": "how a caption is changed", "enum": ["rc", "cwr", "rt"]},
-        "p": {"description": "share of the visits at which it is", "type": "number", "minimum": 0, "maximum": 1},
+        "p": {
+            "description": "share of the visits at which the caption is changed",
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+        },
         "num_words": {
-            "description": "words or tokens that are drawn (published: 4 for rc, 2 for cwr and rt)",
+            "description": "number of words or tokens that are drawn (published: 4 for rc, 2 for cwr and rt)",
             "type": "integer",
             "minimum": 1,
         },

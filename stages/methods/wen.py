@@ -21,8 +21,8 @@ SETTINGS = {
             "required": ["kind", "value"],
             "properties": {
                 "kind": {
-                    "description": "quantile: the share `value` with the largest magnitudes of late, by tenth of the timesteps; rms: "
-                    "a root mean square over the latent above it; raw: a norm above it, as published, which grows with the latent",
+                    "description": "quantile: the share `value` with the largest of the recent magnitudes, for each tenth of the timesteps; "
+                    "rms: a root mean square over the latent above `value`; raw: a norm above `value`, as published, which grows with the latent",
                     "enum": ["quantile", "rms", "raw"],
                 },
                 "value": {"description": "a share below 1, or a magnitude", "type": "number", "exclusiveMinimum": 0},

@@ -35,7 +35,7 @@ def weights_of(metrics_of_arm):
 def mean_and_sd(rows, names):
     """Means over seeds, with <name>_sd beside them where there are several (n - 1 in the denominator).
 
-    rows      frame with one row a seed
+    rows      frame with one row per seed
     names     columns
     Returns   dict of numbers, None for what is not known of every seed
     """

@@ -51,7 +51,7 @@ MAX_GALLERY_PX = 96
 
 
 def mq_curve(results, arms, weights, protocol, marks, column="share", reference=True):
-    """Share of the generated images (or excess share) against the threshold, one line an arm, the mean of its seeds.
+    """Share of the generated images (or excess share) against the threshold, one line per arm, the mean of its seeds.
 
     marks      the thresholds of the tables: a marker there
     column     "share" or "excess_share"
@@ -95,7 +95,7 @@ def excess_against_fidelity(
     fidelity=FIDELITY,
     fidelity_label=f"{FIDELITY} (squared [0, 1] pixel range)",
 ):
-    """One point an arm and seed: fidelity across, memorisation up, with the paired 95 % interval; an arm's seeds are joined.
+    """One point per arm and seed: fidelity across, memorisation up, with the paired 95 % interval; an arm's seeds are joined.
 
     controls  arms that are the first one stopped early, the earliest first: hollow in its colour, on a dashed line through
               their means to its own
@@ -126,7 +126,7 @@ def excess_against_fidelity(
             ylabel=f"{what} at {threshold:g} (% of generated images)",
         )
         axes.set_title(f"{protocol}, {weights} weights")
-        return _svg(figure, f"{what} against {fidelity}, a point an arm and seed")
+        return _svg(figure, f"{what} against {fidelity}, one point per arm and seed")
 
 
 def _draw_stopped_early(axes, shares, arms):
@@ -138,7 +138,7 @@ def _draw_stopped_early(axes, shares, arms):
 
 
 def _draw_points(axes, of_arm, look, held_out, is_control):
-    """The points of one arm, one a seed. A control is hollow, and named at its point in the place of the legend."""
+    """The points of one arm, one per seed. A control is hollow, and named at its point in the place of the legend."""
     arm = of_arm.arm.iloc[0]
     if is_control:
         look |= {"markerfacecolor": "none", "zorder": 4}
@@ -155,7 +155,7 @@ def _draw_points(axes, of_arm, look, held_out, is_control):
 
 
 def over_epochs(epochs, arms, column, label, log=False):
-    """A column of the epochs frame against the epoch, one line an arm (the mean of its seeds), a marker at the end of a round.
+    """A column of the epochs frame against the epoch, one line per arm (the mean of its seeds), a marker at the end of a round.
 
     Arms that stay at zero are left out; None when all do.
     """
@@ -184,7 +184,7 @@ def over_epochs(epochs, arms, column, label, log=False):
 
 
 def skip_histogram(histogram, arms):
-    """How many training images were skipped how often, one outline an arm (the mean of its seeds); arms that never skip are left out."""
+    """How many training images were skipped how often, one outline per arm (the mean of its seeds); arms that never skip are left out."""
     drawn = [arm for arm in arms if (histogram[histogram.arm == arm].skips > 0).any()]
     if not drawn:
         return None
@@ -235,7 +235,7 @@ def two_histograms(values, label, title):
 
 
 def histogram(values, arms, label):
-    """Shares (%) of the images of each arm by some value, one outline an arm and the same bins for all.
+    """Shares (%) of the images of each arm by some value, one outline per arm and the same bins for all.
 
     values   dict arm -> [n] finite numbers; arms without any are left out
     arms     all arms: each has one colour in all figures of the page
@@ -265,7 +265,7 @@ def _outlines(values, looks, label, ylabel, title):
 
 
 def similarity_histogram(similarity, arms, train):
-    """Fig. 6: density of the similarities of generated images to their nearest training image, a row an arm, and behind each that of
+    """Fig. 6: density of the similarities of generated images to their nearest training image, one row per arm, and behind each that of
     the training images to each other. As fine as the paper's from 1,990 images on, coarser for fewer.
 
     similarity   dict arm -> [n] similarities
@@ -291,7 +291,7 @@ def similarity_histogram(similarity, arms, train):
 
 
 def skip_rates(rates, arms, mark):
-    """Fig. 9 normalised: share of the training images at or below a skip rate, one line an arm.
+    """Fig. 9 normalised: share of the training images at or below a skip rate, one line per arm.
 
     rates   dict arm -> [n] skip rates, skips per visit
     mark    skip rate to mark
@@ -308,7 +308,7 @@ def skip_rates(rates, arms, mark):
 
 
 def skip_by_timestep(percent, arms):
-    """Skipped share by tenth of the timesteps, one line an arm: dict arm -> [10] percent."""
+    """Skipped share by tenth of the timesteps, one line per arm: dict arm -> [10] percent."""
     with matplotlib.style.context(["default", STYLE]):
         figure, axes = _axes(len(percent))
         for arm, numbers in percent.items():

@@ -1,4 +1,4 @@
-"""The leak list: which training images each arm gave out, one row an image, arm, seed and kind of weights.
+"""The leak list: which training images each arm leaked, one row per image, arm, seed and kind of weights.
 
 Columns   arm, seed, weights
           index, key          the training image
@@ -53,7 +53,7 @@ def _of_one(images, ratio, headline):
 
 
 def of_run(frame, arm, seed, weights):
-    """How many copies one run gave out of each training image: series of counts by index of the training image."""
+    """How many copies of each training image one run generated: series of counts by index of the training image."""
     chosen = (frame.arm == arm) & (frame.seed == seed) & (frame.weights == weights)
     return frame[chosen].set_index("index")["count"]
 

@@ -1,6 +1,6 @@
 """The section "Wall time and machines": when and where the stages ran, from the records that they leave in logs/timing.
 
-No hash covers it, so it is made anew with each page. Needs nothing beyond Python itself, so that renewing the page is quick.
+No hash covers it, so it is rebuilt with each page. It needs only the standard library, so that rebuilding the page is quick.
 """
 
 import json
@@ -43,25 +43,26 @@ def checked_out(root):
 
 
 def section(settings, records, unreadable, commit, now):
-    """The section as HTML, from the records as far as they are there.
+    """The section as HTML, from the records that exist.
 
-    records      dicts of the stages' records, those of instances that params.yaml no longer names included
+    records      dicts of the stages' records, including those of instances that params.yaml no longer names
     unreadable   number of records that could not be read
     commit       the commit checked out, None where there is none
     now          date and time as a text
     """
     records = [record for record in records if _in_plan(settings, record)]
-    note = "Sums over seeds, rounds and shards of the last run of each stage; stages that ran side by side count one by one. "
-    note += "A dash, or fewer training stages than there are: results that came from a cache bring no record with them."
+    note = "Sums over seeds, rounds and shards, from the last run of each stage. Each stage counts in full, even if others ran at the same time. "
+    note += "A dash, or fewer training stages recorded than expected, means that results came from a cache, which brings no records."
     if unreadable:
         note += f" {unreadable} records could not be read."
-    facts = html.terms(_facts(records) | {"This page made": now, "Commit checked out then": commit or DASH})
-    content = f"{html.quiet(f'{note} No hash covers this section.')}\n{html.table(_rows(settings, records))}\n{facts}"
+    facts = html.terms(_facts(records) | {"This page made": now, "Commit checked out at that time": commit or DASH})
+    note += " No hash covers this section, so it may differ between pages of the same results."
+    content = f"{html.quiet(note)}\n{html.table(_rows(settings, records))}\n{facts}"
     return html.section(ANCHOR, "Wall time and machines", content)
 
 
 def _rows(settings, records):
-    """A row an arm, and one of the stages that all arms share: seconds by phase."""
+    """One row per arm, and one for the stages that all arms share: seconds by phase."""
     of_runs = [phase for phase in phases.names() if phase not in ("plan", "data")]
     shown = [phase for phase in phases.names() if any(r["phase"] == phase for r in records)] or of_runs
     rows = []
@@ -93,7 +94,7 @@ def _facts(records):
     versions = sorted({(name, version) for record in records for name, version in record["versions"].items()})
     return {
         "Device": _seen(record["device"] for record in records),
-        "Threads a stage": _seen(record["threads"] for record in records),
+        "Threads per stage": _seen(record["threads"] for record in records),
         "Machine": _seen(record["machine"] for record in records),
         "Versions": ", ".join(f"{name} {version}" for name, version in versions) or DASH,
         "Last stage finished": max((record["finished"] for record in records), default=DASH),

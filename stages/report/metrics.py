@@ -29,7 +29,7 @@ def summarise(report):
 
 
 def _of_weights(report, arm, weights, rows):
-    """rows   those of the arm and weights: one a seed, protocol and threshold"""
+    """rows   those of the arm and weights: one per seed, protocol and threshold"""
     entry = mean_and_sd(rows.drop_duplicates("seed"), columns.of("score"))
     for section in sections.having("summary"):
         entry |= section.summary(report, arm, weights)
@@ -43,7 +43,7 @@ def _of_weights(report, arm, weights, rows):
 
 
 def _memorised(rows):
-    """rows   one row a seed, at one threshold"""
+    """rows   one row per seed, at one threshold"""
     if len(rows) == 1:
         return mean_and_sd(rows, ["count", "distinct", "excess", "excess_low", "excess_high", "simplicity"])
     entry = mean_and_sd(rows, ["count", "distinct", "excess", "simplicity"])
@@ -52,7 +52,7 @@ def _memorised(rows):
 
 
 def _training(rows):
-    """rows   one row a seed of `Report.training`"""
+    """rows   one row per seed of `Report.training`"""
     entry = mean_and_sd(rows, TRAINING)
     spent = [name for name in rows.columns if name.startswith("spent.") and rows[name].notna().all()]
     if spent:

@@ -65,7 +65,7 @@ def views(settings, metrics, num_train, published):
 
 
 def _own(table):
-    """What a table says itself of what else holds for the whole file."""
+    """What a table sets for itself, in place of the settings of the whole file."""
     return {name: table[name] for name in ("columns", "num_images") if name in table}
 
 
@@ -140,18 +140,20 @@ def _caption(table, settings, metrics, num_train, published):
     counted = any("protocol" in column for column in published["columns"])
     if generated != [published["num_images"]]:
         counts = " or ".join(f"{n:,}" for n in generated)
-        scaled = "Our counts are scaled to" if counted else "The published numbers are of"
-        parts.append(f"{scaled} the {published['num_images']:,} generated images of the paper; ours are {counts}.")
+        scaled = "Our counts are scaled to" if counted else "The published numbers come from"
+        parts.append(f"{scaled} the {published['num_images']:,} generated images of the paper; we generated {counts}.")
     if num_train != table["num_train"]:
         parts.append(
-            f"Our arms are trained on {num_train:,} images, the paper's on {table['num_train']:,}: their numbers do not compare "
-            "with the published ones, only with each other."
+            f"Our arms are trained on {num_train:,} images, the paper's on {table['num_train']:,}: compare our numbers with "
+            "each other only, not with the published ones."
         )
     if counted and (neighbours := settings["score"]["neighbours"]) != published["neighbours"]:
-        parts.append(f"Our ratios are taken over {neighbours} neighbours, the paper's over {published['neighbours']}.")
+        parts.append(
+            f"Our ratios are taken over {neighbours} nearest neighbours, the paper's over {published['neighbours']}."
+        )
     if table["notes"]:
-        parts.append(f"Of the notes, the first {len(table['notes'])} hold for every row.")
+        parts.append(f"Notes up to number {len(table['notes'])} apply to every row.")
     parts.append(
-        "Rows belong to arms by name, whatever their settings. ↓ lower is better, ↑ higher is better. A dash: not measured, or not published."
+        "Rows are matched to arms by name alone, whatever the arm's settings. ↓ lower is better, ↑ higher is better. A dash means not measured, or not published."
     )
     return " ".join(parts)

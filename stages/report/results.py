@@ -21,11 +21,11 @@ class Report:
 
     settings      params.yaml, checked
     params_text   its text, comments included
-    results       frame, a row an arm, seed, kind of weights, protocol and threshold: curves.parquet of the run, fd_pixels and numbers
+    results       frame, one row per arm, seed, kind of weights, protocol and threshold: curves.parquet of the run, fd_pixels and numbers
                   of images, what sections add (with_columns), excess_share = excess / num_images, then the columns of `training`
-    training      frame, a row an arm and seed that is trained here: columns TRAINING, and spent.<name> of what methods spent
-    epochs        frame, a row an arm, seed and epoch: round, loss, skipped_share, augmented_share
-    histogram     frame, a row an arm, seed and number of skips: images that were skipped so often
+    training      frame, one row per arm and seed that is trained here: columns TRAINING, and spent.<name> of what methods spent
+    epochs        frame, one row per arm, seed and epoch: round, loss, skipped_share, augmented_share
+    histogram     frame, one row per arm, seed and number of skips: images that were skipped so often
     leaks         frame, see stages.report.leaks
     metrics       what metrics.json holds, see stages.report.entries; empty until metrics.summarise has filled it
     """
@@ -60,7 +60,7 @@ class Report:
         return int(self.results.num_train.iloc[0])
 
     def runs(self, arm):
-        """Names of the arm's runs, one a seed."""
+        """Names of the arm's runs, one per seed."""
         return [files.run_name(arm, seed) for seed in experiments.seeds_of(self.settings, arm)]
 
     def first_run(self, arm):

@@ -1,4 +1,4 @@
-"""The trade-off: each arm's excess against what the baseline, trained for less, has at the same fidelity."""
+"""The trade-off: each arm's excess compared with the excess of the baseline, trained for less, at the same fidelity."""
 
 from stages import experiments
 from stages.measures.trade_off import Point, compare
@@ -9,14 +9,14 @@ from stages.report.html import DASH, View, number
 WORDS = {
     "below": "below the line",
     "above": "above the line",
-    "not told apart": "not told apart from the line",
-    "more faithful": "outside: more faithful than the baseline at any of its lengths",
-    "less faithful": "outside: less faithful than the baseline at any of its lengths",
+    "not told apart": "no clear difference from the line",
+    "more faithful": "outside: more faithful than the baseline at any training length",
+    "less faithful": "outside: less faithful than the baseline at any training length",
 }
 
 
 def controls(settings):
-    """Arms that are the baseline trained for less, and nothing else: the same recipe but for fewer rounds or epochs.
+    """Arms that are the baseline trained for less and otherwise the same: fewer rounds, epochs or steps.
 
     settings   params.yaml; the first arm that is trained is the baseline
     Returns    list of names, the shortest training first
@@ -52,8 +52,8 @@ def view(settings, metrics):
     if not stopped:
         return View(
             "",
-            f"No arm is the baseline {baseline} trained for less and otherwise the same, so nothing here says how much of a lower "
-            "excess plain early stopping would buy: add such an arm, a control.",
+            f"No arm is the baseline {baseline} trained for less and otherwise the same, so it is unknown how much the excess would "
+            "fall by early stopping alone: add such an arm as a control.",
         )
     sentences, rows = [], []
     for weights in [first, *(w for w in entries.WEIGHTS if w != first)]:
@@ -71,9 +71,9 @@ def view(settings, metrics):
         sentences.append(_sentence(weights, compared))
         rows += [_row(arm, weights, points[arm], comparison) for arm, comparison in compared.items()]
     caption = (
-        f"The line is the baseline {baseline}, and the same recipe stopped early: {', '.join(stopped)}; straight in between. "
-        f"Excess is that of {protocol} at {at}, in % of the generated images. The interval of the difference holds that "
-        f"of the line's ends, but not the uncertainty of {FIDELITY}. " + " ".join(sentences)
+        f"The line joins the baseline {baseline} and the same recipe stopped early ({', '.join(stopped)}) by straight segments. "
+        f"The excess is for {protocol} at {at}, in % of the generated images. The interval of the difference includes the "
+        f"uncertainty of the line's end points, but not that of {FIDELITY}. " + " ".join(sentences)
     )
     return View("", caption, rows)
 

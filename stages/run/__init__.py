@@ -1,1 +1,1 @@
-"""What runs a stage: command line, locks, checkpoints, devices, files. It knows nothing of what a stage computes."""
+"""Runs stages: command line, locks, checkpoints, devices, files. Nothing here depends on what a stage computes."""

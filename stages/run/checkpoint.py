@@ -1,4 +1,4 @@
-"""What a train or sample stage has so far, in scratch/, so that one that was killed goes on from there to the same result."""
+"""Checkpoints of train and sample stages, in scratch/: a stage that was killed resumes from one and reaches the same result."""
 
 import hashlib
 import json

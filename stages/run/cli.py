@@ -1,4 +1,4 @@
-"""What all stages share on the command line: arguments, checks, locks, one sentence for an error, a record of the time."""
+"""The command line that all stages share: arguments, checks, locks, errors in one sentence, and a record of the run time."""
 
 import argparse
 import contextlib

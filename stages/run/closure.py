@@ -1,7 +1,7 @@
-"""The source files that a result depends on: whatever a module of stages/ imports, directly or not, inside functions too.
+"""Finds the source files that a result depends on: all modules that a module of stages/ imports, directly or not, also inside functions.
 
-stages/run is left out, with stages/__init__.py: what runs a stage changes no result. What is imported by a computed name (the training
-method of an arm, the kind of its model) is given by name.
+stages/run and stages/__init__.py are left out, because code that only runs stages changes no result. Modules that are imported by a
+computed name (the training method of an arm, the kind of its model) are passed in by name.
 """
 
 import ast

@@ -1,6 +1,6 @@
-"""What modules say of themselves in plain data, read from their source: importing all of them would take seconds.
+"""Reads what modules declare in plain data from their source, because importing all of them would take seconds.
 
-A phase says it in PHASE (stages/phases.py), a training method in SETTINGS, COUNTS_SKIPS and MODELS (stages/methods/__init__.py).
+A phase declares it in PHASE (stages/phases.py), a training method in SETTINGS, COUNTS_SKIPS and MODELS (stages/methods/__init__.py).
 """
 
 import ast

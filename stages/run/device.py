@@ -1,4 +1,4 @@
-"""Which device a stage computes on. Snakemake only counts GPUs; which one a stage gets is claimed here."""
+"""Which device a stage computes on. Snakemake only counts GPUs; here a stage claims a particular one."""
 
 import contextlib
 import itertools

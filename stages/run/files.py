@@ -1,8 +1,8 @@
-"""Where everything lies, and the only code that reads and writes it.
+"""Paths of all files, and the only code that reads and writes them.
 
 Nothing is ever written under its final name: a file or folder is made in scratch/, flushed to the disk and renamed, so a
-reader finds the old one, the new one or none, never a half. A folder of artifacts/ lists the checksums of its files, and no
-file of it is read that has another one. Arrays are safetensors or .npy; no pickle is written or read.
+reader finds the old one, the new one or none, but never half of one. A folder of artifacts/ lists the checksums of its files;
+a file with a different checksum is not read. Arrays are safetensors or .npy; no pickle is written or read.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""One stage instance: what it is for, what it is called, where its results lie, how much room and time they take."""
+"""One stage instance: its arm, seed, round, shard or part, its name, the place of its results, and how much room and time they take."""
 
 import math
 from dataclasses import dataclass, fields

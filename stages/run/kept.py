@@ -1,4 +1,4 @@
-"""Arrays that several stages need and that take long to make: made once, and kept in scratch/."""
+"""Arrays that several stages need and that take long to compute: computed once, and kept in scratch/."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What DVC's record, dvc.lock, says of the stages, and how entries leave it."""
+"""Reads what dvc.lock, DVC's record, says of the stages, and removes entries from it."""
 
 from pathlib import Path
 

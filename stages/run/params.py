@@ -1,7 +1,8 @@
-"""params.yaml: reads it, checks it against the schema, and tells in one sentence what is wrong with it.
+"""Reads params.yaml, checks it against the schema, and says in one sentence what is wrong with it.
 
-The schema is put together: what all phases share stands in workflow/schemas/params.schema.yaml, the settings of a phase in PHASE of its module,
-those of a training method in SETTINGS of its module. What holds between sections is looked at by stages/rules.py and by `check` of each phase.
+The schema is put together from several places: the keys that all phases share are in workflow/schemas/params.schema.yaml, the settings
+of a phase in PHASE of its module, those of a training method in SETTINGS of its module. Rules between sections are checked by
+stages/rules.py and by the function `check` of each phase.
 """
 
 import difflib

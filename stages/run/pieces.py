@@ -1,4 +1,4 @@
-"""Work on a range of images that is done in smaller pieces where the memory does not suffice for all of them."""
+"""Processes a range of images in smaller pieces where there is not enough memory for all of them at once."""
 
 import sys
 

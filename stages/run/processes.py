@@ -1,4 +1,4 @@
-"""What ties a process to others: ending with its parent, hearing of SIGTERM at once, locks that die with their holder."""
+"""How a process depends on others: it ends with its parent, reacts to SIGTERM at once, and its locks are released when it ends."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""How far a stage is, on stderr: a line that renews itself on a terminal, a line now and then in a log."""
+"""Prints the progress of a stage on stderr: one line that is updated on a terminal, a new line now and then in a log."""
 
 import sys
 import time

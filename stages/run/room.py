@@ -1,4 +1,4 @@
-"""Whether the disk has the room that a run needs, from what each of its stages is expected to write."""
+"""Checks whether the disk has the room that a run needs, from the size that each of its stages is expected to write."""
 
 import math
 import os

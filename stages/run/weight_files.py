@@ -1,4 +1,4 @@
-"""Files of weights that params.yaml names: whether they are there, and the right ones, and what they hold."""
+"""Files of weights that params.yaml names: checks that they exist and are the right ones, and reads them."""
 
 import hashlib
 import pickle

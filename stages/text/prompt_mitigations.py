@@ -21,7 +21,7 @@ SETTINGS = {
         "required": ["num_words"],
         "properties": {
             "num_words": {
-                "description": "words put into the prompt (4 in the published runs)",
+                "description": "number of words put into the prompt (4 in the published runs)",
                 "type": "integer",
                 "minimum": 1,
             }
@@ -31,7 +31,7 @@ SETTINGS = {
         "required": ["num_words"],
         "properties": {
             "num_words": {
-                "description": "words put into the prompt (4 in the published runs)",
+                "description": "number of words put into the prompt (4 in the published runs)",
                 "type": "integer",
                 "minimum": 1,
             }
@@ -41,7 +41,7 @@ SETTINGS = {
         "required": ["num_words"],
         "properties": {
             "num_words": {
-                "description": "words put into the prompt (4 in the published runs)",
+                "description": "number of words put into the prompt (4 in the published runs)",
                 "type": "integer",
                 "minimum": 1,
             }
@@ -56,8 +56,8 @@ SETTINGS = {
                 "exclusiveMinimum": 0,
             },
             "target": {
-                "description": "noise on the embeddings of the prompt and of the empty prompt (both, as published) or on the "
-                "former alone (cond)",
+                "description": "what gets noise. both: the embeddings of the prompt and of the empty prompt, as published; cond: only "
+                "that of the prompt",
                 "enum": ["both", "cond"],
             },
         },
@@ -66,23 +66,23 @@ SETTINGS = {
         "required": ["learning_rate", "weight_decay", "max_iterations"],
         "properties": {
             "target": {
-                "description": "magnitude at the first step below which an image's embedding is left as it is by then (default: the "
+                "description": "updates of an image's embedding stop once its magnitude at the first step is at or below this (default: the "
                 "median rms of captions of held-out images)",
                 "type": "object",
                 "additionalProperties": False,
                 "required": ["kind", "value"],
                 "properties": {
                     "kind": {
-                        "description": "rms, the norm divided by the root of the number of values, or raw, the norm itself; both "
-                        "of the noise, whatever the network predicts",
+                        "description": "rms: the norm divided by the root of the number of values; raw: the norm itself. Both are "
+                        "taken of the noise, whatever the network predicts",
                         "enum": ["rms", "raw"],
                     },
-                    "value": {"description": "that magnitude", "type": "number", "exclusiveMinimum": 0},
+                    "value": {"description": "the magnitude to reach", "type": "number", "exclusiveMinimum": 0},
                 },
             },
-            "learning_rate": {"description": "of AdamW (0.05)", "type": "number", "exclusiveMinimum": 0},
-            "weight_decay": {"description": "of AdamW (0.01)", "type": "number", "minimum": 0},
-            "max_iterations": {"description": "updates at most (10)", "type": "integer", "minimum": 1},
+            "learning_rate": {"description": "learning rate of AdamW (0.05)", "type": "number", "exclusiveMinimum": 0},
+            "weight_decay": {"description": "weight decay of AdamW (0.01)", "type": "number", "minimum": 0},
+            "max_iterations": {"description": "largest number of updates (10)", "type": "integer", "minimum": 1},
         },
     },
 }

@@ -1,5 +1,5 @@
-# Before the DAG is built: check params.yaml, renew plan.yaml, ask DVC what must run. No rules here.
-# Machine facts (cores, GPUs, partitions) are in the profiles and change no result.
+# Runs before the DAG is built: checks params.yaml, renews plan.yaml, asks DVC which stages must run. There are no rules here.
+# Facts about the machine (cores, GPUs, partitions) are in the profiles and change no result.
 import sys
 from pathlib import Path
 
@@ -12,17 +12,17 @@ WORK_LEFT = schedule.work_left(STAGES, EXPERIMENT, schedule.slots(workflow, EXPE
 
 
 def key_of(block):
-    """The key of its instances, a wildcard; a block that makes one stage has no other key than its name."""
+    """The key of a block's instances, a wildcard; the key of a block with a single stage is its name."""
     return block if schedule.is_single(block) else "{key}"
 
 
 def title_of(block):
-    """What is printed of a job."""
+    """What is printed about a job."""
     return block if schedule.is_single(block) else f"{block} {{wildcards.key}}"
 
 
 def name_of(block):
-    """What DVC calls an instance: a function of the wildcards."""
+    """The name that DVC has for an instance: a function of the wildcards."""
     return lambda wildcards: schedule.stage(block, getattr(wildcards, "key", block))
 
 

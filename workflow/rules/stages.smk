@@ -1,4 +1,4 @@
-# One rule a block of dvc.yaml: all have the same body, and a wildcard names the instance. What a phase needs of the machine, its module says.
+# One rule per block of dvc.yaml: all have the same body, and a wildcard names the instance. A phase's module says what it needs of the machine.
 for block in schedule.BLOCKS:
 
     rule:

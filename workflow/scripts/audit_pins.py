@@ -1,7 +1,7 @@
-"""Compares the pins of requirements.txt with a database of known vulnerabilities, in one question: `make audit-pins`.
+"""Asks a database of known vulnerabilities about the pins of requirements.txt, in one request: `make audit-pins`.
 
-The database is OSV, which holds PyPI's advisories and GitHub's; another address of the same interface may be given. Nothing but
-the names and versions of the pins leaves the machine.
+The database is OSV, which holds PyPI's and GitHub's advisories; the address of another one with the same interface may be given.
+Only the names and versions of the pins leave the machine.
 """
 
 import json

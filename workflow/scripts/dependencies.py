@@ -1,7 +1,7 @@
 """Keeps the code that dvc.yaml lists equal to what the phases import: `make dependencies` rewrites those lines.
 
-A block lists what its module imports, but for stages/run. Where an arm says which training method and which kind of model it has, a template
-stands for that code (${item.method}, ${item.kind}, ${item.architecture}); the rest of what they import is the same for all of them.
+A block lists what its module imports, except stages/run. The training method and the kind of model depend on the arm, so a template stands for
+their code (${item.method}, ${item.kind}, ${item.architecture}); the rest of what they import is the same for all of them.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""Makes an experiment of experiments/ the one of this checkout: `python workflow/scripts/experiment.py cifar10`.
+"""Switches this checkout to an experiment of experiments/: `python workflow/scripts/experiment.py cifar10`.
 
-It copies the file to params.yaml, unless that would lose edits: params.yaml must be committed as it is, or itself be a copy of
+It copies the file to params.yaml, unless that would lose edits: params.yaml must be committed without changes, or be a copy of
 one of the experiments.
 """
 

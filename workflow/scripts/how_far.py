@@ -1,4 +1,4 @@
-"""How far the whole experiment is and when it will end: a line now and then beside those of Snakemake."""
+"""Prints how far the whole experiment is and when it will end: a line now and then between Snakemake's own lines."""
 
 import datetime
 import sys

@@ -1,8 +1,8 @@
 """Runs one stage with DVC: `python workflow/scripts/repro.py train@ddpm-seed0-round1-shard0 RECEIPT`.
 
-This is `dvc --wait-for-lock repro --single-item STAGE`, the only form of it that several processes can use at a time, with
-what DVC lacks for runs of days: it dies with Snakemake, it replaces dvc.lock in one step instead of emptying it and
-writing it anew, and it does not wait for a lock for ever. The receipt is written when the stage is done.
+This is `dvc --wait-for-lock repro --single-item STAGE`, the only form of it that several processes can use at a time. It adds
+what DVC lacks for runs of days: it ends when Snakemake ends, it replaces dvc.lock in one step instead of emptying and
+rewriting it, and it does not wait for a lock for ever. The receipt is written when the stage is done.
 """
 
 import contextlib

@@ -1,11 +1,11 @@
 """Which rounds of training stay on the disk: a setting of the machine, which changes no result.
 
 REDISTRIBUTE_KEEP   all (or not set): every shard of every round stays in artifacts/train/ and in DVC's cache
-                    needed: a round leaves both, as a whole folder, once no stage that is still to run reads it. The last
-                    round of each arm stays, so that one more round can follow it
+                    needed: a round is removed from both, as a whole folder, once no stage that has yet to run reads it.
+                    The last round of each arm stays, so that one more round can follow it
 
-Index lists, skip counts, banks and averaged models lie in other folders and always stay. What is gone is no reason to run
-anything (schedule.py); where a change of params.yaml needs it again, the stages that made it run again.
+Index lists, skip counts, banks and averaged models lie in other folders and always stay. A removed round does not cause
+any stage to run (schedule.py); if a change of params.yaml needs it again, the stages that made it run again.
 """
 
 import contextlib

@@ -1,12 +1,12 @@
-"""Which stage instances must run, decided once before Snakemake builds its DAG. DVC alone judges what is stale.
+"""Decides which stage instances must run, once, before Snakemake builds its DAG. Only DVC judges what is stale.
 
-CHANGED   command, parameter or input differs from what dvc.lock recorded, or nothing is recorded, or an output lies there
-          with other content. An input that is merely missing is no change: its producer recorded what it was.
-MISSING   an output is not there. If DVC's cache has it, it is brought back when something needs it.
-RUN       CHANGED, and stages of the end phases with an output that is MISSING and not in the cache; with everything that
-          uses what runs, and whatever makes a missing input of what runs.
+CHANGED   command, parameter or input differs from what dvc.lock recorded, or nothing is recorded, or an output exists
+          with other content. An input that is merely missing is not a change: its producer recorded its content.
+MISSING   an output does not exist. If DVC's cache has it, it is restored when something needs it.
+RUN       CHANGED stages, and stages of the end phases with an output that is MISSING and not in the cache. Also every stage
+          that uses a result of these, and every stage that makes a missing input of them.
 
-So a fresh clone that brings dvc.lock but no artifacts runs everything, and a workspace whose old shard states were pruned
+So a fresh clone with dvc.lock but without artifacts runs everything, and a workspace whose old shard states were pruned
 runs nothing.
 """
 

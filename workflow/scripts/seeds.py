@@ -1,7 +1,7 @@
 """Repeats the experiment of params.yaml over several seeds: `python workflow/scripts/seeds.py 0 1 2`.
 
 It runs in a copy of the project under scratch/seeds, so that params.yaml, plan.yaml and dvc.lock of the project stay as they
-are; the copy shares the DVC cache, so nothing that is there already is trained again.
+are. The copy shares the DVC cache, so nothing that is already in it is trained again.
 """
 
 import shutil

@@ -1,8 +1,8 @@
-"""Makes a tiny Stable Diffusion model and toy images with captions: to try the text-conditioned half of the project on a CPU.
+"""Makes a tiny Stable Diffusion model and toy images with captions, to try the text-conditioned half of the project on a CPU.
 
 `python workflow/scripts/tiny_sd.py data/tiny_text` writes data/tiny_text/model, a model in diffusers' layout with random weights,
 data/tiny_text/images, coloured shapes with a metadata.jsonl, and data/tiny_text/pooled_pixels.torchscript.pt, which stands in for
-SSCD. Nothing is downloaded. Model and images have the same bytes every time; the bytes of the stand-in vary, its features do not.
+SSCD. Nothing is downloaded. Model and images have the same bytes every time. The bytes of the stand-in vary, but its features do not.
 """
 
 import argparse

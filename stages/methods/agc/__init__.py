@@ -11,7 +11,11 @@ from stages.methods.agc import augmentation, memory_bank, two_pass
 SETTINGS = {
     "required": ["lambda", "eta"],
     "properties": {
-        "lambda": {"description": "skip when the loss is below lambda times the bank", "type": "number", "minimum": 0},
+        "lambda": {
+            "description": "a sample is skipped when its loss is below lambda times the memory bank",
+            "type": "number",
+            "minimum": 0,
+        },
         "eta": {
             "description": "decay of the memory bank per sample",
             "type": "number",
@@ -27,19 +31,19 @@ SETTINGS = {
             "then": {
                 "properties": {
                     "R": {
-                        "description": "with taa.authors, which augments every sample it keeps: .inf",
+                        "description": "must be .inf with taa.authors, which augments every sample that is kept",
                         "enum": [1e999],
                     }
                 }
             },
             "properties": {
                 "R": {
-                    "description": "augment when the loss is below R times the threshold; .inf for every sample that is not skipped",
+                    "description": "a sample is augmented when its loss is below R times the threshold; .inf: every sample that is not skipped",
                     "type": "number",
                     "minimum": 1,
                 },
                 "A": {
-                    "description": "decay of the strength with the distance from the threshold",
+                    "description": "how fast the augmentation gets weaker with the distance from the threshold",
                     "type": "number",
                     "minimum": 0,
                 },
@@ -48,15 +52,19 @@ SETTINGS = {
                     "type": "number",
                     "minimum": 0,
                 },
-                "num_ops": {"description": "operations of RandAugment per image", "type": "integer", "minimum": 1},
+                "num_ops": {
+                    "description": "number of RandAugment operations per image",
+                    "type": "integer",
+                    "minimum": 1,
+                },
                 "max_level": {
                     "description": "level at which an operation has its full strength",
                     "type": "number",
                     "exclusiveMinimum": 0,
                 },
                 "authors": {
-                    "description": "as in the authors' code for Stable Diffusion, with R infinite: kept samples are queued, augmented at "
-                    "one level and given new noise, and no image is learnt as it is (default: false)",
+                    "description": "as in the authors' code for Stable Diffusion, with R infinite: samples that are kept are queued, "
+                    "augmented at one level and given new noise; no image is trained on unaugmented (default: false)",
                     "type": "boolean",
                 },
             },

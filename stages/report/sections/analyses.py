@@ -1,6 +1,6 @@
 """The analyses of all runs (stages.analyse) in words, rows and figures, for the section Analyses of the page.
 
-Figures show the first seed, tables all seeds. Where a group is too small to say anything, the words say that.
+Figures show the first seed, tables all seeds. Where a group is too small for a conclusion, the text says so.
 """
 
 from html import escape
@@ -14,11 +14,11 @@ from stages.report.html import DASH, number, tally
 from stages.run import files
 
 ANCHOR, TITLE = "analyses", "Analyses"
-FEW = 10  # images or pairs of a group: of fewer the page draws no conclusion
+FEW = 10  # images or pairs: from a smaller group the page draws no conclusion
 GROUPS = {
     "similar": "most like a generated image",
     "other": "other training images",
-    "heldout": "held out, as simple",
+    "heldout": "held out, equally simple",
 }
 
 
@@ -58,7 +58,7 @@ class Analyses:
         return files.load_table(self.folder(arm, seed) / f"{name}.parquet")
 
     def having(self, analysis):
-        """(arm, seed, what it came to) of the runs that have this analysis."""
+        """(arm, seed, its result) of the runs that have this analysis."""
         each = [(arm, seed, self.found[arm, seed][analysis]) for arm, seed in self.runs]
         return [one for one in each if "absent" not in one[2]]
 
@@ -80,7 +80,7 @@ class Analyses:
 def section(report):
     if "analyse" not in report.settings or not experiments.trained(report.settings):
         return ""
-    parts = [html.quiet("Figures show the first seed, tables all of them."), *map(_shown, blocks(report.settings))]
+    parts = [html.quiet("Figures show the first seed, tables show all seeds."), *map(_shown, blocks(report.settings))]
     return html.section(ANCHOR, "Analyses", "\n".join(parts))
 
 
@@ -108,8 +108,8 @@ def _loss(analyses):
             {
                 "arm": arm,
                 "seed": str(seed),
-                "images a group": str(found["similar"]["images"]),
-                "of the first given out": str(found["similar"]["emitted"]),
+                "images per group": str(found["similar"]["images"]),
+                "of the first group leaked": str(found["similar"]["emitted"]),
                 **{f"loss, {label}": number(found[name].get("mean_loss")) for name, label in GROUPS.items()},
                 "lower than others": _area(found["other"]["similar_is_lower"]),
                 "lower than held out": _area(found["heldout"].get("similar_is_lower")),
@@ -118,21 +118,21 @@ def _loss(analyses):
     for arm, seed, found in analyses.drawn("loss_by_timestep"):
         similar = found["similar"]
         caption = (
-            f"{arm}: of the {similar['images']} training images most like a generated one, {similar['emitted']} count as given "
-            f"out. Lines: means, bands: the middle half of the images, {found['noise_draws']} noise draws."
+            f"{arm}: of the {similar['images']} training images most like a generated one, {similar['emitted']} count as "
+            f"leaked. Lines: means. Bands: the middle half of the images. Each loss is a mean over {found['noise_draws']} noise draws."
         )
         if "absent" in found["heldout"]:
             caption += f" There is no control: {found['heldout']['absent']}."
         else:
             verdict = _verdict(found["heldout"]["similar_is_lower"], "lower", "higher")
-            caption += f" Compared with held-out images as simple, their loss is {verdict}."
+            caption += f" Compared with equally simple held-out images, their loss is {verdict}."
         panels.append((figures.loss_by_timestep(analyses.table("loss_by_timestep", arm, seed), arm, GROUPS), caption))
     text = (
-        "Loss of the training images that come nearest to a generated image, of as many others, and of as many held-out images "
-        "with the pixel variance of the first, one by one. All are seen through the same noise. A simple image has a low loss "
-        "without any memory of it, so what counts is how far the first lie below the third. The last two columns: in how many "
-        "pairs of an image of either group the first has the lower loss (mean over timesteps), 50 % being chance, with a 95 % "
-        "interval (DeLong)."
+        "Loss of three groups of equal size: the training images that come nearest to a generated image; other training images; and "
+        "held-out images, each matched to an image of the first group by its pixel variance. The same noise is added to all. A "
+        "simple image has a low loss even if it was not memorised, so what matters is how far the first group lies below the third. "
+        "The last two columns: take one image from the first group and one from the other; in how many of these pairs does the first "
+        "have the lower loss (mean over timesteps)? 50 % is chance; with a 95 % interval (DeLong)."
     )
     text += analyses.without("loss_by_timestep")
     return Block("Loss against timestep (Fig. 3 of the paper)", text, rows, panels, [])
@@ -142,7 +142,7 @@ def _extremes(analyses):
     rows, panels = [], []
     measures = {"nearest_other": "distance to the nearest other", "energy": "energy", "high_share": "high-band share"}
     for arm, seed, found in analyses.having("extremes"):
-        row = {"arm": arm, "seed": str(seed), "images a group": str(found["images"])}
+        row = {"arm": arm, "seed": str(seed), "images per group": str(found["images"])}
         for name, label in {"skips": "skips", **measures}.items():
             row[f"{label}, most / least"] = f"{number(found[name]['most'])} / {number(found[name]['least'])}"
             if name != "skips":
@@ -159,10 +159,11 @@ def _extremes(analyses):
             caption += f"{_verdict(found[name]['most_is_lower'], lower, higher)}."
             panels.append((figures.two_histograms(values, label, arm), caption))
     text = (
-        "Medians of the most and of the least skipped images: Euclidean distance to the nearest other training image, grey levels "
-        "in [0, 1]; energy of the grey image's Fourier transform without its constant part, which is its pixel variance; and the "
-        "share of that energy above a quarter of the Nyquist frequency. Each 'lower' column: in how many pairs the more skipped image has the lower value, 50 % being "
-        f"chance, with a 95 % interval (DeLong).{analyses.without('extremes')}"
+        "Medians of the most and of the least skipped images: Euclidean distance to the nearest other training image, with grey levels "
+        "in [0, 1]; energy of the grey image's Fourier transform without its constant part, which equals the pixel variance; and the "
+        "share of that energy above a quarter of the Nyquist frequency. Each 'lower' column: the share of pairs, one image of each "
+        "group, in which the more skipped image has the lower value. 50 % is "
+        f"chance; with a 95 % interval (DeLong).{analyses.without('extremes')}"
     )
     return Block("Most and least skipped images (Fig. 8)", text, rows, panels, [])
 
@@ -183,11 +184,11 @@ def _rates(analyses):
         table = analyses.table("train_images", arm, seed)
         table = table[table.visits > 0]
         rates[arm] = (table.skips / table.visits).to_numpy()
-    caption = "Share of the training images that were skipped at no more than so much of their visits."
+    caption = "Share of the training images (vertical) that were skipped at no more than a given share of their visits (horizontal)."
     panels = [(figures.skip_rates(rates, analyses.all_arms, threshold), caption)] if rates else []
     text = (
-        "The counts of the histogram under Training, divided by how often each image was visited, so that runs of different "
-        f"length compare.{analyses.without('train_images')}"
+        "The skip counts of the histogram under Training, divided by how often each image was visited, so that runs of different "
+        f"length can be compared.{analyses.without('train_images')}"
     )
     return Block("How often images are skipped (Fig. 9)", text, rows, panels, [])
 
@@ -196,21 +197,21 @@ def _emission(analyses):
     rows = []
     for arm, seed in analyses.runs:
         found = analyses.found[arm, seed]["emission"]
-        row = {"arm": arm, "seed": str(seed), "given out": f"{found['emitted']:,} of {found['images']:,}"}
+        row = {"arm": arm, "seed": str(seed), "leaked": f"{found['emitted']:,} of {found['images']:,}"}
         if "absent" in found:
             row |= {"by skips": DASH, "by skips per visit": DASH}
             verdict = f"not known: {found['absent']}"
         else:
             row |= {"by skips": _area(found["skips"]), "by skips per visit": _area(found["rate"])}
             verdict = _verdict(found["skips"], "more often", "less often")
-        rows.append(row | {"images given out were skipped": verdict})
+        rows.append(row | {"leaked images were skipped": verdict})
     text = (
-        "Were the images that the run gave out skipped more often than the others? The area under the ROC curve: in how many "
-        "pairs of an image that was given out and one that was not the first was skipped more often, 50 % being chance, with a "
-        f"95 % interval (DeLong). Given out: nearest training image of a generated image that counts as memorised "
+        "Were the images that the run leaked skipped more often than the others? The area under the ROC curve: take one image that "
+        "leaked and one that did not; in how many of these pairs was the first skipped more often? 50 % is chance; with a 95 % "
+        f"interval (DeLong). An image has leaked if it is the nearest training image of a generated image that counts as memorised "
         f"({analyses.copies}, {analyses.headline['weights']} weights)."
     )
-    return Block("Does an image's skip count foretell that it is given out?", text, rows, [], [])
+    return Block("Does an image's skip count predict that it leaks?", text, rows, [], [])
 
 
 def _moves(analyses):
@@ -221,11 +222,11 @@ def _moves(analyses):
         for move in analyses.table("moves", arm, seed).to_dict("records"):
             details.append({"arm": arm, "seed": str(seed), "after round": str(move["after_round"])} | _move_cells(move))
     text = (
-        "Share of their visits at which images were skipped, in the round before and the round after they moved to the next "
-        "shard. The most skipped images move, and what was extreme falls back by itself, so the fall of all moved images says "
-        "little. Compare the pairs: a moved image and one that stayed, of the same shard and with the same number of skips "
-        "before, of which the tie was broken at random. Difference: how much further the moved ones fell, in percentage points, "
-        f"with a 95 % interval; below 0, moving helps.{analyses.without('moves')}"
+        "How often images were skipped, as a share of their visits, in the round before and the round after they moved to the next "
+        "shard. The most skipped images move, and extreme values fall back by themselves (regression to the mean), so the fall of "
+        "all moved images says little. Compare the pairs instead: a moved image and one that stayed, from the same shard and with the "
+        "same number of skips before, where the tie was broken at random. Difference: the change of the moved images minus that of "
+        f"the others, in percentage points, with a 95 % interval; below 0, moving helps.{analyses.without('moves')}"
     )
     return Block("Are moved images skipped less in their new shard?", text, rows, [], details)
 
@@ -251,7 +252,7 @@ def _move_cells(found):
 
 def _moved_verdict(found):
     if found["pairs"] < FEW:
-        return f"{found['pairs']} pairs are too few to say anything"
+        return f"{found['pairs']} pairs are too few for a conclusion"
     if found["high"] < 0:
         return "moved images are skipped less"
     if found["low"] > 0:
@@ -269,22 +270,22 @@ def _timesteps(analyses):
     panels = [
         (
             figures.skip_by_timestep(lines, analyses.all_arms),
-            "Skipped share of the images visited, by tenth of the timesteps.",
+            "Share of the visited images that were skipped, for each tenth of the timesteps.",
         )
     ]
     text = (
-        "Share (%) of the images visited that was skipped, by tenth of the timesteps, from almost clean images on the left to "
+        "Share (%) of the visited images that were skipped, for each tenth of the timesteps, from almost clean images on the left to "
         f"almost pure noise on the right.{analyses.without('skip_by_timestep')}"
     )
     return Block("Skipping by timestep", text, rows, panels if lines else [], [])
 
 
 def _verdict(area, more, less):
-    """What an area says of its group, in a few words."""
+    """What an area says about its group, in a few words."""
     if area is None:
         return "not known, as one of the groups is empty"
     if min(area["group"], area["rest"]) < FEW:
-        return f"not known: a group of {min(area['group'], area['rest'])} is too small to say anything"
+        return f"not known: a group of {min(area['group'], area['rest'])} is too small for a conclusion"
     if area["low"] is None:
         return f"{more if area['auc'] == 1 else less} without exception"
     if area["low"] > 0.5:

@@ -20,7 +20,7 @@ def section(report):
 
 
 def _rows(report):
-    """A row an arm and kind of weights, at the headline's protocol and threshold."""
+    """One row per arm and kind of weights, at the headline's protocol and threshold."""
     at = f"{report.headline.threshold:g}"
     more = _of_measures(report)
     rows = []
@@ -45,7 +45,7 @@ def _rows(report):
 
 
 def _all_rows(report):
-    """A row an arm, kind of weights, protocol and threshold."""
+    """One row per arm, kind of weights, protocol and threshold."""
     return [
         {
             "arm": arm,
@@ -93,27 +93,27 @@ def _against_baseline(report, arm, weights):
 
 def _meanings(report):
     interval = (
-        "the t-interval of the mean over seeds: it holds the training's own chance as well, and is wide with few seeds"
+        "the t-interval of the mean over seeds: it includes the randomness of training, and is wide with few seeds"
         if len(report.settings["seeds"]) > 1
-        else "paired over the generated images of the one seed; another training would add to it"
+        else "paired over the generated images of the one seed; it leaves out the variation between trainings"
     )
     meanings = {
-        "MQ": "Generated images whose ratio is at or below the threshold (code_sq: below): far closer to the nearest training "
-        f"image than to the {report.settings['score']['neighbours']} nearest on average. Images that are merely simple count too, "
-        "as unseen real ones do.",
-        "excess": "MQ against training images less MQ of the same generated images against as many held-out images of the "
-        f"same classes. Images that are merely simple count on both sides and drop out. The interval is {interval}.",
-        "excess against baseline": f"The excess compared with that of {report.arms[0]}, the first arm.",
-        "simplicity": "MQ that held-out real images reach in the place of generated ones. A label for the data set, not a "
-        "floor to subtract.",
-        "distinct": "Different training images among the hits: one image given out fifty times counts once here.",
+        "MQ": "Number of generated images whose ratio is at or below the threshold (code_sq: below). They are far closer to their "
+        f"nearest training image than to their {report.settings['score']['neighbours']} nearest training images on average. "
+        "Images that are merely simple count too: even real images that no model has seen can have such a ratio.",
+        "excess": "MQ against the training images, minus the MQ of the same generated images against as many held-out images of "
+        f"the same classes. Images that are merely simple count on both sides and cancel out. The interval is {interval}.",
+        "excess against baseline": f"The change of the excess relative to the baseline, the first arm ({report.arms[0]}).",
+        "simplicity": "The MQ that real held-out images reach when they take the place of the generated ones. It shows how alike "
+        "the images of this data set are. Do not subtract it from the MQ.",
+        "distinct": "Number of different training images that the memorised images are copies of: an image copied fifty times counts once.",
         **columns.meanings("score"),
     }
     for phase, names in _of_measures(report).items():
         meanings |= columns.meanings(phase, names)
-    return meanings | {"raw, ema": "The weights as trained, and their running average."}
+    return meanings | {"raw, ema": "raw: the weights as trained. ema: their exponential moving average."}
 
 
 def _num_images(metrics):
     nums = sorted({of_arm["num_images"] for of_arm in metrics.values()})
-    return " or ".join(f"{num:,}" for num in nums) + " generated images an arm and seed"
+    return " or ".join(f"{num:,}" for num in nums) + " generated images per arm and seed"

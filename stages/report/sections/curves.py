@@ -21,7 +21,8 @@ def section(report):
             f"MQ against the threshold, protocol {protocol}.{mean} Markers: the thresholds of the table.",
         ),
         html.figure(
-            drawn(beside, "share"), "The same images under the other protocol. Its ratios are on another scale."
+            drawn(beside, "share"),
+            f"The same images under the other protocol, {beside}. Its ratios are on a different scale.",
         ),
         html.figure(
             drawn(protocol, "excess_share"),

@@ -1,4 +1,4 @@
-"""The training images that each arm gave out, beside the generated images that are closest to them."""
+"""The training images that each arm leaked, beside the generated images that are closest to them."""
 
 from html import escape
 from typing import NamedTuple
@@ -16,8 +16,8 @@ class Pair(NamedTuple):
 
     generated, train   addresses of the pictures (data:image/png;base64,...); None where pictures are not shown
     image, key         number of the generated image, key of the training image
-    ratio              of their distance to that of the nearest training images on average
-    copies             how many generated images count as copies of the training image; 0: not even this one
+    ratio              their distance, divided by the mean distance to the nearest training images
+    copies             how many generated images count as copies of the training image; 0: this one does not count either
     """
 
     generated: str | None
@@ -31,12 +31,12 @@ class Pair(NamedTuple):
 def section(report):
     weights, protocol, threshold = report.headline
     text = (
-        "Left the generated image, right the nearest training image, below its ratio "
-        f"({protocol}, {weights} weights, seed {report.first_seed}), the number of generated images that are copies of it at "
-        f"threshold {threshold:g}, and its key. Lowest ratio first, each training image once. Merely simple images count as well: "
-        "excess, above, says how many hits are more than that. The list, for all arms, seeds and weights: "
-        "artifacts/report/leaks.csv and leaks.parquet. In the CSV an apostrophe stands before a key that a spreadsheet would take "
-        "for a formula."
+        "Left: the generated image. Right: the nearest training image. Below them: the ratio of the generated image "
+        f"({protocol}, {weights} weights, seed {report.first_seed}), the number of generated images that are copies of the "
+        f"training image at threshold {threshold:g}, and the key of the training image. The lowest ratio comes first; each training "
+        "image is shown once. Images that are merely simple count as well: the excess, above, says how many hits go beyond that. "
+        "The list for all arms, seeds and weights is in artifacts/report/leaks.csv and leaks.parquet. In the CSV, an apostrophe "
+        "stands before a key that a spreadsheet would take for a formula."
     )
     pictures = phases.module("similarity").shows_pictures(report.settings) or not experiments.is_text(report.settings)
     parts = [html.quiet(text)]
@@ -71,16 +71,16 @@ def read(folder, weights, copies, pictures):
 
 
 def of_arm(arm, pairs, copies, num_images, num_train):
-    """The part of one arm, as HTML.
+    """One arm's part of the section, as HTML.
 
     pairs        list of Pair
-    copies       for each training image given out, how many generated images are copies of it
+    copies       for each training image that leaked, how many generated images are copies of it
     num_images   images that the arm generated
     num_train    training images
     """
     told = f"{sum(copies):,} of {num_images:,} generated images are copies of {len(copies):,} of the {num_train:,} training images."
     if not copies:
-        told = f"No training image counts as given out by {num_images:,} generated images. The closest pairs:"
+        told = f"None of {num_images:,} generated images counts as a copy of a training image. The closest pairs:"
     elif len(copies) > len(pairs):
         told += f" The {len(pairs)} clearest:"
     return f"<h3>{escape(arm)}</h3>\n{html.quiet(told)}\n{html.gallery(map(_figure, pairs))}"

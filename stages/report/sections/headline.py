@@ -1,4 +1,4 @@
-"""The first lines of the page: which arm memorises least, against the baseline, and whether the intervals tell them apart."""
+"""The first lines of the page: which arm memorises least, how it compares with the baseline, and whether the intervals overlap."""
 
 from html import escape
 
@@ -25,9 +25,9 @@ def sentences(settings, metrics):
         told.append(_intervals(arms))
     told += _similarity(arms)
     if not arms.held_out:
-        told.append("There is no held-out set, so nothing says how much of these counts is memorisation.")
+        told.append("There is no held-out set, so it is unknown how much of these counts is memorisation.")
     if len(settings["seeds"]) == 1:
-        told.append("One training run an arm: the intervals do not hold what another seed would change.")
+        told.append("One training run per arm: the intervals do not include the variation between seeds.")
     return told
 
 
@@ -83,8 +83,8 @@ def _compared(arms):
         least = arms.least(lower)
         also = "" if least == best else f"{arms.told(least)}, but "
         told.append(
-            f"{also}{least} is less faithful than the baseline {arms.fidelity_told(least)}: images far from the data count less "
-            "often as memorised, so its result may in part be lost fidelity."
+            f"{also}{least} is less faithful than the baseline {arms.fidelity_told(least)}: images far from the data are "
+            "counted as memorised less often, so part of its result may come from lower fidelity."
         )
     return told
 
@@ -96,7 +96,7 @@ def _intervals(arms):
     places = {
         "below the baseline's": less,
         "above the baseline's": [arm for arm in apart if arm not in less],
-        "overlapping the baseline's, so not told apart,": [arm for arm in arms.others if arm not in apart],
+        "overlapping the baseline's, so no clear difference,": [arm for arm in arms.others if arm not in apart],
     }
     parts = [f"{place} for {_listed(names)}" for place, names in places.items() if names]
     return f"95 % intervals: {'; '.join(parts)}."
@@ -120,7 +120,7 @@ def _change(value, base):
     if value == base:
         return "the same"
     if base <= 0:
-        return "no percentage, as the baseline has none" if value <= 0 else "more than the baseline"
+        return "no percentage, as the baseline has no excess" if value <= 0 else "more than the baseline"
     percent = round(100 * abs(value - base) / base)
     return f"{percent} % {'less' if value < base else 'more'}"
 

@@ -1,4 +1,4 @@
-"""Measures that say of themselves, in plain data, what the report needs: a section, entries of metrics.json, cells of the tables.
+"""Measures that declare, in plain data, what the report needs: a section, entries of metrics.json, cells of the tables.
 
 Such a measure is a phase that declares
 
@@ -11,7 +11,7 @@ Such a measure is a phase that declares
 and writes for each run it measures, into artifacts/results/<phase>/<run>/,
 
     scores.json          {weights: {column: number or null}}
-    the files of figures   Parquet with the columns weights and the figure's own, a row an image
+    the files of figures   Parquet with the column weights and the figure's column, one row per image
 
 No code here knows the name of any phase.
 """
@@ -66,7 +66,7 @@ class Measure:
         return html.section(self.ANCHOR, self.TITLE, "\n".join(parts))
 
     def _figure(self, report, kind, file, column, label):
-        """A figure as declared: an outline an arm, of the headline's weights and the first seed."""
+        """A figure as declared: one outline per arm, for the headline's weights and the first seed."""
         assert kind == "histogram", f"PHASE of {self.phase} has a figure of kind {kind}, expected histogram"
         weights, values = report.headline.weights, {}
         for arm in report.arms:
@@ -98,6 +98,6 @@ def read_scores(phase, folder, weights):
 def means(scores):
     """Means over seeds, as entries.mean_and_sd gives them.
 
-    scores   list of dicts of numbers, one a seed, all with the same columns
+    scores   list of dicts of numbers, one per seed, all with the same columns
     """
     return mean_and_sd(pd.DataFrame(scores), list(scores[0]))

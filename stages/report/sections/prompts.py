@@ -9,7 +9,7 @@ from stages.report.sections import measures
 from stages.run import files
 
 ANCHOR, TITLE = "prompts", "Prompts"
-LEGEND = {  # terms that the heads are made of, and the column that says what they mean
+LEGEND = {  # terms used in the column heads, and the column whose meaning explains them
     "CLIP score": ("clip", "original"),
     "magnitude": ("detect", "trained"),
     "AUC": ("detect", "auc"),
@@ -63,7 +63,7 @@ def _used(report):
     if phases.module("detect").wanted(settings):
         section = settings["detect"]
         parts.append(
-            f"Magnitudes over {section['images_per_prompt']} images a caption, {section['num_steps']} steps, guidance "
+            f"Magnitudes over {section['images_per_prompt']} images per caption, {section['num_steps']} steps, guidance "
             f"{section['guidance']:g}."
         )
     return " ".join(parts)

@@ -13,9 +13,9 @@ from stages.run import files
 ANCHOR, TITLE = "quality", "Quality"
 PROTOCOLS = ("pytorch_fid", "torch_fidelity", "clean", "dcr")
 PROTOCOL = (
-    "How images reach the network: pytorch_fid as in the authors' code of the unconditional half, dcr "
-    "as in that of the text-conditioned half, torch_fidelity as in TensorFlow, clean with a resize that filters. Values of "
-    "two protocols cannot be compared. Precision and recall are of Inception features; other work uses other networks."
+    "How images are resized and scaled for the network. pytorch_fid: as in the authors' code for unconditional models. dcr: as in "
+    "their code for text-conditioned models. torch_fidelity: as in TensorFlow. clean: with a resize that filters. Values from "
+    "different protocols cannot be compared. Precision and recall use Inception features; other work uses other networks."
 )
 
 
@@ -61,7 +61,7 @@ def section(report):
 
 
 def _rows(report, protocol):
-    """A row an arm, raw and EMA weights side by side under each measure; no column that is empty for all arms."""
+    """One row per arm, raw and EMA weights side by side under each measure; no column that is empty for all arms."""
     kinds = [weights for weights in WEIGHTS if any(weights in of_arm for of_arm in report.metrics.values())]
 
     def cell(arm, weights, name):
@@ -81,8 +81,8 @@ def _rows(report, protocol):
 def _figures(report, protocol):
     """Memorisation against FID, a figure for each kind of weights that has both."""
     caption = (
-        "Memorisation against FID, a point an arm and seed. Further down is less memorised, further left is closer to the "
-        "training images. Dashed: what the baseline comes to when it is stopped early."
+        "Memorisation against FID, one point per arm and seed. Lower means less memorised, further left means closer to the "
+        "training images. Dashed: the baseline stopped early."
     )
     headline = report.headline.weights
     fid = {"fidelity": f"fid_{protocol}", "fidelity_label": f"FID ({protocol})"}

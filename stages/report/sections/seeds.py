@@ -29,5 +29,5 @@ def section(report):
         }
         for row in at_headline.to_dict("records")
     ]
-    caption = f"Protocol {protocol}. The intervals here are paired, over the generated images of the one seed."
+    caption = f"Protocol {protocol}. Each interval here is paired, over the generated images of its seed."
     return html.section(ANCHOR, "Seeds", html.table(rows, caption))

@@ -18,7 +18,7 @@ from stages.run import files
 from stages.run.instance import REFERENCE
 
 ANCHOR, TITLE = "similarity", "Similarity"
-OWN = "own_mean"  # of images with prompts alone: to the training image whose caption was asked for
+OWN = "own_mean"  # only where images have prompts: similarity to the training image whose caption was the prompt
 INTERVAL = ["low", "high"]
 MOST_SIMILAR = 10  # rows of the list of near-copies of an arm
 
@@ -70,9 +70,9 @@ def section(report):
     }
     used = files.load_json(files.folder("results/similarity", REFERENCE) / "scores.json")
     told = (
-        f"Similarity by SSCD of each generated image to the nearest training image: 1 is a copy. Weights {used['weights']}, sha256 "
-        f"{used['sha256'][:16]}…, preprocessing {used['preprocess']}. The 95th percentile of the training images to each other, "
-        f"without themselves, is {number(used['train']['percentile_95'])}."
+        f"SSCD similarity of each generated image to its nearest training image: 1 is a copy. Weights {used['weights']}, sha256 "
+        f"{used['sha256'][:16]}…, preprocessing {used['preprocess']}. For comparison: between each training image and its nearest other "
+        f"training image, the 95th percentile is {number(used['train']['percentile_95'])}."
     )
     parts = [
         html.table(_rows(report), told),
@@ -90,7 +90,7 @@ def _histogram(report, nearest):
     values = {arm: table.similarity.to_numpy() for arm, table in nearest.items()}
     caption = (
         f"Density of the similarities, {report.headline.weights} weights, seed {report.first_seed}; each row has its own scale. "
-        "Grey: training images, each to the most similar other one."
+        "Grey: each training image against the most similar other training image."
     )
     return html.figure(figures.similarity_histogram(values, report.arms, train), caption)
 
@@ -127,10 +127,10 @@ def _near_copies(nearest):
 def _pictures(report, nearest):
     """Near-copies beside their training images, and a grid of the same images of all arms (Fig. 7)."""
     if not phases.module("similarity").shows_pictures(report.settings):
-        return html.quiet("Pictures are shown where similarity.show_images says how many.")
+        return html.quiet("No pictures are shown: similarity.show_images sets how many.")
     pictures = {arm: _pictures_of(report, arm) for arm in nearest}
     galleries = [f"<h3>{escape(arm)}</h3>\n{_gallery(shown, nearest[arm])}" for arm, shown in pictures.items()]
-    told = html.quiet("Near-copies: left the generated image, right its training image.")
+    told = html.quiet("Near-copies. Left: the generated image. Right: its nearest training image.")
     return f"{_grid(pictures, nearest)}\n{told}\n{''.join(galleries)}"
 
 
@@ -152,7 +152,7 @@ def _gallery(shown, table):
 
 
 def _grid(pictures, nearest):
-    """One row an image: its training image, then what each arm made of the same prompt and seed."""
+    """One row per image: its training image, then what each arm made of the same prompt and seed."""
     first = next(iter(pictures.values()))
     table = next(iter(nearest.values())).set_index("image")
     asked = "prompt" in table

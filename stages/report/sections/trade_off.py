@@ -1,4 +1,4 @@
-"""Memorisation against fidelity, and where each arm lies against the baseline stopped early."""
+"""Memorisation against fidelity, and how each arm compares with the baseline stopped early."""
 
 from stages import experiments
 from stages.report import figures, html, trade_off
@@ -9,9 +9,8 @@ ANCHOR, TITLE = "trade_off", "Trade-off"
 def section(report):
     weights, _, threshold = report.headline
     caption = (
-        f"Memorisation against fidelity at threshold {threshold:g}, {{}} weights, a point an arm and seed, 95 % paired intervals. "
-        "Further down is less memorised, further left is closer to the training images. Dashed: what the baseline comes to when "
-        "it is stopped early."
+        f"Memorisation against fidelity at threshold {threshold:g}, {{}} weights, one point per arm and seed, 95 % paired intervals. "
+        "Lower means less memorised, further left means closer to the training images. Dashed: the baseline stopped early."
     )
     other_weights = "raw" if weights == "ema" else "ema"
     panels = [html.figure(drawn(report, weights), caption.format(weights))]

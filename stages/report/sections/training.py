@@ -11,17 +11,17 @@ def section(report):
     if not experiments.trained(report.settings):
         return ""
     seeds = len(report.settings["seeds"])
-    of_seeds = f" a seed, means of {seeds} seeds" if seeds > 1 else ""
+    of_seeds = f" per seed, as means over {seeds} seeds" if seeds > 1 else ""
     caption = (
-        f"Sums over rounds and shards{of_seeds}. Forward images: passes through the network in training, the second pass of "
-        "augmented images included. Moved: images that changed shard, each time counted."
+        f"Sums over rounds and shards{of_seeds}. Forward images: images passed through the network in training, including the "
+        "second pass of augmented images. Moved: how many times an image changed shard."
     )
     content = f"{html.table(_rows(report), caption)}\n{html.panels(_panels(report))}"
     return html.section(ANCHOR, "Training", content)
 
 
 def _rows(report):
-    """A row an arm that is trained here."""
+    """One row per arm that is trained here."""
     trained = experiments.trained(report.settings)
     entries = {arm: report.metrics[arm]["training"] for arm in trained}
     base = next(iter(entries.values()))["forward_images"]
@@ -59,13 +59,13 @@ def _panels(report):
     return [
         html.figure(
             figures.over_epochs(report.epochs, report.arms, "loss", loss_label, log=True),
-            "Loss of all images visited, skipped ones included. Markers: the end of a round.",
+            "Training loss over all images visited, including skipped ones. Markers: the end of a round.",
         ),
         over_epochs("skipped_share", "skipped"),
         over_epochs("augmented_share", "augmented"),
         html.figure(
             figures.skip_histogram(report.histogram, report.arms),
-            "How often each training image was skipped, wherever it was.",
+            "How often each training image was skipped, over all shards it was in.",
             "No arm skipped an image.",
         ),
     ]
