@@ -401,7 +401,9 @@ def test_a_batch_that_only_waits_moves_no_weight(epsilon, pixels, tmp_path, monk
     settings = settings_of(batch_size=3)
     experiment = text_experiment()
     experiment["arms"]["default"]["method"] = AUTHORS | {"taa": AUTHORS["taa"] | {"R": 2.0}}
-    with pytest.raises(ValueError, match=r"arms.default.method.taa.R is 2.0, expected one of inf \(with taa.authors"):
+    with pytest.raises(
+        ValueError, match=r"arms.default.method.taa.R is 2.0, expected one of inf \(must be .inf with taa.authors"
+    ):
         rules.check(experiment)  # before anything runs
     monkeypatch.setattr("stages.methods.agc.memory_bank.skip_mask", lambda loss, *_: loss > -1)
     network, state, record = trained(epsilon, learnt, pixels, AUTHORS, settings)

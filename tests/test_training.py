@@ -12,7 +12,7 @@ import torch
 from stages import methods, randomness
 from stages.diffusion import ddpm, unet, weights
 from stages.iet import averaging, redistribution, shard_state
-from stages.methods import agc, base, loop
+from stages.methods import base, loop
 from stages.methods.agc import augmentation, memory_bank
 from stages.pixels import initial_weights
 
@@ -528,7 +528,7 @@ def test_augmented_images_keep_their_timestep_and_noise(images, alpha_bar, monke
     )
     assert 0 < len(subset) < BATCH
     # Filled up with repeats to a multiple of SECOND_PASS; check_loss_minimised shows that they do not count.
-    assert len(t_aug) % agc.SECOND_PASS == 0 and len(t_aug) - len(subset) < agc.SECOND_PASS
+    assert len(t_aug) % augmentation.SECOND_PASS == 0 and len(t_aug) - len(subset) < augmentation.SECOND_PASS
     filled = subset[torch.arange(len(t_aug)) % len(subset)]
     assert torch.equal(t_aug, t[filled]) and torch.equal(eps_aug, eps[filled])
     assert not torch.equal(x_aug, x[filled])
