@@ -1,15 +1,16 @@
 """Finds the nearest training images of every generated image and counts which are memorised.
 
 params    score
-reads     artifacts/data, artifacts/samples/<run>/part<p> of exactly the parts of the plan
+reads     artifacts/data, artifacts/samples/<run>/part<p> of exactly the parts of the plan; where images have prompts, these as well
 writes    artifacts/results/score/<run>/
               images.parquet    one row per generated image and kind of weights: nearest training image, distances, ratios
               curves.parquet    per protocol and threshold: count, distinct, excess with its interval, simplicity
-              scores.json       numbers of images, Frechet distance on pixels
+              scores.json       numbers of images, Frechet distance on pixels; num_compared: the training images that the excess is of
               gallery.safetensors   the most memorised images beside their nearest training images
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -101,20 +102,25 @@ def main(arguments):
         job.device = device.claim(job.params["compute"])
         sample_settings = experiments.section(job.params, "sample", job.arm)
         references = References(job, settings)
+        prompts = files.prompt_numbers(files.load_generations(job.run, sample_settings["parts"]))
         rows, curves, gallery = [], [], None
         scores = {"num_train": len(references.train), "num_heldout": len(references.heldout)}
+        scores["num_compared"] = references.matched.num_train if references.has_heldout else 0
         for weights in sample_settings["weights"]:
-            samples = files.load_samples(job.run, sample_settings["parts"], weights)
+            samples, what = files.load_samples(job.run, sample_settings["parts"], weights), f"score@{job.key} {weights}"
             scores["num_images"] = len(samples)
-            found = references.search(samples, f"score@{job.key} {weights}")
-            rows.append(_image_rows(weights, found, references.keys))
-            curves.append(_curves(weights, found, settings, references, len(samples)))
+            train, heldout, excess = references.nearest_train(samples, what), None, {}
+            if references.has_heldout:
+                heldout = references.nearest_heldout(samples, what)
+                excess = _excess(samples, what, train, heldout, settings, references, prompts)
+            rows.append(_image_rows(weights, train, heldout, references.keys))
+            curves.append(_curves(weights, train, excess, settings, references))
             scores[weights] = {
                 "fd_pixels": frechet.fd_pixels(samples, references.train),
                 "fd_pixels_heldout": frechet.fd_pixels(samples, references.heldout) if references.has_heldout else None,
             }
             if weights == settings["headline"]["weights"]:
-                gallery = _gallery(samples, found, references.train, settings["headline"]["protocol"])
+                gallery = _gallery(samples, train, references.train, settings["headline"]["protocol"])
         with files.publish(files.folder("results/score", job.run)) as folder:
             folder.mkdir()
             files.save_table(folder / "images.parquet", pd.concat(rows, ignore_index=True))
@@ -124,11 +130,7 @@ def main(arguments):
 
 
 class References:
-    """Training and held-out images, the class-matched pair of them for the excess, and the searches among them.
-
-    The excess compares like with like: `matched_train` and `matched_heldout` have one size and class mix. Where the
-    held-out set has enough images of every class, `matched_train` is the whole training set.
-    """
+    """Training and held-out images, the matched parts of them for the excess, and the searches among them."""
 
     def __init__(self, job, settings):
         self.k = settings["neighbours"]
@@ -142,58 +144,70 @@ class References:
             )
         self.has_heldout = len(self.heldout) > 0
         if self.has_heldout:
-            train_indices, heldout_indices = memorisation.class_matched(
+            self.matched = memorisation.matched_parts(
                 files.load_array(files.DATA / "train_labels.npy"),
                 files.load_array(files.DATA / "heldout_labels.npy"),
                 randomness.numpy_generator("reference", job.seed),
             )
-            if len(heldout_indices) < self.k:
+            if self.matched is None:
                 raise ValueError(
-                    f"only {len(heldout_indices)} held-out images match the classes of the training images, fewer than "
-                    f"score.neighbours = {self.k}: hold out more (data.heldout_share, data.num_train) or lower it (params.yaml)"
+                    "only 1 held-out image matches the classes of the training images, expected 2 at least: hold out more "
+                    "(data.heldout_share, data.num_train in params.yaml)"
                 )
-            self.whole_train = len(train_indices) == len(self.train)
-            self.matched_train = self.train if self.whole_train else self.train[train_indices]
-            self.matched_heldout = self.heldout[heldout_indices]
-            self.simplicity_ratios = self._search(self.heldout, self.train, "held-out images")[2]
+            self.matched_k = self.matched.neighbours(self.k)
+            self.heldout_in_train = self.nearest_train(self.heldout, "held-out images")
 
-    def search(self, samples, what):
-        """Distances and ratios of generated images against the training set and against the matched pair.
+    def nearest_train(self, samples, what):
+        """The Nearest of each generated image in the training set."""
+        return self._search(samples, self.train, self.k, what)
 
-        Returns   dict: distances, indices [M,k] int64; train, and where there is a held-out set matched_train and heldout:
-                  dict of protocol -> ratio [M] float64
-        """
-        distances, indices, train = self._search(samples, self.train, what)
-        found = {"distances": distances, "indices": indices, "train": train}
-        if self.has_heldout:
-            found["heldout"] = self._search(samples, self.matched_heldout, f"{what}, held-out reference")[2]
-            found["matched_train"] = (
-                train
-                if self.whole_train
-                else self._search(samples, self.matched_train, f"{what}, matched training reference")[2]
-            )
-        return found
+    def nearest_heldout(self, samples, what):
+        """The Nearest of each generated image in the matched held-out images."""
+        chosen = self.matched.heldout
+        return self._search(samples, self.heldout[chosen], self.matched_k, f"{what}, held-out images", chosen)
 
-    def _search(self, queries, reference, what):
+    def nearest_in_parts(self, samples, what, whole):
+        """The Nearest of each generated image in one matched part of the training set after another; `whole` is nearest_train."""
+        num_parts = len(self.matched.parts)
+        for f, part in enumerate(self.matched.parts, start=1):
+            if len(part) == len(self.train):
+                yield whole
+            else:
+                yield self._search(samples, self.train[part], self.matched_k, f"{what}, part {f} of {num_parts}", part)
+
+    def _search(self, queries, reference, k, what, positions=None):
         progress = Progress(what, "images")
-        distances, indices = neighbours.nearest(
-            queries, reference, self.k, device=self.device, progress=progress.update
-        )
-        return distances, indices, memorisation.ratios(distances, neighbours.distances_from_nearest(reference, indices))
+        distances, indices = neighbours.nearest(queries, reference, k, device=self.device, progress=progress.update)
+        ratios = memorisation.ratios(distances, neighbours.distances_from_nearest(reference, indices))
+        return Nearest(distances[:, :2], indices[:, 0] if positions is None else positions[indices[:, 0]], ratios)
 
 
-def _image_rows(weights, found, keys):
-    nearest = found["indices"][:, 0]
+class Nearest(NamedTuple):
+    """The nearest of some reference images, of M images.
+
+    distances   [M,2] int64: squared distances to the two nearest
+    index       [M] int64: position of the nearest in the training set, or in the held-out set
+    ratios      dict protocol -> [M] float64
+    """
+
+    distances: np.ndarray
+    index: np.ndarray
+    ratios: dict
+
+
+def _image_rows(weights, train, heldout, keys):
+    """One row per generated image: its Nearest in the training set, and in the held-out images or None."""
     table = {
         "weights": weights,
-        "image": np.arange(len(nearest)),
-        "nearest_train": nearest,
-        "nearest_key": keys[nearest],
-        "d1": found["distances"][:, 0],
-        "d2": found["distances"][:, 1],
+        "image": np.arange(len(train.index)),
+        "nearest_train": train.index,
+        "nearest_key": keys[train.index],
+        "d1": train.distances[:, 0],
+        "d2": train.distances[:, 1],
     }
-    table |= {f"train_{protocol}": ratio for protocol, ratio in found["train"].items()}
-    table |= {f"heldout_{protocol}": ratio for protocol, ratio in found.get("heldout", {}).items()}
+    table |= {f"train_{protocol}": ratio for protocol, ratio in train.ratios.items()}
+    if heldout is not None:
+        table |= {f"heldout_{protocol}": ratio for protocol, ratio in heldout.ratios.items()}
     return pd.DataFrame(table)
 
 
@@ -207,35 +221,61 @@ def thresholds_of(protocol, settings):
     return sorted(set(grid) | set(settings["thresholds"]))
 
 
-def _curves(weights, found, settings, references, num_samples):
-    rows = []
-    for name, protocol in memorisation.PROTOCOLS.items():
-        for threshold in thresholds_of(name, settings):
-            memorised = memorisation.is_memorised(found["train"][name], threshold, protocol.strict)
-            row = {
-                "weights": weights,
-                "protocol": name,
-                "threshold": threshold,
-                "count": int(memorised.sum()),
-                "share": float(memorised.mean()),
-                "distinct": memorisation.distinct(found["indices"][:, 0], memorised),
-                **dict.fromkeys(("excess", "excess_low", "excess_high", "simplicity"), np.nan),
-            }
-            if references.has_heldout:
-                excess = memorisation.excess(
-                    memorisation.is_memorised(found["matched_train"][name], threshold, protocol.strict),
-                    memorisation.is_memorised(found["heldout"][name], threshold, protocol.strict),
-                )
-                row |= dict(zip(("excess", "excess_low", "excess_high"), map(float, excess), strict=True))
-                heldout = memorisation.is_memorised(references.simplicity_ratios[name], threshold, protocol.strict)
-                row["simplicity"] = memorisation.simplicity(heldout, num_samples)
-            rows.append(row)
+def _curves(weights, train, excess, settings, references):
+    """One row per protocol and threshold.
+
+    train    Nearest in the training set of each generated image
+    excess   dict (protocol, threshold) -> excess with its interval; empty without held-out images
+    """
+    rows, unknown = [], (np.nan,) * 3
+    for name, threshold, memorised in _counting(settings):
+        counted = memorised(train)
+        row = {
+            "weights": weights,
+            "protocol": name,
+            "threshold": threshold,
+            "count": int(counted.sum()),
+            "share": float(counted.mean()),
+            "distinct": memorisation.distinct(train.index, counted),
+        }
+        row |= dict(zip(("excess", "excess_low", "excess_high"), excess.get((name, threshold), unknown), strict=True))
+        row["simplicity"] = np.nan
+        if references.has_heldout:
+            row["simplicity"] = memorisation.simplicity(memorised(references.heldout_in_train), len(counted))
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
+def _excess(samples, what, train, heldout, settings, references, prompts):
+    """The excess by (protocol, threshold): see memorisation.excess, which takes `prompts` as its groups."""
+    matched = references.matched
+    in_parts = {(name, threshold): np.zeros(len(samples)) for name, threshold, _ in _counting(settings)}
+    for part in references.nearest_in_parts(samples, what, train):
+        for name, threshold, memorised in _counting(settings):
+            in_parts[name, threshold] += memorised(part) * matched.weight_train[part.index]
+    largest = (matched.weight_train.max(), matched.weight_heldout.max())
+    return {
+        (name, threshold): memorisation.excess(
+            in_parts[name, threshold], memorised(heldout) * matched.weight_heldout[heldout.index], largest, prompts
+        )
+        for name, threshold, memorised in _counting(settings)
+    }
+
+
+def _counting(settings):
+    """Each protocol and threshold, with a function from Nearest to which of its images count as memorised."""
+    for name, protocol in memorisation.PROTOCOLS.items():
+        for threshold in thresholds_of(name, settings):
+
+            def memorised(nearest, name=name, threshold=threshold, strict=protocol.strict):
+                return memorisation.is_memorised(nearest.ratios[name], threshold, strict)
+
+            yield name, threshold, memorised
+
+
 def _gallery(samples, found, train, protocol):
-    """The most memorised images, one per training image, beside that training image."""
-    ratio, nearest = found["train"][protocol], found["indices"][:, 0]
+    """The most memorised images, one per training image, beside that training image; `found` is their Nearest in the training set."""
+    ratio, nearest = found.ratios[protocol], found.index
     order = np.argsort(ratio, kind="stable")
     first_of_each = order[np.sort(np.unique(nearest[order], return_index=True)[1])][:GALLERY_IMAGES]
     return {

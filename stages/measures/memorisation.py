@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.measures.intervals import NORMAL_97_5
+from stages.measures import intervals
 
 
 class Protocol(NamedTuple):
@@ -126,32 +126,40 @@ def distinct(nearest_indices, memorised):
     return np.unique(nearest_indices[memorised]).size
 
 
-def excess(memorised_train, memorised_heldout):
-    """How many more samples count against the training images than against as many images no model has seen.
+def excess(counted_train, counted_heldout, weights, groups=None):
+    """How many more samples are copies of a training image than chance explains, for the whole training set.
 
-    The same M samples are scored against both references, so the interval is that of paired differences:
-    d_i = memorised_train_i - memorised_heldout_i in {-1, 0, 1}, excess = sum d_i, and
-    low, high = excess -+ 1.96 sqrt(M) s with s^2 = sum (d_i - mean d)^2 / (M - 1).
-    Taking the two counts as independent would ignore that simple images count against both.
+    Each sample is compared with parts of the training set that are as large as the held-out set (`matched_parts`), and with the
+    held-out images. A part without copies and the held-out set count equally many samples in the mean, so the sum over all parts,
+    less as many times the count of the held-out set, has the number of copies as its expectation, whatever share of the training
+    set the held-out set is:
 
-    memorised_train    [M] bool: memorised with the training reference, M >= 2
-    memorised_heldout  [M] bool: memorised with a held-out reference of the same size and class mix (class_matched)
-    Returns            (excess int in [-M, M], low float64, high float64): the 95 % normal interval, not clipped.
-                       It has no width where all d_i are equal, which says nothing about rare events then.
-    Raises             ValueError: not bool masks of one length, or fewer than two samples.
+        d_i = counted_train_i - counted_heldout_i,     excess = sum_i d_i
+
+    with the 95 % interval of intervals.sum_of_differences. It is paired: samples that are merely simple count on both sides. The
+    interval covers the draw of the samples. It holds for this one model, for these held-out images, and says nothing of another
+    training run.
+
+    counted_train     [M] float64: sum over the parts that sample i counts against, of the weight of its nearest image there
+    counted_heldout   [M] float64: weight of the nearest held-out image where sample i counts against the held-out set, else 0
+    weights           (largest weight of a training image, largest weight of a held-out image), both > 0
+    groups            [M] integer: samples that were asked for with one prompt have one number, since they are alike; their d_i are
+                      added up before the interval is taken. None: every sample is independent of the others
+    Returns           (excess float64, low float64, high float64), not clipped
+    Raises            ValueError: not float64 arrays of one length, or no sample.
     """
-    _check_mask("memorised_train", memorised_train)
-    _check_mask("memorised_heldout", memorised_heldout)
-    num_samples = len(memorised_train)
-    if len(memorised_heldout) != num_samples or num_samples < 2:
-        raise ValueError(
-            f"memorised_train has {num_samples} samples and memorised_heldout {len(memorised_heldout)}, "
-            "expected the same samples in both, at least 2"
-        )
-    difference = memorised_train.astype(np.float64) - memorised_heldout.astype(np.float64)
-    total = int(difference.sum())
-    half_width = NORMAL_97_5 * np.sqrt(num_samples) * difference.std(ddof=1)
-    return total, float(total - half_width), float(total + half_width)
+    counted = {"counted_train": counted_train, "counted_heldout": counted_heldout, "groups": groups}
+    found = {name: (array.dtype, array.shape) for name, array in counted.items() if array is not None}
+    num_samples = len(counted_train)
+    if num_samples == 0 or any(shape != (num_samples,) for _, shape in found.values()):
+        raise ValueError(f"found {found}, expected one value per sample in each, at least one sample")
+    if counted_train.dtype != np.float64 or counted_heldout.dtype != np.float64:
+        raise ValueError(f"found {found}, expected float64")
+    differences, of_a_group = counted_train - counted_heldout, 1
+    if groups is not None:
+        _, position = np.unique(groups, return_inverse=True)
+        differences, of_a_group = np.bincount(position, differences), np.bincount(position).max()
+    return intervals.sum_of_differences(differences, of_a_group * weights[0], of_a_group * weights[1])
 
 
 def simplicity(memorised_heldout_queries, num_samples):
@@ -172,16 +180,47 @@ def simplicity(memorised_heldout_queries, num_samples):
     return np.count_nonzero(memorised_heldout_queries) * num_samples / num_queries
 
 
-def class_matched(train_labels, heldout_labels, rng):
-    """Two references of the same size and class mix, as large as both sides allow.
+class MatchedParts(NamedTuple):
+    """Parts of the training set that compare with the held-out images: equal in number and in classes.
 
-    A reference of more images, or of other classes, has nearer neighbours without any memorisation.
+    parts            [F, R] int64: positions of training images, R >= 2
+    heldout          [R] int64: positions of held-out images
+    weight_train     [N] float64: what a hit on a training image counts, so that the F parts stand for the whole training set;
+                     0 for images of a class that no held-out image has
+    weight_heldout   [H] float64: the same for a hit on a held-out image, 0 for images that are not in `heldout`
+    """
+
+    parts: np.ndarray
+    heldout: np.ndarray
+    weight_train: np.ndarray
+    weight_heldout: np.ndarray
+
+    @property
+    def num_train(self):
+        """Number of training images that are compared: all but those of classes without a held-out image."""
+        return np.count_nonzero(self.weight_train)
+
+    def neighbours(self, k):
+        """Neighbours that a ratio is taken over in a part or in the held-out set, where it is k in the training set.
+
+        The same share of the images, so that the neighbourhood is as wide as in the training set, and at least 2:
+        with k of fewer images it would be wider, and many more samples would count by chance.
+        """
+        return max(2, round(k * len(self.heldout) / self.num_train))
+
+
+def matched_parts(train_labels, heldout_labels, rng):
+    """Divides the training images at random into parts of the same size and class mix as the held-out images.
+
+    A reference of more images, or of other classes, has nearer neighbours without any memorisation. Of class c, with n_c training
+    and m_c held-out images, r_c = min(n_c, m_c) are in each part and in the held-out reference. There are F = max over c of
+    ceil(n_c / r_c) parts. Each takes the next r_c of the class, in an order drawn at random that begins anew when it ends, so
+    each image is in about F r_c / n_c of them. A hit on a training image counts n_c / (F r_c), one on a held-out image n_c / r_c.
 
     train_labels    [N] integer class of each training image; all equal where there are no classes
     heldout_labels  [H] integer class of each held-out image
-    rng             numpy.random.Generator, used only for classes of unequal number
-    Returns         (train_indices, heldout_indices), both [R] int64, ascending, without repeats: min(n_c train,
-                    n_c held-out) of every class c, drawn without replacement where a side has more
+    rng             numpy.random.Generator
+    Returns         MatchedParts, or None where fewer than two held-out images match
     Raises          ValueError: labels not one-dimensional integers, or no class on both sides.
     """
     train_labels, heldout_labels = np.asarray(train_labels), np.asarray(heldout_labels)
@@ -194,18 +233,22 @@ def class_matched(train_labels, heldout_labels, rng):
             f"train images have classes {np.unique(train_labels)} and held-out images {np.unique(heldout_labels)}, "
             "expected at least one in common"
         )
-    train_parts, heldout_parts = [], []
-    for label in classes:
-        train_members = np.flatnonzero(train_labels == label)
-        heldout_members = np.flatnonzero(heldout_labels == label)
-        number = min(train_members.size, heldout_members.size)
-        train_parts.append(_draw(train_members, number, rng))
-        heldout_parts.append(_draw(heldout_members, number, rng))
-    return np.sort(np.concatenate(train_parts)), np.sort(np.concatenate(heldout_parts))
-
-
-def _draw(members, number, rng):
-    return members if members.size == number else rng.choice(members, number, replace=False)
+    members = [(np.flatnonzero(train_labels == c), np.flatnonzero(heldout_labels == c)) for c in classes]
+    num_parts = max(-(-train.size // min(train.size, heldout.size)) for train, heldout in members)
+    parts, chosen = [], []
+    weight_train, weight_heldout = np.zeros(len(train_labels)), np.zeros(len(heldout_labels))
+    for train, heldout in members:
+        number = min(train.size, heldout.size)
+        if train.size > number:
+            train = rng.permutation(train)
+        if heldout.size > number:
+            heldout = rng.choice(heldout, number, replace=False)
+        parts.append(np.resize(train, (num_parts, number)))
+        chosen.append(heldout)
+        weight_train[train] = train.size / (num_parts * number)
+        weight_heldout[heldout] = train.size / number
+    parts, chosen = np.sort(np.concatenate(parts, axis=1), axis=1), np.sort(np.concatenate(chosen))
+    return MatchedParts(parts, chosen, weight_train, weight_heldout) if len(chosen) >= 2 else None
 
 
 def _quotient(numerator, denominator):

@@ -126,7 +126,7 @@ def read_scores(folder, thresholds):
     for name in columns.of("score"):
         by_weights = {weights: scores[weights][name] for weights in curves.weights.unique()}
         curves[name] = curves.weights.map(by_weights).astype(float)
-    return curves.assign(**{name: scores[name] for name in ("num_images", "num_train", "num_heldout")})
+    return curves.assign(**{name: scores[name] for name in ("num_images", "num_train", "num_heldout", "num_compared")})
 
 
 # What happened in training. `rounds` is a list of rounds, each the list of its K shards, each the arrays of its counts file.

@@ -388,3 +388,13 @@ def load_generations(run, num_parts):
         with _reading(path, ValueError):
             lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return lines
+
+
+def prompt_numbers(generations):
+    """Which generated images share a prompt: [M] int64, one number per prompt; None where they have no prompts, or one text for all.
+
+    generations   from load_generations
+    """
+    if generations is None or generations[0]["train_key"] is None:
+        return None
+    return np.unique([line["prompt_original"] for line in generations], return_inverse=True)[1]

@@ -95,14 +95,17 @@ def _meanings(report):
     interval = (
         "the t-interval of the mean over seeds: it includes the randomness of training, and is wide with few seeds"
         if len(report.settings["seeds"]) > 1
-        else "paired over the generated images of the one seed; it leaves out the variation between trainings"
+        else "that of the generated images of the one training run; it leaves out the variation between trainings"
     )
     meanings = {
         "MQ": "Number of generated images whose ratio is at or below the threshold (code_sq: below). They are far closer to their "
         f"nearest training image than to their {report.settings['score']['neighbours']} nearest training images on average. "
         "Images that are merely simple count too: even real images that no model has seen can have such a ratio.",
-        "excess": "MQ against the training images, minus the MQ of the same generated images against as many held-out images of "
-        f"the same classes. Images that are merely simple count on both sides and cancel out. The interval is {interval}.",
+        "excess": "Number of generated images that are copies of a training image, without those that count by chance. The training "
+        "images are divided into parts as large as the held-out set and of the same classes. For each part, the generated images "
+        "that count against it are added, and those that count against the held-out images are subtracted. Images that are merely "
+        f"simple count on both sides and cancel out. It is the number for {_compared(report)}, however few images are held out: "
+        f"fewer only widen the interval. The interval is {interval}.",
         "excess against baseline": f"The change of the excess relative to the baseline, the first arm ({report.arms[0]}).",
         "simplicity": "The MQ that real held-out images reach when they take the place of the generated ones. It shows how alike "
         "the images of this data set are. Do not subtract it from the MQ.",
@@ -112,6 +115,14 @@ def _meanings(report):
     for phase, names in _of_measures(report).items():
         meanings |= columns.meanings(phase, names)
     return meanings | {"raw, ema": "raw: the weights as trained. ema: their exponential moving average."}
+
+
+def _compared(report):
+    """The training images that the excess is of, in words."""
+    compared, num_train = int(report.results.num_compared.min()), report.num_train
+    if not 0 < compared < num_train:
+        return "all training images"
+    return f"{compared:,} of the {num_train:,} training images, as no held-out image has the class of the others"
 
 
 def _num_images(metrics):
