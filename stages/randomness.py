@@ -32,7 +32,6 @@ PURPOSES = {
     "skip_ties": 21,  # equal skip counts in Fig. 8:    (seed)
     "move_pairs": 22,  # who is compared with whom:     (seed)
     "quality": 23,  # subsets of KID, splits of the Inception score: (seed)
-    "similarity": 40,  # bootstrap of the similarities: (seed)
     "prompt_words": 41,  # words put into a prompt:     (seed, image index)
     "embedding_noise": 42,  # noise on the embeddings of a prompt: (seed, image index)
     "detect": 43,  # prompts that are looked at:        (seed)

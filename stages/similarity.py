@@ -150,7 +150,7 @@ def reference(job):
         shutil.copyfile(path, folder / "network.pt")
         files.save_arrays(folder / "features.safetensors", {"features": features})
         pd.DataFrame(rows | {"nearest_key": keys[nearest]}).to_parquet(folder / "nearest.parquet", index=False)
-        files.write_json(folder / "scores.json", _used(path, settings) | {"train": sscd.summary(found)})
+        files.write_json(folder / "scores.json", _used(path, settings) | {"train": sscd.summary(found, interval=False)})
 
 
 def measure(job):
@@ -158,7 +158,6 @@ def measure(job):
     job.device = device.claim(job.params["compute"])
     import pandas as pd
 
-    from stages import randomness
     from stages.measures import sscd
 
     folder = files.folder("results/similarity", REFERENCE)
@@ -169,13 +168,13 @@ def measure(job):
     network = sscd.load(folder / "network.pt").to(job.device)
     sampled = experiments.section(job.params, "sample", job.arm)
     asked = files.load_generations(job.run, sampled["parts"])
-    own = _own(asked, keys)
+    own, prompts = _own(asked, keys), files.prompt_numbers(asked)
     rows, pictures = [], {}
     for weights in sampled["weights"]:
         images = files.load_samples(job.run, sampled["parts"], weights)
         features = _features(job, network, images, weights)
         found, nearest = sscd.nearest(features, train, job.params["compute"]["threads"])
-        scores[weights] = sscd.summary(found, randomness.numpy_generator("similarity", job.seed))
+        scores[weights] = sscd.summary(found, prompts)
         table = {"weights": weights, "image": np.arange(len(images)), "similarity": found, "nearest_train": nearest}
         table["nearest_key"] = keys[nearest]
         if own is not None:

@@ -11,6 +11,8 @@ import warnings
 
 import numpy as np
 
+from stages.measures import intervals
+
 # How an image reaches the network: short side in pixels after a bilinear resize, side of the centre crop, mean and standard
 # deviation that pixels in [0, 1] are normalised with.
 PREPROCESS = {
@@ -21,7 +23,6 @@ PREPROCESS = {
 }
 PERCENTILE = 95  # of the similarities, which a set is summed up by
 MARK = 0.5  # similarity above which two images count as near-copies
-RESAMPLES = 1000  # of the bootstrap
 
 
 def load(path):
@@ -139,25 +140,22 @@ def _search(queries, reference, k, threads):
         faiss.omp_set_num_threads(before)
 
 
-def summary(similarity, generator=None):
+def summary(similarity, prompts=None, interval=True):
     """A set of similarities in numbers.
 
     similarity   [M] float, that of each image to its nearest training image
-    generator    numpy Generator of the bootstrap; None: no interval
-    Returns      dict: percentile_95, the score of the set; low, high, its 95 % interval by the percentile bootstrap over images;
-                 mean, sd (n in the denominator), percentile_75, percentile_90, share_above, the share of images above 0.5
+    prompts      [M] integer, the same for images of one prompt, which are alike: the interval is then that of a draw of prompts.
+                 None: every image is independent of the others
+    interval     whether the set is a sample that has an interval
+    Returns      dict: percentile_95, the score of the set; low, high, its 95 % interval (intervals.of_quantile); mean, sd (n in the denominator), percentile_75, percentile_90, share_above, the share of images above 0.5
     Raises       ValueError: no image
     """
     similarity = np.asarray(similarity, np.float64)
     if not len(similarity):
         raise ValueError("there are no similarities to sum up, expected one an image")
     found = {"percentile_95": np.percentile(similarity, PERCENTILE)}
-    if generator is not None:
-        drawn = [
-            np.percentile(similarity[generator.integers(len(similarity), size=len(similarity))], PERCENTILE)
-            for _ in range(RESAMPLES)
-        ]
-        found["low"], found["high"] = np.percentile(drawn, [2.5, 97.5])
+    if interval:
+        found["low"], found["high"] = intervals.of_quantile(similarity, PERCENTILE / 100, (-1.0, 1.0), prompts)
     found |= {
         "mean": similarity.mean(),
         "sd": similarity.std(),
