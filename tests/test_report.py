@@ -286,6 +286,28 @@ def test_headline_says_less_more_and_overlap(metrics_copy):
     assert "so no clear difference, for iet" in " ".join(headline.sentences(SETTINGS, metrics))
 
 
+def test_a_verdict_on_one_seed_says_so(one_seed, metrics_copy, capsys):
+    """On top of the page before the intervals, in the table, and not where there are two seeds."""
+    told = headline.sentences(SETTINGS, metrics_copy)
+    caveat = [
+        i for i, sentence in enumerate(told) if "this holds for these models, not yet for the methods" in sentence
+    ]
+    assert caveat == [2] and told[3].startswith("95 % intervals: ")
+    report.main(["--table"])
+    assert "one seed: an interval holds for this one model" in capsys.readouterr().out
+    two = " ".join(headline.sentences(SETTINGS | {"seeds": [0, 1]}, metrics_copy))
+    assert "95 % intervals: " in two and "not yet for the methods" not in two
+
+
+def test_the_page_says_which_training_images_the_excess_is_of(one_seed):
+    """Four of the five in the made-up scores: the class of the fifth has no held-out image."""
+    page = (one_seed[0] / "report.html").read_text()
+    assert (
+        "It is the number for 4 of the 5 training images, as no held-out image has the class of the others, however"
+        in page
+    )
+
+
 def test_without_held_out_images(tmp_path):
     with built(tmp_path, ONE_SEED, held_out=False) as (root, metrics):
         cell = metrics["iet"]["raw"]["l2_from_gen"]["0.5"]

@@ -83,6 +83,7 @@ def test_controls_are_the_baseline_trained_for_less_and_nothing_else():
 
 
 HEADLINE = {
+    "seeds": [0],
     "score": {"headline": {"protocol": "code_sq", "threshold": 0.5, "weights": "ema"}},
     "train": {"batch_size": 5},
 }
@@ -131,6 +132,8 @@ def test_the_page_says_where_each_arm_lies(experiment):
         "verdict": "below the line",
     }
     assert rows["longer"]["line %"] == rows["longer"]["difference [95 %]"] == "–"
+    assert "this holds for these models, not yet for the methods" in view.caption  # one seed
+    assert "not yet" not in trade_off.view(settings | {"seeds": [0, 1]}, metrics).caption
 
 
 def test_both_kinds_of_weights_are_compared_the_headline_first(experiment):

@@ -70,6 +70,8 @@ def print_table(settings):
         raise ValueError(
             f"{files.METRICS} has no {key}, which {params.PARAMS_FILE} names: run `snakemake` first"
         ) from None
+    if len(settings["seeds"]) == 1:
+        text += "\none seed: an interval holds for this one model, and leaves out how other runs of its method differ"
     print(f"{text}\n\n{PAGE}")
 
 

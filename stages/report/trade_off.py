@@ -70,10 +70,11 @@ def view(settings, metrics):
         compared = {arm: compare(point, line) for arm, point in points.items() if arm not in (*stopped, baseline)}
         sentences.append(_sentence(weights, compared))
         rows += [_row(arm, weights, points[arm], comparison) for arm, comparison in compared.items()]
+    told = f" {entries.ONE_SEED}" if len(settings["seeds"]) == 1 else ""
     caption = (
         f"The line joins the baseline {baseline} and the same recipe stopped early ({', '.join(stopped)}) by straight segments. "
         f"The excess is for {protocol} at {at}, in % of the generated images. The interval of the difference includes the "
-        f"uncertainty of the line's end points, but not that of {FIDELITY}. " + " ".join(sentences)
+        f"uncertainty of the line's end points, but not that of {FIDELITY}. {' '.join(sentences)}{told}"
     )
     return View("", caption, rows)
 

@@ -21,13 +21,13 @@ def sentences(settings, metrics):
     told = (
         _compared(arms) if arms.others else [f"{arms.told(arms.baseline)}. There is no other arm to compare it with."]
     )
+    if len(settings["seeds"]) == 1:
+        told.append(entries.ONE_SEED)
     if arms.others and arms.held_out:
         told.append(_intervals(arms))
     told += _similarity(arms)
     if not arms.held_out:
         told.append("There is no held-out set, so it is unknown how much of these counts is memorisation.")
-    if len(settings["seeds"]) == 1:
-        told.append("One training run per arm: the intervals do not include the variation between seeds.")
     return told
 
 
