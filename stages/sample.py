@@ -40,7 +40,7 @@ PHASE = {
             "parts": {"description": "number of stage instances among which the images are divided, at most one per batch", "type": "integer", "minimum": 1},
             "batch_size": {"description": "images generated per batch", "type": "integer", "minimum": 1},
             "protocol": {"description": "where sampling ends. paper: at t = 0, as in the authors' code; clean: at the image without noise", "enum": ["paper", "clean"]},
-            "num_steps": {"description": "DDIM steps", "type": "integer", "minimum": 1},
+            "num_steps": {"description": "DDIM steps. Where they do not divide diffusion.num_timesteps, the authors' code takes more than is asked for: 31 for 30 of 1000", "type": "integer", "minimum": 1},
             "guidance": {"description": "text model: scale of classifier-free guidance; 1: none", "type": "number", "minimum": 1},
             "images_per_prompt": {"description": "text model: images generated for each caption (default: 1)", "type": "integer", "minimum": 1},
             "mitigation": {"description": "text model: how prompts or their embeddings are changed while images are generated (default: not at all)", "$ref": "#/$defs/mitigation"},

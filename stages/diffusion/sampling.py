@@ -11,7 +11,11 @@ from stages.diffusion import ddpm
 
 
 def timesteps(num_timesteps, num_steps):
-    """Timesteps visited, from noisy to clean: 1, 1 + stride, ... reversed; 981, 961, ..., 21, 1 for T = 1000 in 50 steps."""
+    """Timesteps visited, from noisy to clean: 1, 1 + stride, ... reversed; 981, 961, ..., 21, 1 for T = 1000 in 50 steps.
+
+    Where num_steps does not divide T, the authors' code goes on to the last multiple of the stride below T, and so takes more steps
+    than are asked for: 31 for T = 1000 in "30". Here it is always as many as asked for.
+    """
     stride = num_timesteps // num_steps
     return [1 + stride * i for i in reversed(range(num_steps))]
 
