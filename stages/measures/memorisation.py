@@ -198,7 +198,7 @@ class MatchedParts(NamedTuple):
     @property
     def num_train(self):
         """Number of training images that are compared: all but those of classes without a held-out image."""
-        return np.count_nonzero(self.weight_train)
+        return int(np.count_nonzero(self.weight_train))
 
     def neighbours(self, k):
         """Neighbours that a ratio is taken over in a part or in the held-out set, where it is k in the training set.
