@@ -4,6 +4,7 @@ traced to the one that was planted for its arm, seed, weights, protocol, thresho
 Means, deviations and intervals are computed here by statistics and scipy.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -138,6 +139,10 @@ def of_seeds(numbers, *key):
     return [numbers[arm, seed, *rest] for seed in SEEDS]
 
 
+def at_headline(arm, weights, column, threshold=0.45):
+    return of_seeds(NUMBERS, arm, weights, "code_sq", threshold, column)
+
+
 def six_digits(value):
     return float(f"{value:.6g}")
 
@@ -217,10 +222,7 @@ def test_the_table_of_arms_has_each_number_in_its_own_column(built):
     assert [(row["arm"], row["weights"]) for row in rows] == [(arm, w) for arm in ARMS for w in ("raw", "ema")]
     for row in rows:
         arm, weights = row["arm"], row["weights"]
-
-        def values(column, threshold=0.45):
-            return of_seeds(NUMBERS, arm, weights, "code_sq", threshold, column)
-
+        values = functools.partial(at_headline, arm, weights)
         expected = {f"MQ\u00a0{t}": with_sd(values("count", t)) for t in THRESHOLDS}
         expected |= {"excess at 0.45 [95 %]": interval(values("excess"))}
         expected |= {f"{name} at 0.45": with_sd(values(name)) for name in ("simplicity", "distinct")}
@@ -333,17 +335,14 @@ def test_the_text_table_has_the_numbers_of_the_headline(built, capsys):
     heads, *rows = (re.split(" {2,}", line.strip()) for line in (heads, *rows))
     for arm, row in zip(ARMS, rows, strict=True):
         found = dict(zip(heads, row, strict=True))
-
-        def mean(column, threshold=0.45):
-            return tally(statistics.mean(of_seeds(NUMBERS, arm, "ema", "code_sq", threshold, column)))
-
+        values = functools.partial(at_headline, arm, "ema")
         fidelity = statistics.mean(of_seeds(DISTANCES, arm, "ema", "fd_pixels"))
         assert found == {
             "arm": arm,
-            **{f"MQ {t}": mean("count", t) for t in THRESHOLDS},
-            "excess [95 %]": interval(of_seeds(NUMBERS, arm, "ema", "code_sq", 0.45, "excess")),
-            "simplic.": mean("simplicity"),
-            "distinct": mean("distinct"),
+            **{f"MQ {t}": tally(statistics.mean(values("count", t))) for t in THRESHOLDS},
+            "excess [95 %]": interval(values("excess")),
+            "simplic.": tally(statistics.mean(values("simplicity"))),
+            "distinct": tally(statistics.mean(values("distinct"))),
             "fd_pixels": three_digits(fidelity),
             "skip %": {"plain": "0.0", "iet": "36.0"}[arm],
             "augm %": {"plain": "0.0", "iet": "10.5"}[arm],

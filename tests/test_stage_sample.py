@@ -35,7 +35,7 @@ def write_experiment(**changes):
     )
     arm = experiment["arms"]["iet_agc_plus"] | {"rounds": 3, "sample": own}
     experiment["arms"] = {
-        "first": experiment["arms"]["ddpm"],
+        "first": experiment["arms"]["ddpm"] | {"method": {"name": "ambient", "p": 0.3, "delta": 0.1}},
         "iet": arm,
         "copied": {"generator": {"arm": "iet"}, "sample": own},
     }

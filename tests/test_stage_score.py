@@ -15,7 +15,7 @@ from stages.run import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ARM, SEED, RUN, K = "plain", 8, "plain-seed8", 4
+ARM, SEED, RUN, K = "plain", 9, "plain-seed9", 4
 THRESHOLDS = [0.25, 0.35]
 PROTOCOLS = ["code_sq", "printed_eq12", "printed_eq12_excl", "l2_from_gen", "carlini", "third"]
 RANDOM = np.random.default_rng(5)
