@@ -20,6 +20,7 @@ that has no reason, or has a reason and is killed.
 """
 
 import argparse
+import compileall
 import importlib
 import multiprocessing
 import os
@@ -52,6 +53,8 @@ class Mutant:
     def applied(self, root):
         path = Path(root) / self.file
         path.write_text(path.read_text(encoding="utf-8").replace(self.old, self.new), encoding="utf-8")
+        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):  # of the file as it was, by its size and second
+            compiled.unlink()
 
 
 def load(folder=ROOT / "tests/mutants"):
@@ -133,6 +136,7 @@ def run(jobs, told):
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         original = Path(folder) / "original"
         copy(original)
+        compileall.compile_dir(original / "stages", quiet=1)
         while waiting or running:
             while waiting and len(running) < AT_ONCE:
                 job = waiting.pop(0)

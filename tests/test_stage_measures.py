@@ -36,8 +36,8 @@ def unit(vectors):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def write_experiment(experiment, asked=True):
-    """The arm has settings of its own, in the place of two parts and raw weights; another seed has other images."""
+def write_experiment(experiment, asked=True, moved=1):
+    """The arm has settings of its own, in the place of two parts and raw weights; another seed has the same images, moved on by one."""
     experiment["seeds"] = [3, SEED]
     experiment["sample"] |= {"parts": 2, "weights": ["raw"]}
     first = next(iter(experiment["arms"].values()))
@@ -47,11 +47,11 @@ def write_experiment(experiment, asked=True):
     files.save_array(files.DATA / "train.npy", TRAIN)
     files.save_array(files.DATA / "heldout.npy", HELDOUT)
     files.write_json(files.DATA / "keys.json", {"heldout": ["x.png"] * 4, "train": KEYS})
-    for seed, moved in ((SEED, 0), (3, 1)):
+    for seed, by in ((SEED, 0), (3, moved)):
         for part, rows in enumerate((slice(0, 2), slice(2, 4), slice(4, 7))):
             folder = files.folder("samples", files.run_name(ARM, seed), part=part)
             for kind, images in SAMPLES.items():
-                files.save_array(folder / f"{kind}.npy", np.roll(images, moved, axis=0)[rows])
+                files.save_array(folder / f"{kind}.npy", np.roll(images, by, axis=0)[rows])
             if asked:
                 lines = [
                     {"index": i, "prompt_used": f"used {i}", "prompt_original": f"asked {i}", "train_key": KEYS[OWN[i]], "seed": seed}
@@ -124,7 +124,7 @@ def picture_features(images):
 def test_similarity_finds_the_nearest_training_image_of_each_image(here, asked):
     section = {"weights": "sscd.pt", "preprocess": "sscd", "batch_size": 6, "show_images": 3}
     experiment = text_experiment() if asked else yaml.safe_load(TINY)
-    write_experiment(experiment | {"similarity": section}, asked)
+    write_experiment(experiment | {"similarity": section}, asked, moved=0)
     Path("sscd.pt").write_bytes(b"weights")
 
     def seen(network, images, preprocess, batch_size, progress):
@@ -181,7 +181,7 @@ def test_similarity_finds_the_nearest_training_image_of_each_image(here, asked):
         originals = np.array(OWN)[first] if asked else nearest[first]
         assert np.array_equal(shown["first_originals"], TRAIN[originals])
     other = files.load_json(files.folder("results/similarity", f"{ARM}-seed3") / "scores.json")
-    assert other["raw"]["percentile_95"] == pytest.approx(scores["raw"]["percentile_95"])
+    assert other["raw"]["mean"] == scores["raw"]["mean"]  # of the same images; but the bootstrap is drawn anew
     assert [other[kind][end] for kind in ("raw", "ema") for end in ("low", "high")] != [
         scores[kind][end] for kind in ("raw", "ema") for end in ("low", "high")
     ]
