@@ -75,7 +75,9 @@ def test_exactly_the_blocks_that_run_a_network_ask_for_a_gpu_and_none_on_the_cpu
     assert asked == dict.fromkeys(with_network, [gpus, 2]) | dict.fromkeys(light, [0, 1])
 
 
-def test_every_stage_takes_room_on_the_disk_and_more_for_more_images(tmp_path, monkeypatch):
+def test_every_stage_takes_room_on_the_disk_and_one_that_writes_rows_or_images_more_for_more_of_them(
+    tmp_path, monkeypatch
+):
     """similarity, clip and detect once weighed nothing."""
     monkeypatch.chdir(tmp_path)
     Path("sscd.pt").write_bytes(b"x" * 5000)
