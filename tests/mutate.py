@@ -90,7 +90,7 @@ def parsed(path):
 
 
 def copy(root):
-    """The project's own files as they lie in the working tree."""
+    """The project's own files as they lie in the working tree, as a repository, which some tests ask for its files."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT, capture_output=True, check=True,
@@ -99,29 +99,22 @@ def copy(root):
         if (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, root / name)
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
 
 
-def _tested(root, tests):
-    """Runs tests in a copy and ends this process with pytest's exit code."""
-    os.chdir(root)
-    with open(root / "output", "w") as output:
+# A module that is there already when pytest starts cannot have its assertions rewritten, which pytest warns of and the project takes for an error.
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+
+
+def _tested(place, tests):
+    """Runs tests in the copy place/project and ends this process with pytest's exit code."""
+    with open(place / "output", "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    os.chdir(place / "project")
     import pytest
 
-    base = root / "tmp"
-    code = pytest.main(
-        [
-            "-x",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-W",
-            "ignore::pytest.PytestAssertRewriteWarning",
-            f"--basetemp={base}",
-            *tests,
-        ]
-    )
+    code = pytest.main([*OPTIONS, f"--basetemp={place / 'tmp'}", *tests])
     sys.stdout.flush()
     os._exit(int(code))
 
@@ -135,21 +128,22 @@ def run(jobs, told):
     waiting, running = list(jobs), []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         original = Path(folder) / "original"
+        original.mkdir()
         copy(original)
         compileall.compile_dir(original / "stages", quiet=1)
         while waiting or running:
             while waiting and len(running) < AT_ONCE:
                 job = waiting.pop(0)
-                root = Path(folder) / str(len(waiting))
-                shutil.copytree(original, root)
+                place = Path(folder) / str(len(waiting))
+                shutil.copytree(original, place / "project")
                 if job[0]:
-                    job[0].applied(root)
-                process = multiprocessing.get_context("fork").Process(target=_tested, args=(root, job[1]))
+                    job[0].applied(place / "project")
+                process = multiprocessing.get_context("fork").Process(target=_tested, args=(place, job[1]))
                 process.start()
-                running.append((job, process, root, time.monotonic()))
+                running.append((job, process, place, time.monotonic()))
             time.sleep(0.05)
             for each in list(running):
-                job, process, root, started = each
+                job, process, place, started = each
                 too_long = time.monotonic() - started > LIMIT_S
                 if process.is_alive() and not too_long:
                     continue
@@ -158,8 +152,8 @@ def run(jobs, told):
                 process.join()
                 running.remove(each)
                 outcome = "killed" if too_long else OUTCOMES.get(process.exitcode, "invalid")
-                told(job, outcome, (root / "output").read_text(errors="replace"))
-                shutil.rmtree(root)
+                told(job, outcome, (place / "output").read_text(errors="replace"))
+                shutil.rmtree(place)
 
 
 def baseline(mutants):

@@ -1,8 +1,11 @@
 """The lists of mistakes in tests/mutants/ fit the code as it is, so that `make mutants` can put them in; and what its runner says of a mistake."""
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import mutate
 import pytest
@@ -75,3 +78,35 @@ def test_the_table_has_a_row_a_module_and_names_what_survives():
         "| `b.py` | 1 | 0 | two (nobody can tell) |",
         "| all | 3 | 1 | 2 |",
     ]
+
+
+@pytest.mark.slow
+def test_the_runner_tells_killed_from_survived_and_from_what_does_not_import(tmp_path):
+    """In a project of one function and one test."""
+    written = {
+        "pytest.ini": "[pytest]\npythonpath = .\n",
+        "stages/a.py": "def half(x):\n    return x // 2\n",
+        "tests/mutate.py": Path(mutate.__file__).read_text(encoding="utf-8"),
+        "tests/test_a.py": "from stages.a import half\n\n\ndef test_half():\n    assert half(6) == 3\n",
+        "tests/mutants/a.txt": "module stages/a.py\ntests tests/test_a.py\n\ntwice\n- x // 2\n+ x * 2\n\nrounded up\n- x // 2\n+ -(-x // 2)\n",
+    }
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+
+    def run(more=""):
+        (tmp_path / "tests/mutants/a.txt").write_text(written["tests/mutants/a.txt"] + more, encoding="utf-8")
+        return subprocess.run(
+            [sys.executable, "tests/mutate.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    done = run("survives no test has an odd number\n")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "| all | 2 | 1 | 1 |")
+    assert "| `stages/a.py` | 2 | 1 | rounded up (no test has an odd number) |" in done.stdout
+    assert run().returncode == 1  # it survives without a reason
+    done = run("survives no test has an odd number\n\nno Python\n- return x\n+ return x x\n")
+    assert done.returncode == 1 and "invalid: stages/a.py: no Python" in done.stderr and "SyntaxError" in done.stderr
+    (tmp_path / "tests/test_a.py").write_text("def test_half():\n    assert False\n")
+    done = run()
+    assert done.returncode == 1 and "tests/test_a.py fails without a change" in done.stderr and not done.stdout
