@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow kills slurm-test seeds settings dependencies experiment setup lint lock audit-pins clean help
+.PHONY: run test slow mutants kills slurm-test seeds settings dependencies experiment setup lint lock audit-pins clean help
 
 run: setup ## runs the experiment of params.yaml
 	@snakemake
@@ -19,6 +19,9 @@ test: setup ## runs the tests
 
 slow: setup ## runs the tests that take minutes
 	@python -m pytest -m slow
+
+mutants: setup ## puts plausible mistakes into copies of the code, one at a time, and tells which of them no test notices; ONLY=score: only those of score
+	@python tests/mutate.py $(ONLY)
 
 kills: setup ## kills a small experiment 20 times, and compares the result with an undisturbed run
 	@python tests/kill_harness.py

@@ -154,6 +154,70 @@ def text_experiment(**sections):
     return tiny | sections
 
 
+def tiny_with(**sections):
+    """The tiny experiment with further sections, or others in the place of its own."""
+    return {**yaml.safe_load(TINY), **sections}
+
+
+def with_six_images(experiment):
+    """The experiment with six generated images in batches of 4, so in parts of 4 and 2, as `write_samples` has them."""
+    return experiment | {"sample": experiment["sample"] | {"num_images": 6, "batch_size": 4}}
+
+
+def small_project(root, **sections):
+    """A project of one arm, 12 training and 6 generated images, so that a large network takes seconds."""
+    tiny = tiny_with(**sections)
+    tiny["data"]["num_train"], tiny["score"]["neighbours"] = 12, 5
+    tiny["sample"] |= {"num_images": 6, "batch_size": 6, "parts": 1}
+    tiny["arms"] = {"ddpm": tiny["arms"]["ddpm"] | {"train": {"epochs": 2}}}
+    return Project.create(root, yaml.safe_dump(tiny, sort_keys=False))
+
+
+def seen_by_dvc(project):
+    """The stages as DVC reads them from dvc.yaml, in the project as current folder.
+
+    Returns   waits_for, reads: dict stage -> set of stages, and of paths; commands: dict stage -> text; outs: set of relative paths
+    """
+    from dvc.repo import Repo
+
+    repo = Repo()
+    try:
+        stages = {stage.addressing: stage for stage in repo.index.stages}
+        waits_for = {name: {dep.addressing for dep in repo.index.graph.successors(stages[name])} for name in stages}
+        reads = {name: {dep.fs_path for dep in stages[name].deps} for name in stages}
+        outs = {Path(out.fs_path).relative_to(project.root) for name in stages for out in stages[name].outs}
+        return waits_for, reads, {name: stages[name].cmd for name in stages}, outs
+    finally:
+        repo.close()
+
+
+def check_missing_file(project, told):
+    """Both doors tell of a file that is not there before anything runs."""
+    for command in (("snakemake", "-n"), ("dvc", "repro")):
+        done = project.run(*command, check=False)
+        assert done.returncode and told in done.text
+        assert "Running stage 'data'" not in done.text
+
+
+def check_turned_off_and_on(project, phase, told, key):
+    """A finished project without the section of a phase, and with it again: all is as it was, and nothing of the phase is left meanwhile.
+
+    told   what is said of the phase that is left out
+    key    of metrics.json: what the phase adds for raw weights
+    """
+    kept, section = (project.root / "metrics.json").read_text(), project.params()[phase]
+    project.edit(**{phase: {}})
+    done = project.run("snakemake")
+    assert told in done.text and "3 of 3 steps (100%) done" in done.text  # plan, report and the rule all
+    assert key not in json.loads((project.root / "metrics.json").read_text())["ddpm"]["raw"]
+    assert not list((project.root / "artifacts/results").glob(f"{phase}/*/*"))
+    assert "up to date" in project.run("dvc", "status").text
+    project.edit(**{phase: section})
+    project.run("snakemake")
+    assert (project.root / "metrics.json").read_text() == kept
+    assert "up to date" in project.run("dvc", "status").text
+
+
 def write_params(experiment):
     Path("params.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
 

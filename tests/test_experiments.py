@@ -276,15 +276,15 @@ def checkout(tmp_path):
     return tmp_path
 
 
+def run(script, checkout, *words):
+    """Exit code and what a script of workflow/scripts says in a checkout."""
+    command = [sys.executable, ROOT / "workflow/scripts" / script, *words]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
 def switch(checkout, *words):
-    done = subprocess.run(
-        [sys.executable, ROOT / "workflow/scripts/experiment.py", *words],
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr, (checkout / "params.yaml").read_text()
+    return *run("experiment.py", checkout, *words), (checkout / "params.yaml").read_text()
 
 
 def test_switching_copies_the_file_and_back(checkout):
@@ -329,7 +329,6 @@ def test_a_copy_for_other_seeds_finds_what_the_experiment_reads(name, monkeypatc
 
 
 def test_seeds_that_repeat_or_are_no_numbers_are_refused(checkout):
-    script = ROOT / "workflow/scripts/seeds.py"
     (checkout / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     for words, told in [
         (
@@ -339,7 +338,4 @@ def test_seeds_that_repeat_or_are_no_numbers_are_refused(checkout):
         (["0", "-1"], "the seeds are 0 -1, expected whole numbers of at least 0, such as 0 1 2"),
         ([], "the seeds are missing, expected whole numbers of at least 0, such as 0 1 2"),
     ]:
-        done = subprocess.run(
-            [sys.executable, script, *words], cwd=checkout, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stderr) == (1, f"error: {told}\n")
+        assert run("seeds.py", checkout, *words) == (1, f"error: {told}\n")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, Project, text_experiment
+from conftest import ROOT, TINY, Project, text_experiment, tiny_with, write_params
 
 from stages import experiments, phases, plan, rules
 from stages.run import declarations
@@ -19,6 +19,11 @@ SIMILARITY = {"weights": "sscd.pt", "preprocess": "dcr", "batch_size": 8}
 ANALYSE = {
     "group_size": 10, "noise_draws": 1, "timestep_stride": 5, "batch_size": 8, "select": "l2", "extreme_share": 0.1, "rare_skip_rate": 0.3,
 }  # fmt: skip
+
+
+def tiny_with_theirs(**generator):
+    """The tiny experiment with an arm whose images come from elsewhere."""
+    return tiny_with(arms=yaml.safe_load(TINY)["arms"] | {"theirs": {"generator": generator, "sample": {}}})
 
 
 def every_phase():
@@ -58,7 +63,7 @@ print("asked", json.dumps(asked))
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", 0), ("auto", 1)])
 def test_exactly_the_blocks_that_run_a_network_ask_for_a_gpu_and_none_on_the_cpu(tmp_path, device, gpus):
     """similarity, clip and detect once asked for one on a partition without any. What Snakemake itself reads of the rules."""
-    tiny = yaml.safe_load(TINY) | {"compute": {"device": device, "threads": 2, "precision": "fp32"}}
+    tiny = tiny_with(compute={"device": device, "threads": 2, "precision": "fp32"})
     project = Project.create(tmp_path / "project", yaml.safe_dump(tiny, sort_keys=False))
     told = project.run(sys.executable, "-c", RULES).text
     asked = json.loads(re.search(r"^asked (.*)$", told, re.MULTILINE)[1])
@@ -70,7 +75,9 @@ def test_exactly_the_blocks_that_run_a_network_ask_for_a_gpu_and_none_on_the_cpu
     assert asked == dict.fromkeys(with_network, [gpus, 2]) | dict.fromkeys(light, [0, 1])
 
 
-def test_every_stage_takes_room_on_the_disk_and_more_for_more_images(tmp_path, monkeypatch):
+def test_every_stage_takes_room_on_the_disk_and_one_that_writes_rows_or_images_more_for_more_of_them(
+    tmp_path, monkeypatch
+):
     """similarity, clip and detect once weighed nothing."""
     monkeypatch.chdir(tmp_path)
     Path("sscd.pt").write_bytes(b"x" * 5000)
@@ -111,8 +118,7 @@ def test_a_checkpoint_is_of_the_code_that_its_stage_runs_and_of_no_other():
     def names(*of_job):
         return {path.relative_to(ROOT).as_posix() for path in experiments.code_of(job(*of_job))}
 
-    tiny = yaml.safe_load(TINY)
-    tiny["arms"]["theirs"] = {"generator": {"pipeline": "there"}, "sample": {}}
+    tiny = tiny_with_theirs(pipeline="there")
     tiny["arms"]["resampled"] = {"generator": {"arm": "iet_agc_plus"}, "sample": {}}
     ddpm, agc = names("train", "ddpm", tiny), names("train", "iet_agc_plus", tiny)
     assert {
@@ -136,7 +142,7 @@ def test_what_is_left_out_is_said_of_a_phase_by_its_own_sentence():
     sentences = {name: phases.declared(name).get("left_out") for name in phases.names()}
     assert [name for name, told in sentences.items() if told] == ["quality", "similarity", "clip", "detect"]
     assert phases.left_out(yaml.safe_load(TINY)) == [sentences["quality"]]  # the others are about captions
-    assert phases.left_out(yaml.safe_load(TINY) | {"similarity": {}}) == [sentences["quality"], sentences["similarity"]]
+    assert phases.left_out(tiny_with(similarity={})) == [sentences["quality"], sentences["similarity"]]
     assert phases.left_out(text_experiment()) == [told for told in sentences.values() if told]
     assert phases.left_out(every_phase()) == []
 
@@ -145,7 +151,7 @@ def test_a_section_is_refused_where_its_phase_asks_for_captions():
     for name in ("clip", "detect"):
         assert phases.declared(name)["needs_captions"]
         with pytest.raises(ValueError, match=f"the section {name} looks into images that were made from prompts"):
-            rules.check(yaml.safe_load(TINY) | {name: {}})
+            rules.check(tiny_with(**{name: {}}))
 
 
 @pytest.mark.parametrize(
@@ -170,9 +176,7 @@ def test_a_section_is_refused_where_its_phase_asks_for_captions():
 )
 def test_an_instance_that_the_plan_does_not_have_is_refused(tmp_path, monkeypatch, phase, arguments, told):
     monkeypatch.chdir(tmp_path)
-    tiny = yaml.safe_load(TINY)
-    tiny["arms"]["theirs"] = {"generator": {"folder": "images"}, "sample": {}}
-    Path("params.yaml").write_text(yaml.safe_dump(tiny, sort_keys=False))
+    write_params(tiny_with_theirs(folder="images"))
     with pytest.raises(ValueError, match=told):
         phases.module(phase).main(arguments.split())
 

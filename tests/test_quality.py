@@ -15,7 +15,18 @@ import scipy.linalg
 import torch
 import torchvision
 import yaml
-from conftest import TINY, Project, random_images, write_params, write_samples
+from conftest import (
+    TINY,
+    check_missing_file,
+    check_turned_off_and_on,
+    random_images,
+    seen_by_dvc,
+    small_project,
+    tiny_with,
+    with_six_images,
+    write_params,
+    write_samples,
+)
 from torch_fidelity import feature_extractor_inceptionv3, metric_fid
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
@@ -421,7 +432,7 @@ def test_a_failed_download_says_what_to_do(address, tmp_path, weights_file):
 
 
 def with_quality(**section):
-    return {**yaml.safe_load(TINY), "quality": section}
+    return tiny_with(quality=section)
 
 
 @pytest.mark.parametrize(
@@ -471,8 +482,7 @@ def test_instances_of_the_phase_by_hand():
 def made(tmp_path, monkeypatch, weights_file):
     """The working folder with training images and the samples of one run: 6 images in parts of 4 and 2, of two kinds."""
     monkeypatch.chdir(tmp_path)
-    tiny = with_quality(weights=str(weights_file), protocols=PROTOCOLS, batch_size=4)
-    tiny["sample"] |= {"num_images": 6, "batch_size": 4}
+    tiny = with_six_images(with_quality(weights=str(weights_file), protocols=PROTOCOLS, batch_size=4))
     write_params(tiny)
     files.save_array(files.DATA / "train.npy", random_images(20, 5))
     write_samples("ddpm-seed3", {weights: random_images(21, 6, brightest=b) for weights, b in BRIGHTEST.items()})
@@ -604,17 +614,13 @@ LEFT_OUT = (
 )
 
 
-def project_with_quality(root, weights):
-    """One arm, 12 training and 6 generated images, so that the large network takes seconds."""
-    tiny = with_quality(weights=str(weights), protocols=["pytorch_fid"], batch_size=6)
-    tiny["data"]["num_train"], tiny["score"]["neighbours"] = 12, 5
-    tiny["sample"] |= {"num_images": 6, "batch_size": 6, "parts": 1}
-    tiny["arms"] = {"ddpm": tiny["arms"]["ddpm"] | {"train": {"epochs": 2}}}
-    return Project.create(root, yaml.safe_dump(tiny, sort_keys=False))
+def settings_of(weights):
+    return {"weights": str(weights), "protocols": ["pytorch_fid"], "batch_size": 6}
 
 
-def check_run(project):
-    """Runs it, and looks at what came out."""
+@pytest.mark.slow
+def test_the_phase_through_snakemake_turned_off_and_on_again(tmp_path, weights_file):
+    project = small_project(tmp_path / "project", quality=settings_of(weights_file))
     done = project.run("snakemake")
     metrics = json.loads((project.root / "metrics.json").read_text())["ddpm"]
     assert metrics["raw"]["fid"]["pytorch_fid"] > 0 and 0 <= metrics["ema"]["recall"]["pytorch_fid"] <= 1
@@ -622,41 +628,14 @@ def check_run(project):
     log = (project.root / "logs/quality/ddpm-seed3.log").read_text()
     assert "quality@ddpm-seed3 ema pytorch_fid: 6/6 images" in log and "Inception" not in log
     assert "Nothing to be done" in project.run("snakemake", "-n").text
-
-
-@pytest.mark.slow
-def test_the_phase_through_snakemake_turned_off_and_on_again(tmp_path, weights_file):
-    project = project_with_quality(tmp_path / "project", weights_file)
-    check_run(project)
-    kept = (project.root / "metrics.json").read_text()
-    section = project.params()["quality"]
-    project.edit(quality={})
-    done = project.run("snakemake")
-    assert LEFT_OUT in done.text and "3 of 3 steps (100%) done" in done.text  # plan, report and the rule all
-    assert "fid" not in json.loads((project.root / "metrics.json").read_text())["ddpm"]["raw"]
-    assert not list((project.root / "artifacts").glob("quality/*/*"))
-    assert "up to date" in project.run("dvc", "status").text
-    project.edit(quality=section)
-    project.run("snakemake")
-    assert (project.root / "metrics.json").read_text() == kept
-    assert "up to date" in project.run("dvc", "status").text
+    check_turned_off_and_on(project, "quality", LEFT_OUT, "fid")
 
 
 @pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # of a package of DVC's
 def test_dvc_knows_what_each_instance_reads_and_writes(tmp_path, weights_file, monkeypatch):
-    from dvc.repo import Repo
-
-    project = project_with_quality(tmp_path / "project", weights_file)
+    project = small_project(tmp_path / "project", quality=settings_of(weights_file))
     monkeypatch.chdir(project.root)
-    repo = Repo()
-    try:
-        stages = {stage.addressing: stage for stage in repo.index.stages}
-        waits_for = {name: {dep.addressing for dep in repo.index.graph.successors(stages[name])} for name in stages}
-        reads = {name: {dep.fs_path for dep in stages[name].deps} for name in stages}
-        outs = {Path(out.fs_path).relative_to(project.root) for name in stages for out in stages[name].outs}
-        commands = {name: stages[name].cmd for name in stages}
-    finally:
-        repo.close()
+    waits_for, reads, commands, outs = seen_by_dvc(project)
     reference = "quality_reference@reference"
     assert waits_for[reference] == {"data"} and str(weights_file) in reads[reference]
     assert waits_for["quality@ddpm-seed3"] == {reference, "sample@ddpm-seed3-part0"}
@@ -667,11 +646,8 @@ def test_dvc_knows_what_each_instance_reads_and_writes(tmp_path, weights_file, m
 
 
 def test_a_missing_file_and_a_phase_left_out_are_told_by_both_doors(tmp_path):
-    project = project_with_quality(tmp_path / "project", "gone.pth")
-    for command in (("snakemake", "-n"), ("dvc", "repro")):
-        told = project.run(*command, check=False)
-        assert told.returncode and "error: the file quality.weights = gone.pth does not exist" in told.text
-        assert "Running stage 'data'" not in told.text
+    project = small_project(tmp_path / "project", quality=settings_of("gone.pth"))
+    check_missing_file(project, "error: the file quality.weights = gone.pth does not exist")
     project.edit(quality={})
     for command in (("dvc", "repro"), ("snakemake", "-n")):  # dvc stops after renewing the plan
         told = project.run(*command, check=False).text

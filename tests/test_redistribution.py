@@ -198,7 +198,7 @@ def test_many_rounds_keep_the_partition_and_mix_the_shards():
 LISTS = [[0, 3, 5, 9, 14], [1, 2, 7, 8], [4, 6, 10, 11, 12, 13]]  # unequal shards of 15 images
 
 
-def run_stage(tmp_path, monkeypatch, schedule, round_, skips):
+def run_stage(tmp_path, monkeypatch, schedule, round_, skips, select="memory"):
     """The index lists that the stage writes after a round.
 
     skips   by round, for each shard the skips of its images in the order of its list
@@ -209,7 +209,7 @@ def run_stage(tmp_path, monkeypatch, schedule, round_, skips):
     arm |= {
         "rounds": 4,
         "shard": {"num_shards": 3},
-        "redistribute": {"share": 0.5, "select": "memory", "schedule": schedule},
+        "redistribute": {"share": 0.5, "select": select, "schedule": schedule},
     }
     Path("params.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     held_since = round_ if schedule == "joint" or round_ == 1 else round_ - 1
@@ -244,6 +244,19 @@ def test_the_stage_counts_the_rounds_since_the_last_move(tmp_path, monkeypatch, 
     """Two images leave each shard, half of the smallest one, by counts that were planted."""
     skips = {round_: THIS} | ({round_ - 1: BEFORE} if round_ > 1 else {})
     assert run_stage(tmp_path, monkeypatch, schedule, round_, skips) == expected
+
+
+@pytest.mark.parametrize("select", ["memory", "random"])
+def test_the_stage_draws_by_seed_shard_and_round(tmp_path, monkeypatch, select):
+    """Ties among images that were all skipped alike, and the random images of the control, which needs no counts."""
+    alike = {3: [[4] * len(indices) for indices in LISTS]} if select == "memory" else {}
+    leaving = []
+    for k, indices in enumerate(LISTS):
+        words = np.random.SeedSequence([9, 3, k, 3]).generate_state(2, np.uint32)
+        order = np.random.default_rng(int(words[0]) | int(words[1]) << 32).permutation(indices)
+        leaving.append(set(order[:2].tolist()))
+    expected = [sorted(set(LISTS[k]) - leaving[k] | leaving[k - 1]) for k in range(3)]
+    assert run_stage(tmp_path, monkeypatch, "joint", 3, alike, select) == expected
 
 
 def test_counts_of_other_images_are_refused(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The published tables: what is read, when they are shown, and which of our numbers stand where."""
 
 import copy
+import itertools
 
 import pytest
 import yaml
@@ -235,6 +236,15 @@ def test_a_wrong_file_is_told_in_one_sentence(file, old, new, told):
     assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
+def by_arm(tables):
+    """The different rows of published numbers that each arm has in some tables: dict of sets."""
+    found = {}
+    for row in itertools.chain(*tables):
+        if "published" in row:
+            found.setdefault(row["arm"], set()).add(tuple(row["published"]))
+    return found
+
+
 def test_the_published_tables_agree_with_themselves():
     """The numbers were typed by hand: what the paper repeats must be repeated, and its percentages must come out."""
     content = published.read()
@@ -247,11 +257,7 @@ def test_the_published_tables_agree_with_themselves():
         "Table VII cifar10",
         *(f"Table {number} captioned_folder" for number in ("II", "IV", "V", "VI")),
     ]
-    numbers = {}
-    for name in ("Table I cifar10", "Table III cifar10", "Table VII cifar10"):
-        for row in tables[name]:
-            if "published" in row:
-                numbers.setdefault(row["arm"], set()).add(tuple(row["published"]))
+    numbers = by_arm(tables[name] for name in ("Table I cifar10", "Table III cifar10", "Table VII cifar10"))
     assert {arm: len(found) for arm, found in numbers.items()} == dict.fromkeys(numbers, 1)
 
     def reduction(table, metric=0):
@@ -261,11 +267,7 @@ def test_the_published_tables_agree_with_themselves():
     # AFHQ as the text of the paper has it; the other two are the tables' own, where the text differs (see the notes)
     assert reduction("Table I afhq_dog") == 91.2
     assert reduction("Table I cifar10") == 91.0 and reduction("Table I cifar100") == 71.1
-    text = {}
-    for number in ("II", "IV", "V", "VI"):
-        for row in tables[f"Table {number} captioned_folder"]:
-            if "published" in row:
-                text.setdefault(row["arm"], set()).add(tuple(row["published"]))
+    text = by_arm(tables[f"Table {number} captioned_folder"] for number in ("II", "IV", "V", "VI"))
     sim = {arm: next(iter(found))[0] for arm, found in text.items()}
     # Table V has more digits: 16.60 and 16.30, the latter as 16.3 everywhere.
     assert {arm for arm, found in text.items() if len(found) > 1} == set()

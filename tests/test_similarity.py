@@ -12,7 +12,18 @@ import report_tree
 import tiny_sscd
 import torch
 import yaml
-from conftest import TINY, Project, random_images, write_params, write_samples
+from conftest import (
+    TINY,
+    check_missing_file,
+    check_turned_off_and_on,
+    random_images,
+    seen_by_dvc,
+    small_project,
+    tiny_with,
+    with_six_images,
+    write_params,
+    write_samples,
+)
 
 from stages import experiments, phases, plan, report, rules, similarity
 from stages.measures import sscd as method
@@ -187,7 +198,7 @@ def test_the_interval_is_over_prompts_where_images_have_them():
 
 
 def with_similarity(**section):
-    return {**yaml.safe_load(TINY), "similarity": section}
+    return tiny_with(similarity=section)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +257,7 @@ def made(tmp_path, monkeypatch, weights_file):
     """The working folder with 5 training images and the samples of one run: 6 images in parts of 4 and 2, of two kinds. Images 1
     and 5 of raw are copies of training image 3."""
     monkeypatch.chdir(tmp_path)
-    tiny = with_similarity(weights=str(weights_file), preprocess="dcr", batch_size=4)
-    tiny["sample"] |= {"num_images": 6, "batch_size": 4}
+    tiny = with_six_images(with_similarity(weights=str(weights_file), preprocess="dcr", batch_size=4))
     write_params(tiny)
     files.save_array(files.DATA / "train.npy", TRAIN)
     files.write_json(files.DATA / "keys.json", {"train": [f"{c}.png" for c in "abcde"], "heldout": []})
@@ -468,61 +478,35 @@ def test_where_there_are_captions_no_training_image_is_shown_unless_asked_for(bu
 # Through the doors.
 
 
-def project_with_similarity(root, weights):
-    """One arm, 12 training and 6 generated images."""
-    tiny = with_similarity(weights=str(weights), preprocess="dcr", batch_size=6)
-    tiny["data"]["num_train"], tiny["score"]["neighbours"] = 12, 5
-    tiny["sample"] |= {"num_images": 6, "batch_size": 6, "parts": 1}
-    tiny["arms"] = {"ddpm": tiny["arms"]["ddpm"] | {"train": {"epochs": 2}}}
-    return Project.create(root, yaml.safe_dump(tiny, sort_keys=False))
+def settings_of(weights):
+    return {"weights": str(weights), "preprocess": "dcr", "batch_size": 6}
 
 
 @pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # of a package of DVC's
 def test_dvc_knows_what_each_instance_reads_and_writes(tmp_path, weights_file, monkeypatch):
-    from dvc.repo import Repo
-
-    project = project_with_similarity(tmp_path / "project", weights_file)
+    project = small_project(tmp_path / "project", similarity=settings_of(weights_file))
     monkeypatch.chdir(project.root)
-    repo = Repo()
-    try:
-        stages = {stage.addressing: stage for stage in repo.index.stages}
-        waits_for = {name: {dep.addressing for dep in repo.index.graph.successors(stages[name])} for name in stages}
-        reads = {name: {dep.fs_path for dep in stages[name].deps} for name in stages}
-        outs = {Path(out.fs_path).relative_to(project.root) for name in stages for out in stages[name].outs}
-    finally:
-        repo.close()
+    waits_for, reads, commands, outs = seen_by_dvc(project)
     reference = "similarity_reference@reference"
     assert waits_for[reference] == {"data"} and str(weights_file) in reads[reference]
     assert waits_for["similarity@ddpm-seed3"] == {"data", reference, "sample@ddpm-seed3-part0"}
     assert {reference, "similarity@ddpm-seed3"} < waits_for["report"]
+    assert commands[reference] == "python -m stages.similarity --reference"
+    assert commands["similarity@ddpm-seed3"] == "python -m stages.similarity --arm ddpm --seed 3"
     assert {path for i in plan.expand(project.params()).values() for path in i.outputs()} <= outs
 
 
 def test_a_missing_file_is_told_by_both_doors(tmp_path):
-    project = project_with_similarity(tmp_path / "project", "gone.pt")
-    for command in (("snakemake", "-n"), ("dvc", "repro")):
-        told = project.run(*command, check=False)
-        assert told.returncode and "error: the file similarity.weights = gone.pt does not exist" in told.text
-        assert "Running stage 'data'" not in told.text
+    project = small_project(tmp_path / "project", similarity=settings_of("gone.pt"))
+    check_missing_file(project, "error: the file similarity.weights = gone.pt does not exist")
 
 
 @pytest.mark.slow
 def test_the_phase_through_snakemake_turned_off_and_on_again(tmp_path, weights_file):
-    project = project_with_similarity(tmp_path / "project", weights_file)
+    project = small_project(tmp_path / "project", similarity=settings_of(weights_file))
     project.run("snakemake")
-    kept = (project.root / "metrics.json").read_text()
-    assert 0 < json.loads(kept)["ddpm"]["raw"]["similarity"]["percentile_95"] <= 1
+    kept = json.loads((project.root / "metrics.json").read_text())
+    assert 0 < kept["ddpm"]["raw"]["similarity"]["percentile_95"] <= 1
     assert "similarity@ddpm-seed3 ema: 6/6 images" in (project.root / "logs/similarity/ddpm-seed3.log").read_text()
     assert "Nothing to be done" in project.run("snakemake", "-n").text
-    section = project.params()["similarity"]
-    project.edit(similarity={})
-    done = project.run("snakemake")
-    assert (
-        similarity.PHASE["left_out"] in done.text and "3 of 3 steps (100%) done" in done.text
-    )  # plan, report and the rule all
-    assert "similarity" not in json.loads((project.root / "metrics.json").read_text())["ddpm"]["raw"]
-    assert not list((project.root / "artifacts").glob("similarity/*/*"))
-    project.edit(similarity=section)
-    project.run("snakemake")
-    assert (project.root / "metrics.json").read_text() == kept
-    assert "up to date" in project.run("dvc", "status").text
+    check_turned_off_and_on(project, "similarity", similarity.PHASE["left_out"], "similarity")

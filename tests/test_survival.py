@@ -235,7 +235,7 @@ def contents(place):
     return {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file() and "locks" not in path.parts}
 
 
-def test_on_a_full_disk_every_stage_leaves_what_was_there_and_says_what_it_needs(full_disk):
+def test_on_a_full_disk_a_stage_of_the_tiny_experiment_leaves_what_was_there_and_says_what_it_needs(full_disk):
     before = contents(full_disk)
     for command, output in WRITERS.items():
         with pytest.raises(OSError) as caught:

@@ -18,7 +18,7 @@ from stages.iet import shard_state
 from stages.methods import base, caption_noise, kinds, loop, wen
 from stages.methods.agc import augmentation
 from stages.run import files, kept
-from stages.text import generation, latents, model, prediction
+from stages.text import generation, latents, model, prediction, prompt_mitigations
 
 SEED, SHARD = 5, 3
 CAPTIONS = [["a red square", "a square of red"], ["a blue circle", "the circle"], ["a green cross", "x"], ["the white triangle", "y"],
@@ -692,6 +692,36 @@ def test_prompts_are_the_same_for_all_and_none_is_drawn_twice():
     assert list(generation.prompted(10, 1, 10, 2)) != list(generation.prompted(10, 1, 10, 3))
     drawn = generation.prompted(4000, 1, 10_000, 42, with_replacement=True)
     assert 3200 < len(set(drawn)) < 3400  # 10,000 (1 - (1 - 1/10,000)^4000) = 3,297
+
+
+def test_each_image_is_asked_for_and_recorded_with_its_own_prompt(monkeypatch):
+    """Two images a caption, of training images in the order of a draw; words put in by a mitigation are those of seed and image."""
+    asked_for = []
+    frozen = SimpleNamespace(
+        device="cpu", tokenizer=None, embeddings=lambda texts: asked_for.append(texts) or torch.zeros(len(texts), 2, 3)
+    )
+    model = SimpleNamespace(
+        frozen=frozen, latent_shape=(1, 2, 2), alpha_bars=torch.ones(4), network=torch.nn.Linear(1, 1)
+    )
+    captions = {"train": [[f"first {i}", f"second {i}"] for i in range(5)], "heldout": []}
+    data = SimpleNamespace(captions=captions, keys=[f"{i}.png" for i in range(5)], fixed_text=None)
+    settings = {"num_images": 7, "images_per_prompt": 2, "mitigation": {"name": "rna", "num_words": 2}}
+    source = generation.Source(model, settings, data, 6, None)
+    order = generation.prompted(7, 2, 5, 6).tolist()
+    assert order[::2] != [0, 1, 2, 3] and len(set(order)) == 4
+    found = source.records(3, 7)
+    assert [record["index"] for record in found] == [3, 4, 5, 6] and {record["seed"] for record in found} == {6}
+    assert [record["prompt_original"] for record in found] == [f"first {i}" for i in order[3:]]
+    assert [record["train_key"] for record in found] == [f"{i}.png" for i in order[3:]]
+    used = [
+        prompt_mitigations.with_words(
+            "rna", f"first {i}", 2, None, randomness.numpy_generator("prompt_words", 6, image)
+        )
+        for image, i in enumerate(order)
+    ]
+    assert [record["prompt_used"] for record in found] == used[3:] and len(set(used)) == 7
+    source.embeddings(3, 7, None)
+    assert asked_for == [used[3:], [""]]
 
 
 # Settings.

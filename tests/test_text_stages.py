@@ -104,6 +104,18 @@ def test_the_text_is_what_the_network_learns_from(with_captions):
     assert any(not np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_latents_are_made_by_the_settings_of_the_arm(with_captions):
+    """Mirror images are there for an arm that mirrors, though the shared section does not."""
+    found = []
+    for shared in (False, True):
+        experiment = experiment_of(flip=True)
+        experiment["train"]["flip"] = shared
+        with_captions(experiment)
+        trained()
+        found.append(files.load_arrays(files.folder("model", "default-seed0", 1) / "raw.safetensors"))
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_one_text_leaves_nothing_to_detect(with_captions):
     experiment = experiment_of(caption="fixed_text", caption_text="a cat") | {"detect": DETECT}
     plain = {**experiment["arms"]["default"], "train": {"steps": 2}}

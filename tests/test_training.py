@@ -269,7 +269,7 @@ def test_seed_and_shard_give_other_draws(images, alpha_bar):
     assert not same_bits(one, other)
 
 
-def test_every_draw_is_keyed_by_seed_shard_and_step(images, alpha_bar, monkeypatch):
+def test_every_draw_of_a_step_with_agc_and_taa_is_keyed_by_seed_shard_and_step(images, alpha_bar, monkeypatch):
     keys, seed_of = [], randomness.seed_of
 
     def spied(purpose, *key):

@@ -1,0 +1,139 @@
+"""The phase sample on planted weights: each image is what its own weights make of its own noise, by a loop over single images."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY, write_params
+
+from stages import sample
+from stages.diffusion import unet
+from stages.run import files
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE, NUM_CLASSES, SEED = (4, 6, 2), 5, 9
+MODEL = {"block_channels": [4, 8], "attention_levels": [], "layers_per_block": 1, "dropout": 0.5, "norm_groups": 4}
+SAMPLE, NOISE, CLASS = "sample", 10, 12  # purposes of draws, see stages/randomness.py
+
+
+def planted(number, num_classes=None):
+    """Weights that no other number has, large enough that the images of two of them differ."""
+    random = np.random.default_rng(number)
+    network = unet.build(MODEL, (SHAPE[2], *SHAPE[:2]), num_classes=num_classes)
+    return {n: (0.2 * random.standard_normal(p.shape)).astype(np.float32) for n, p in network.named_parameters()}
+
+
+def write_experiment(**changes):
+    """Seven images in batches of 2: parts of 2, 2 and 3. The section sample says 50 in two parts, by DDIM in 5 steps."""
+    experiment = yaml.safe_load(TINY)
+    experiment |= {"seeds": [SEED, 3], "model": MODEL | changes.get("model", {})}
+    own = {"num_images": 7, "parts": 3, "batch_size": 2, "num_steps": 3, "weights": ["ema", "raw"]} | changes.get(
+        "sample", {}
+    )
+    arm = experiment["arms"]["iet_agc_plus"] | {"rounds": 3, "sample": own}
+    experiment["arms"] = {
+        "first": experiment["arms"]["ddpm"] | {"method": {"name": "ambient", "p": 0.3, "delta": 0.1}},
+        "iet": arm,
+        "copied": {"generator": {"arm": "iet"}, "sample": own},
+    }
+    write_params(experiment)
+    files.save_array(files.DATA / "train.npy", np.zeros((11, *SHAPE), np.uint8))
+    files.write_json(files.DATA / "classes.json", [f"class {i}" for i in range(NUM_CLASSES)])
+    classes = NUM_CLASSES if experiment["model"].get("class_conditional") else None
+    for run, rounds in ((f"iet-seed{SEED}", 3), ("iet-seed3", 3), (f"first-seed{SEED}", 1)):
+        for round_ in range(1, rounds + 1):
+            for kind in ("raw", "ema"):
+                folder = files.folder("model", run, round_)
+                files.save_arrays(folder / f"{kind}.safetensors", planted(number_of(run, round_, kind), classes))
+
+
+def number_of(run, round_, kind):
+    return [f"iet-seed{SEED}", "iet-seed3", f"first-seed{SEED}"].index(run) * 100 + 10 * round_ + (kind == "ema")
+
+
+def drawn(purpose, image):
+    """A generator as stages/randomness.py promises it: of the seed and the number of the image alone."""
+    words = np.random.SeedSequence([purpose, SEED, image]).generate_state(2, np.uint32)
+    return np.random.default_rng(int(words[0]) | int(words[1]) << 32)
+
+
+@torch.no_grad()
+def expected(image, kind, num_steps, protocol="paper", conditional=False):
+    """One image by itself: DDIM with 20 timesteps."""
+    network = unet.build(MODEL, (SHAPE[2], *SHAPE[:2]), num_classes=NUM_CLASSES if conditional else None)
+    network.load_state_dict(
+        {
+            n: torch.from_numpy(w)
+            for n, w in planted(number_of(f"iet-seed{SEED}", 3, kind), NUM_CLASSES if conditional else None).items()
+        }
+    )
+    network.eval()
+    noise_left = [math.prod(1 - (0.005 + (0.4 - 0.005) * s / 19) for s in range(t + 1)) for t in range(20)]
+    stride = 20 // num_steps
+    x = torch.from_numpy(drawn(NOISE, image).standard_normal((1, SHAPE[2], *SHAPE[:2]), np.float32))
+    label = {"class_labels": torch.tensor([drawn(CLASS, image).integers(NUM_CLASSES)])} if conditional else {}
+    for t in range(1 + stride * (num_steps - 1), 0, -stride):
+        eps = network(x, torch.tensor([t]), **label).sample
+        clean = ((x - math.sqrt(1 - noise_left[t]) * eps) / math.sqrt(noise_left[t])).clamp(-1, 1)
+        after = noise_left[t - stride] if t > stride else noise_left[0] if protocol == "paper" else 1
+        x = math.sqrt(after) * clean + math.sqrt(1 - after) * eps
+    return (127.5 * (x[0].clamp(-1, 1) + 1)).round().permute(1, 2, 0).numpy().astype(int)
+
+
+def check(found, kind, images, **how):
+    """Rounding may turn the other way where a batch is summed in another order."""
+    assert found.dtype == np.uint8 and found.shape == (len(images), *SHAPE)
+    for array, image in zip(found, images, strict=True):
+        difference = np.abs(array.astype(int) - expected(image, kind, **how))
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.05, (kind, image)
+
+
+def part(run, number):
+    return files.folder("samples", run, part=number)
+
+
+@pytest.mark.parametrize(("number", "images"), [(0, [0, 1]), (1, [2, 3]), (2, [4, 5, 6])])
+def test_a_part_has_its_own_images_of_the_last_round_with_each_kind_of_weights(tmp_path, monkeypatch, number, images):
+    monkeypatch.chdir(tmp_path)
+    write_experiment()
+    sample.main(["--arm", "iet", "--seed", str(SEED), "--part", str(number)])
+    folder = part(f"iet-seed{SEED}", number)
+    assert {path.name for path in folder.iterdir()} == {"raw.npy", "ema.npy", "checksums.json"}
+    for kind in ("raw", "ema"):
+        check(np.load(folder / f"{kind}.npy"), kind, images, num_steps=3)
+    assert np.abs(expected(images[0], "raw", 3) - expected(images[0], "ema", 3)).mean() > 5
+    assert np.abs(expected(images[0], "raw", 3) - expected(images[1], "raw", 3)).mean() > 5
+
+
+def test_the_protocol_and_the_steps_are_those_of_the_arm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_experiment(sample={"protocol": "clean", "num_steps": 4, "weights": ["raw"]})
+    sample.main(["--arm", "iet", "--seed", str(SEED), "--part", "1"])
+    assert not (part(f"iet-seed{SEED}", 1) / "ema.npy").exists()
+    check(np.load(part(f"iet-seed{SEED}", 1) / "raw.npy"), "raw", [2, 3], num_steps=4, protocol="clean")
+    assert np.abs(expected(2, "raw", 4, "clean") - expected(2, "raw", 4)).max() > 1
+
+
+def test_the_class_of_each_image_is_asked_for_and_written_down(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_experiment(model={"class_conditional": True})
+    sample.main(["--arm", "iet", "--seed", str(SEED), "--part", "2"])
+    folder = part(f"iet-seed{SEED}", 2)
+    labels = np.load(folder / "labels.npy")
+    assert labels.dtype == np.int64 and labels.tolist() == [
+        drawn(CLASS, image).integers(NUM_CLASSES) for image in (4, 5, 6)
+    ]
+    assert len(set(labels.tolist())) > 1
+    check(np.load(folder / "ema.npy"), "ema", [4, 5, 6], num_steps=3, conditional=True)
+
+
+def test_an_arm_that_samples_from_another_arms_model_has_that_arms_images_under_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_experiment()
+    sample.main(["--arm", "copied", "--seed", str(SEED), "--part", "0"])
+    for kind in ("raw", "ema"):
+        check(np.load(part(f"copied-seed{SEED}", 0) / f"{kind}.npy"), kind, [0, 1], num_steps=3)
+    assert not part(f"iet-seed{SEED}", 0).exists()

@@ -1,0 +1,235 @@
+"""The phase score on planted images: copies of training images, of held-out images, and neither, in unequal numbers.
+
+What is expected is found by loops over float64 distances, and by counting what was planted.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import TINY, write_params
+
+from stages import randomness, score
+from stages.measures import memorisation
+from stages.run import files
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ARM, SEED, RUN, K = "plain", 9, "plain-seed9", 4
+THRESHOLDS = [0.25, 0.35]
+PROTOCOLS = ["code_sq", "printed_eq12", "printed_eq12_excl", "l2_from_gen", "carlini", "third"]
+RANDOM = np.random.default_rng(5)
+TRAIN = RANDOM.integers(0, 256, (11, 3, 4, 2), dtype=np.uint8)
+HELDOUT = RANDOM.integers(0, 256, (8, 3, 4, 2), dtype=np.uint8)
+HELDOUT[7] = TRAIN[6] ^ 1  # looks like a copy, so that real images count too
+TRAIN_LABELS = np.array([0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0])  # nine of class 0, two of class 1
+HELDOUT_LABELS = np.array([1, 0, 1, 1, 0, 1, 0, 1])  # three and five
+MATCHED_SIZE = 5  # three of class 0 and two of class 1
+KEYS = [f"image{(7 * i) % 11}.png" for i in range(11)]
+
+
+def near(image, amount):
+    return (image.astype(int) + np.where(image < 128, amount, -amount)).astype(np.uint8)
+
+
+def other(number, seed):
+    return np.random.default_rng(seed).integers(0, 256, (number, 3, 4, 2), dtype=np.uint8)
+
+
+# Images 1 and 5 are of training image 9, image 3 is of training image 2; 0, 2 and 6 are of held-out images of class 0, which are in every draw.
+RAW = np.stack(
+    [near(HELDOUT[1], 2), near(TRAIN[9], 3), near(HELDOUT[4], 1), TRAIN[2], *other(1, 1), near(TRAIN[9], 1), near(HELDOUT[6], 3), *other(2, 2)]
+)  # fmt: skip
+# With EMA weights four copies of three training images; of held-out images one.
+EMA = np.stack(
+    [near(TRAIN[3], 9), *other(2, 3), near(TRAIN[5], 2), near(HELDOUT[4], 1), near(TRAIN[0], 5), near(TRAIN[5], 7), *other(2, 4)]
+)  # fmt: skip
+SAMPLES = {"raw": RAW, "ema": EMA}
+COPIES = {"raw": (3, 2), "ema": (4, 3)}  # copies of training images, and of how many of these
+
+
+def write_experiment(heldout=HELDOUT, heldout_labels=HELDOUT_LABELS, train_labels=TRAIN_LABELS):
+    """Two parts of 5 and 4 images. The section sample would have one part more and raw weights only."""
+    experiment = yaml.safe_load(TINY)
+    experiment["seeds"] = [3, SEED]
+    experiment["sample"] |= {"parts": 3, "weights": ["raw"]}
+    arm = experiment["arms"].pop("ddpm") | {"sample": {"parts": 2, "weights": ["ema", "raw"], "num_images": 9}}
+    experiment["arms"] = {ARM: arm}
+    experiment["score"] = {
+        "neighbours": K,
+        "thresholds": THRESHOLDS,
+        "grid_step": 0.2,
+        "headline": {"protocol": "code_sq", "threshold": 0.25, "weights": "ema"},
+    }
+    write_params(experiment)
+    files.save_array(files.DATA / "train.npy", TRAIN)
+    files.save_array(files.DATA / "train_labels.npy", train_labels)
+    files.save_array(files.DATA / "heldout.npy", heldout)
+    files.save_array(files.DATA / "heldout_labels.npy", heldout_labels)
+    keys = {"heldout": [f"other{i}.png" for i in range(len(heldout))], "train": KEYS}
+    files.write_json(files.DATA / "keys.json", keys)
+    for weights, images in SAMPLES.items():
+        for part, rows in enumerate(
+            (images[:5], images[5:], images[::-1])
+        ):  # the last is a part that the arm does not have
+            files.save_array(files.folder("samples", RUN, part=part) / f"{weights}.npy", rows)
+
+
+def results():
+    folder = files.folder("results/score", RUN)
+    images, curves = (pd.read_parquet(folder / f"{name}.parquet") for name in ("images", "curves"))
+    return images, curves, files.load_json(folder / "scores.json"), files.load_arrays(folder / "gallery.safetensors")
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, one_thread):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("score"))
+        patch.setattr(score, "GALLERY_IMAGES", 4)
+        write_experiment()
+        score.main(["--arm", ARM, "--seed", str(SEED)])
+        assert {path.name for path in files.folder("results/score", RUN).iterdir()} == {
+            "images.parquet", "curves.parquet", "scores.json", "gallery.safetensors", "checksums.json",
+        }  # fmt: skip
+        yield results()
+
+
+def lengths(queries, reference):
+    """[M,N] float64: distances in grey levels."""
+    difference = queries[:, None].astype(float) - reference[None].astype(float)
+    return np.sqrt((difference**2).sum(axis=(2, 3, 4)))
+
+
+def expected_ratios(queries, reference):
+    """What each protocol says of each image: dict of lists; the nearest reference image of each."""
+    found, nearest = {name: [] for name in PROTOCOLS}, []
+    between = lengths(reference, reference)
+    for length in lengths(queries, reference):
+        order = np.argsort(length, kind="stable")[:K]
+        first, around = length[order[0]], between[order[0]][order]
+        found["code_sq"].append(first**2 / np.mean(length[order] ** 2))
+        found["printed_eq12"].append(first / np.mean(around))
+        found["printed_eq12_excl"].append(first / np.mean(around[1:]))
+        found["l2_from_gen"].append(first / np.mean(length[order]))
+        found["carlini"].append(2 * first / np.mean(length[order]))
+        found["third"].append(first / length[order[1]])
+        nearest.append(order[0])
+    return {name: np.array(values) for name, values in found.items()}, np.array(nearest)
+
+
+def test_images_have_their_own_distances_and_ratios_in_the_order_of_the_parts(scored):
+    images = scored[0]
+    assert images.weights.tolist() == ["ema"] * 9 + ["raw"] * 9 and images.image.tolist() == 2 * list(range(9))
+    for weights, rows in images.groupby("weights"):
+        ratios, nearest = expected_ratios(SAMPLES[weights], TRAIN)
+        assert rows.nearest_train.tolist() == nearest.tolist()
+        assert rows.nearest_key.tolist() == [KEYS[i] for i in nearest]
+        squared = np.sort(lengths(SAMPLES[weights], TRAIN) ** 2, axis=1)
+        assert rows.d1.tolist() == pytest.approx(squared[:, 0]) and rows.d2.tolist() == pytest.approx(squared[:, 1])
+        for name in PROTOCOLS:
+            assert rows[f"train_{name}"].tolist() == pytest.approx(ratios[name], abs=1e-12), name
+    assert images[images.weights == "raw"].nearest_train[[10, 12, 14]].tolist() == [9, 2, 9]
+
+
+def test_the_reference_of_held_out_images_has_the_classes_of_the_training_images(scored):
+    """The draw is that of the run's seed; held-out images of class 0 are in each draw, so their copies are known."""
+    draw = memorisation.class_matched(TRAIN_LABELS, HELDOUT_LABELS, randomness.numpy_generator("reference", SEED))[1]
+    assert np.bincount(HELDOUT_LABELS[draw]).tolist() == [3, 2] and {1, 4, 6} < set(draw.tolist())
+    for weights, rows in scored[0].groupby("weights"):
+        ratios = expected_ratios(SAMPLES[weights], HELDOUT[draw])[0]
+        for name in PROTOCOLS:
+            assert rows[f"heldout_{name}"].tolist() == pytest.approx(ratios[name], abs=1e-12), name
+        planted = {"raw": [0, 2, 6], "ema": [4]}[weights]
+        assert rows.image[rows.heldout_l2_from_gen <= 0.25].tolist() == planted
+
+
+def test_curves_count_what_was_planted(scored):
+    curves = scored[1]
+    assert list(curves.columns) == [
+        "weights", "protocol", "threshold", "count", "share", "distinct", "excess", "excess_low", "excess_high", "simplicity",
+    ]  # fmt: skip
+    at = curves.set_index(["weights", "protocol", "threshold"])
+    for weights, (copies, distinct) in COPIES.items():
+        for protocol in ("code_sq", "l2_from_gen", "printed_eq12"):
+            row = at.loc[(weights, protocol, 0.25)]
+            assert (row["count"], row["distinct"]) == (copies, distinct), protocol
+            assert row["share"] == copies / 9
+            assert row["simplicity"] == 9 / 8  # one of eight held-out images looks like a copy, of nine generated ones
+
+
+def test_curves_have_every_protocol_and_threshold(scored):
+    curves = scored[1]
+    grid = [0.2, 0.25, 0.35, 0.4, 0.6, 0.8, 1.0]
+    thresholds = dict.fromkeys(PROTOCOLS[:4], grid) | {"carlini": [1.0], "third": [1 / 3]}
+    for weights, samples in SAMPLES.items():
+        ratios, nearest = expected_ratios(samples, TRAIN)
+        of_heldout = expected_ratios(HELDOUT, TRAIN)[0]
+        for name, values in thresholds.items():
+            rows = curves[(curves.weights == weights) & (curves.protocol == name)]
+            assert rows.threshold.tolist() == values, name
+            counted = [ratios[name] <= value for value in values]
+            assert rows["count"].tolist() == [mask.sum() for mask in counted], name
+            assert rows.distinct.tolist() == [len(set(nearest[mask])) for mask in counted], name
+            assert rows.simplicity.tolist() == [(of_heldout[name] <= value).sum() * 9 / 8 for value in values], name
+    assert curves["count"].nunique() > 5
+
+
+def test_the_strict_protocols_leave_out_what_lies_on_the_threshold(tmp_path, monkeypatch):
+    """Every ratio lies on the threshold exactly."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment()
+    monkeypatch.setattr(score, "thresholds_of", lambda protocol, settings: [0.5])
+    monkeypatch.setattr(
+        memorisation, "ratios", lambda distances, around: dict.fromkeys(PROTOCOLS, np.full(len(distances), 0.5))
+    )
+    score.main(["--arm", ARM, "--seed", str(SEED)])
+    curves = results()[1]
+    strict = curves.protocol.isin(["code_sq", "third"])
+    assert set(curves[strict]["count"]) == {0} and set(curves[~strict]["count"]) == {9}
+    assert set(curves[strict].simplicity) == {0.0} and set(curves[~strict].simplicity) == {9.0}
+
+
+def frechet(one, two):
+    """Between the pixels in [0, 1], by scipy."""
+    from scipy import linalg
+
+    one, two = (images.reshape(len(images), -1) / 255 for images in (one, two))
+    cov_one, cov_two = np.cov(one, rowvar=False), np.cov(two, rowvar=False)
+    root = linalg.sqrtm(cov_one + 1e-12 * np.eye(24)) @ linalg.sqrtm(cov_two + 1e-12 * np.eye(24))
+    cross = np.linalg.svd(root, compute_uv=False).sum()
+    return np.sum((one.mean(0) - two.mean(0)) ** 2) + np.trace(cov_one) + np.trace(cov_two) - 2 * cross
+
+
+def test_numbers_of_images_and_frechet_distances_of_both_sets(scored):
+    scores = scored[2]
+    assert set(scores) == {"num_images", "num_train", "num_heldout", "raw", "ema"}
+    assert (scores["num_images"], scores["num_train"], scores["num_heldout"]) == (9, 11, 8)
+    for weights, samples in SAMPLES.items():
+        assert set(scores[weights]) == {"fd_pixels", "fd_pixels_heldout"}
+        assert scores[weights]["fd_pixels"] == pytest.approx(frechet(samples, TRAIN), abs=1e-4)
+        assert scores[weights]["fd_pixels_heldout"] == pytest.approx(frechet(samples, HELDOUT), abs=1e-4)
+
+
+def test_the_gallery_has_each_leaked_image_once_beside_its_copy_with_the_headlines_weights(scored):
+    """By the protocol of the headline. Two images are copies of training image 5: the nearer one is shown."""
+    gallery = scored[3]
+    ratios, nearest = expected_ratios(EMA, TRAIN)
+    order = sorted(range(9), key=ratios["code_sq"].__getitem__)
+    first_of_each = [image for i, image in enumerate(order) if nearest[image] not in nearest[order[:i]]][:4]
+    assert first_of_each[:3] == [3, 5, 0] and set(gallery) == {"generated", "train", "image", "nearest_train", "ratio"}
+    assert gallery["image"].tolist() == first_of_each
+    assert gallery["nearest_train"].tolist() == [5, 0, 3, nearest[first_of_each[3]]]
+    assert gallery["ratio"].tolist() == pytest.approx(ratios["code_sq"][first_of_each])
+    assert np.array_equal(gallery["generated"], EMA[first_of_each])
+    assert np.array_equal(gallery["train"], TRAIN[nearest[first_of_each]])
+
+
+def test_without_held_out_images_what_rests_on_them_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_experiment(HELDOUT[:0], HELDOUT_LABELS[:0])
+    score.main(["--arm", ARM, "--seed", str(SEED)])
+    images, curves, scores, _ = results()
+    assert not [name for name in images if name.startswith("heldout")]
+    assert curves[["excess", "excess_low", "excess_high", "simplicity"]].isna().all(axis=None)
+    assert curves[(curves.weights == "ema") & (curves.threshold == 0.25)]["count"].tolist()[0] == 4
+    assert scores["num_heldout"] == 0 and [scores[w]["fd_pixels_heldout"] for w in ("raw", "ema")] == [None, None]
