@@ -108,6 +108,7 @@ def write_scores(arm, seed):
         w: {name: DISTANCES[arm, seed, w, name] for name in ("fd_pixels", "fd_pixels_heldout")} for w in WEIGHTS
     }
     sizes = {"num_images": num_images, "num_train": NUM_TRAIN, "num_heldout": NUM_HELDOUT}
+    sizes["num_compared"] = NUM_TRAIN
     files.write_json(folder / "scores.json", sizes | distances)
     images = [
         {"weights": w, "image": i, "nearest_train": n, "nearest_key": f"{arm}{seed}{w}{n}", "train_code_sq": ratio, "train_l2_from_gen": 0.01}

@@ -3,6 +3,8 @@
 What is expected is found by loops over float64 distances, and by counting what was planted.
 """
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ import yaml
 from conftest import TINY, write_params
 
 from stages import randomness, score
-from stages.measures import memorisation
+from stages.measures import intervals, memorisation
 from stages.run import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,7 +26,9 @@ HELDOUT = RANDOM.integers(0, 256, (8, 3, 4, 2), dtype=np.uint8)
 HELDOUT[7] = TRAIN[6] ^ 1  # looks like a copy, so that real images count too
 TRAIN_LABELS = np.array([0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0])  # nine of class 0, two of class 1
 HELDOUT_LABELS = np.array([1, 0, 1, 1, 0, 1, 0, 1])  # three and five
-MATCHED_SIZE = 5  # three of class 0 and two of class 1
+MATCHED_K = (
+    2  # of 5 held-out images, three of class 0 and two of class 1, as many neighbours as K of 11 training images
+)
 KEYS = [f"image{(7 * i) % 11}.png" for i in range(11)]
 
 
@@ -100,12 +104,12 @@ def lengths(queries, reference):
     return np.sqrt((difference**2).sum(axis=(2, 3, 4)))
 
 
-def expected_ratios(queries, reference):
+def expected_ratios(queries, reference, k=K):
     """What each protocol says of each image: dict of lists; the nearest reference image of each."""
     found, nearest = {name: [] for name in PROTOCOLS}, []
     between = lengths(reference, reference)
     for length in lengths(queries, reference):
-        order = np.argsort(length, kind="stable")[:K]
+        order = np.argsort(length, kind="stable")[:k]
         first, around = length[order[0]], between[order[0]][order]
         found["code_sq"].append(first**2 / np.mean(length[order] ** 2))
         found["printed_eq12"].append(first / np.mean(around))
@@ -133,10 +137,12 @@ def test_images_have_their_own_distances_and_ratios_in_the_order_of_the_parts(sc
 
 def test_the_reference_of_held_out_images_has_the_classes_of_the_training_images(scored):
     """The draw is that of the run's seed; held-out images of class 0 are in each draw, so their copies are known."""
-    draw = memorisation.class_matched(TRAIN_LABELS, HELDOUT_LABELS, randomness.numpy_generator("reference", SEED))[1]
+    draw = memorisation.matched_parts(
+        TRAIN_LABELS, HELDOUT_LABELS, randomness.numpy_generator("reference", SEED)
+    ).heldout
     assert np.bincount(HELDOUT_LABELS[draw]).tolist() == [3, 2] and {1, 4, 6} < set(draw.tolist())
     for weights, rows in scored[0].groupby("weights"):
-        ratios = expected_ratios(SAMPLES[weights], HELDOUT[draw])[0]
+        ratios = expected_ratios(SAMPLES[weights], HELDOUT[draw], MATCHED_K)[0]
         for name in PROTOCOLS:
             assert rows[f"heldout_{name}"].tolist() == pytest.approx(ratios[name], abs=1e-12), name
         planted = {"raw": [0, 2, 6], "ema": [4]}[weights]
@@ -155,6 +161,45 @@ def test_curves_count_what_was_planted(scored):
             assert (row["count"], row["distinct"]) == (copies, distinct), protocol
             assert row["share"] == copies / 9
             assert row["simplicity"] == 9 / 8  # one of eight held-out images looks like a copy, of nine generated ones
+
+
+def test_the_excess_counts_the_planted_copies_of_the_whole_training_set(scored):
+    """A copy of a training image counts one, in whichever of the three parts its image is: an image of class 1 is in all three, and
+    counts a third in each. One of a held-out image of class 0 counts nine thirds, as three of them stand for nine training images."""
+    at = scored[1].set_index(["weights", "protocol", "threshold"])
+    planted = {"raw": [-3, 1, -3, 1, 0, 1, -3, 0, 0], "ema": [1, 0, 0, 1, -3, 1, 1, 0, 0]}
+    for weights, differences in planted.items():
+        for protocol in ("code_sq", "l2_from_gen"):
+            row = at.loc[(weights, protocol, 0.25)]
+            found = row["excess"], row["excess_low"], row["excess_high"]
+            assert found == pytest.approx(intervals.sum_of_differences(np.array(differences, float), 1, 3)), protocol
+            assert row["excess"] == pytest.approx({"raw": -6, "ema": 1}[weights])
+
+
+def test_images_of_one_prompt_are_counted_together(tmp_path, monkeypatch):
+    """The same images with prompts: of four that are copies three have the same one."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment()
+    prompts = [
+        "b",
+        "a",
+        "a",
+        "b",
+        "a",
+        "c",
+        "b",
+        "d",
+        "e",
+    ]  # the copies among the EMA images are 0, 3, 5, 6; image 4 is of a held-out one
+    asked = [{"prompt_original": prompt, "train_key": KEYS[0]} for prompt in prompts]
+    for part, lines in enumerate((asked[:5], asked[5:])):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        files.write_text(files.folder("samples", RUN, part=part) / "generations.jsonl", text)
+    score.main(["--arm", ARM, "--seed", str(SEED)])
+    row = results()[1].set_index(["weights", "protocol", "threshold"]).loc[("ema", "code_sq", 0.25)]
+    of_prompts = np.array([-3.0, 3, 1, 0, 0])
+    expected = intervals.sum_of_differences(of_prompts, 3 * 1, 3 * 3)
+    assert (row["excess"], row["excess_low"], row["excess_high"]) == pytest.approx(expected)
 
 
 def test_curves_have_every_protocol_and_threshold(scored):
@@ -202,7 +247,8 @@ def frechet(one, two):
 
 def test_numbers_of_images_and_frechet_distances_of_both_sets(scored):
     scores = scored[2]
-    assert set(scores) == {"num_images", "num_train", "num_heldout", "raw", "ema"}
+    assert set(scores) == {"num_images", "num_train", "num_heldout", "num_compared", "raw", "ema"}
+    assert scores["num_compared"] == 11
     assert (scores["num_images"], scores["num_train"], scores["num_heldout"]) == (9, 11, 8)
     for weights, samples in SAMPLES.items():
         assert set(scores[weights]) == {"fd_pixels", "fd_pixels_heldout"}
@@ -232,4 +278,6 @@ def test_without_held_out_images_what_rests_on_them_is_left_out(tmp_path, monkey
     assert not [name for name in images if name.startswith("heldout")]
     assert curves[["excess", "excess_low", "excess_high", "simplicity"]].isna().all(axis=None)
     assert curves[(curves.weights == "ema") & (curves.threshold == 0.25)]["count"].tolist()[0] == 4
-    assert scores["num_heldout"] == 0 and [scores[w]["fd_pixels_heldout"] for w in ("raw", "ema")] == [None, None]
+    assert scores["num_heldout"] == scores["num_compared"] == 0 and [
+        scores[w]["fd_pixels_heldout"] for w in ("raw", "ema")
+    ] == [None, None]
