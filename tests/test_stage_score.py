@@ -176,6 +176,24 @@ def test_the_excess_counts_the_planted_copies_of_the_whole_training_set(scored):
             assert row["excess"] == pytest.approx({"raw": -6, "ema": 1}[weights])
 
 
+def test_the_excess_at_every_threshold_by_loops_over_the_parts(scored):
+    """Each of the three parts, and the held-out images, with two neighbours; weights by class as above."""
+    matched = memorisation.matched_parts(TRAIN_LABELS, HELDOUT_LABELS, randomness.numpy_generator("reference", SEED))
+    sides = [(TRAIN, part, np.array([1, 1 / 3]), TRAIN_LABELS) for part in matched.parts]
+    sides.append((HELDOUT, matched.heldout, np.array([-3, -1]), HELDOUT_LABELS))
+    for weights, samples in SAMPLES.items():
+        of_sides = [
+            (*expected_ratios(samples, images[chosen], MATCHED_K), weight[labels[chosen]])
+            for images, chosen, weight, labels in sides
+        ]
+        rows = scored[1][scored[1].weights == weights]
+        for protocol, threshold, excess in rows[["protocol", "threshold", "excess"]].itertuples(index=False):
+            expected = sum(
+                ((ratios[protocol] <= threshold) * weight[nearest]).sum() for ratios, nearest, weight in of_sides
+            )
+            assert excess == pytest.approx(expected), (weights, protocol, threshold)
+
+
 def test_images_of_one_prompt_are_counted_together(tmp_path, monkeypatch):
     """The same images with prompts: of four that are copies three have the same one."""
     monkeypatch.chdir(tmp_path)
