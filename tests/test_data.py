@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, text_experiment, write_params
 from PIL import Image
 
 from stages import data, image_sets
@@ -52,6 +52,22 @@ def test_digits_split_into_training_images_and_all_others():
     assert drawn.sum() == 256
     assert np.abs(drawn - 256 * whole / 1797).max() <= 1  # the class mix of the set
     assert np.array_equal(drawn + np.bincount(arrays["heldout_labels"]), whole)
+
+
+def test_captions_stay_with_their_images():
+    folder_of({"a": 9, "b": 8}, size=8)
+    keys = [f"{name}/{i:03}.png" for name, count in (("a", 9), ("b", 8)) for i in range(count)]
+    Path("images/captions.json").write_text(json.dumps({key: [f"of {key}", f"also of {key}"] for key in keys}))
+    section = {"name": "captioned_folder", "root": "images", "num_train": 7, "split_seed": 0}
+    write_params(text_experiment(data=section))
+    data.main([])
+    found, captions = (json.loads(Path(f"artifacts/data/{name}.json").read_text()) for name in ("keys", "captions"))
+    assert sorted(found["train"] + found["heldout"]) == keys and (len(found["train"]), len(found["heldout"])) == (7, 10)
+    assert found["train"] != keys[:7]
+    for part in ("train", "heldout"):
+        assert captions[part] == [[f"of {key}", f"also of {key}"] for key in found[part]]
+        images = np.load(f"artifacts/data/{part}.npy")
+        assert images[:, 0, 0, 0].tolist() == [keys.index(key) for key in found[part]]
 
 
 def test_images_labels_and_keys_stay_together():

@@ -196,6 +196,9 @@ def test_a_dp_step_is_the_clipped_sum_and_its_noise_over_the_batch_size(attentiv
         for value, g in zip(noisy, found, strict=True)
     ]
     flat = torch.cat([n.flatten() for n in noise])
+    generator = randomness.torch_generator("cpu", "dp_noise", *step.key)
+    for n in noise:  # to the last gradient: in 10,000 values of noise one that is left out would not show
+        assert torch.allclose(n, 1.5 * 0.7 * torch.randn(n.shape, generator=generator), atol=1e-3)
     assert len(flat) > 10_000
     assert float(flat.std()) == pytest.approx(1.5 * 0.7, rel=0.02) and abs(float(flat.mean())) < 0.03
 
@@ -374,6 +377,24 @@ def test_ambient_sampler_finds_the_one_image_there_is(monkeypatch):
     assert all(torch.equal(mask, passes[0][0]) for mask, _ in passes)  # one mask an image throughout
     alone = method.sample(None, x[1:2], range(5, 6), SEED, None, None, settings, None)
     assert torch.equal(passes[-1][0][0], passes[0][0][1]) and torch.allclose(alone, made[1:2], atol=1e-5)
+
+
+def test_ambient_samples_with_the_share_of_pixels_that_the_network_was_shown():
+    """Of each image (1 - p)(1 - delta) of the pixels: those of a draw of the seed and the image, the same at every step."""
+    shown = []
+
+    def network(x, t):
+        shown.append((x[:, 2:] > 0).float())  # scaled as its input is
+        return SimpleNamespace(sample=torch.zeros_like(x[:, :2]))
+
+    method = ambient.Method({"p": 0.3, "delta": 0.5})
+    settings = {"num_steps": 2, "precision": "fp32"}
+    method.sample(network, torch.ones(2, 2, 40, 50), range(6, 8), 9, None, None, settings, None)
+    assert len(shown) == 3 and all(torch.equal(mask, shown[0]) for mask in shown)
+    for mask, image in zip(shown[0], (6, 7), strict=True):
+        drawn = randomness.numpy_generator("sample_mask", 9, image).random((40, 50))
+        assert np.array_equal(mask[0].numpy(), drawn < 0.35) and torch.equal(mask[0], mask[1])
+        assert abs(mask.mean().item() - 0.35) < 4 * (0.35 * 0.65 / 2000) ** 0.5
 
 
 def test_ambient_network_takes_the_masks_as_channels():

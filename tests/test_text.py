@@ -450,6 +450,21 @@ def test_caption_noise_changes_what_the_network_sees(learnt, pixels):
     assert shown({"name": "caption_noise", "kind": "rt", "p": 0.0, "num_words": 2}, learnt, pixels)[0] == clean
 
 
+@pytest.mark.parametrize("kind", ["rc", "cwr", "rt"])
+def test_a_caption_that_was_dropped_stays_empty(kind, monkeypatch):
+    class Tokenizer:
+        all_special_ids = (0,)
+        __len__ = lambda self: 50  # noqa: E731
+        decode = lambda self, tokens: " ".join(f"word{token}" for token in tokens)  # noqa: E731
+
+    frozen = SimpleNamespace(frozen=SimpleNamespace(tokenizer=Tokenizer()))
+    step = SimpleNamespace(prompts=["", "a red cat", "", "a dog"], key=(3, 0, 1), objective=frozen)
+    monkeypatch.setattr(base.Method, "losses", lambda self, step: None)
+    caption_noise.Method({"name": "caption_noise", "kind": kind, "p": 1.0, "num_words": 2}).losses(step)
+    assert [bool(text) for text in step.prompts] == [False, True, False, True]
+    assert step.prompts[1] != "a red cat" and step.prompts[3] != "a dog"
+
+
 def test_noise_on_the_embeddings(learnt, pixels):
     _, clean = shown({"name": "ddpm"}, learnt, pixels)
     _, noisy = shown({"name": "text_noise", "std": 0.25}, learnt, pixels)
