@@ -188,16 +188,18 @@ def keep_folding():
     """Folds records from time to time in a thread of its own, and when this process ends; after a kill, its next start does."""
 
     def fold():
+        try:
+            fold_records()
+        except (OSError, ValueError) as error:
+            print(f"dvc.lock could not be renewed, the next start does it: {error}", file=sys.stderr, flush=True)
+
+    def from_time_to_time():
         while True:
             time.sleep(FOLD_S)
-            try:
-                fold_records()
-            except (OSError, ValueError) as error:
-                print(f"dvc.lock is not renewed before the next start: {error}", file=sys.stderr, flush=True)
-                return
+            fold()
 
-    threading.Thread(target=fold, daemon=True).start()
-    atexit.register(fold_records)
+    threading.Thread(target=from_time_to_time, daemon=True).start()
+    atexit.register(fold)
 
 
 class Pipeline:
