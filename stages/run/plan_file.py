@@ -26,12 +26,14 @@ def of_stage(name):
     name   what DVC calls it: <block>@<key>, or the block alone where it makes one stage
     """
     block, _, key = name.partition("@")
-    content = PLAN_FILE.read_text(encoding="utf-8")
+    content = PLAN_FILE.read_bytes()
     if not key:
-        fields = _value(content, content.find(f"\n{json.dumps(block)}: "))
+        fields = _value(content, content.find(f"\n{json.dumps(block)}: ".encode()))
         return {"plan": {block: fields or {}}}
-    start = content.find(f"\n{json.dumps(block)}: {{\n")
-    fields = start >= 0 and _value(content, content.find(f"\n{json.dumps(key)}: ", start, content.find("\n}", start)))
+    start = content.find(f"\n{json.dumps(block)}: {{\n".encode())
+    fields = start >= 0 and _value(
+        content, content.find(f"\n{json.dumps(key)}: ".encode(), start, content.find(b"\n}", start))
+    )
     return {"plan": {block: {key: fields} if fields else {}}}
 
 
@@ -39,5 +41,5 @@ def _value(content, start):
     """What stands in the line that begins after `start`; None if start is -1, as nothing was found."""
     if start < 0:
         return None
-    line = content[start + 1 : content.index("\n", start + 1)]
-    return json.loads("{" + line.rstrip(",") + "}").popitem()[1]
+    line = content[start + 1 : content.index(b"\n", start + 1)]
+    return json.loads(b"{" + line.rstrip(b",") + b"}").popitem()[1]
