@@ -57,7 +57,7 @@ def main():
 
         project.run(
             root, sys.executable, "-m", "stages.plan", check=False
-        )  # renews plan.yaml, and says so with an error
+        )  # renews plan.json, and says so with an error
         stage("data")()
         sides = {}
         for arm in ("short", "long"):

@@ -25,38 +25,42 @@ from stages import plan  # noqa: E402
 MADE_UP = """
 import sys
 from pathlib import Path
+import yaml
 from dvc.repo import Repo
-from dvc.stage.serialize import to_single_stage_lockfile
-from dvc.utils.serialize import dumps_yaml
+sys.path[:0] = [".", "workflow/scripts"]
+import schedule
 
 repo = Repo()
-stages = list(repo.index.stages)
-for stage in stages:
-    for out in stage.outs:
-        path = Path(out.fs_path)
-        path = path if path.suffix else path / "file"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(stage.addressing + str(out))
-for rounds in sorted(Path("artifacts/shards").rglob("round*")):
-    for k in range(int(sys.argv[1])):
-        (rounds / f"shard{k}.npy").write_text(f"{rounds}{k}")
 with repo.lock:
+    pipeline = schedule.Pipeline(repo)
+    for path in pipeline.makers:
+        file = Path(path) if Path(path).suffix else Path(path) / "file"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(path)
+    for rounds in sorted(Path("artifacts/shards").rglob("round*")):
+        for k in range(int(sys.argv[1])):
+            (rounds / f"shard{k}.npy").write_text(f"{rounds}{k}")
+    hashes = schedule.Hashes(repo)
+
+    def recorded(path):
+        size = {"size": Path(path).stat().st_size} | ({"nfiles": 1} if Path(path).is_dir() else {})
+        return {"path": path, "hash": "md5", "md5": hashes.of(path), **size}
+
     entries = {}
-    for stage in stages:
+    for name, stage in pipeline.stages.items():
+        entries[name] = {
+            "cmd": stage["cmd"],
+            "deps": [recorded(path) for path in sorted(stage["deps"])],
+            "params": {"params.yaml": {key: pipeline.setting(key) for key in sorted(stage.get("params", []))}},
+            "outs": [recorded(path) for path in sorted(schedule.paths(stage["outs"]))],
+        }
+    yaml.CSafeDumper.ignore_aliases = lambda *_: True  # each entry by itself, as DVC writes them
+    content = {"schema": "2.0", "stages": entries}
+    Path("dvc.lock").write_text(yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False))
+    for name in sys.argv[2:]:
+        stage = repo.stage.load_one(name=name)
         stage.save()
-        if stage.addressing in sys.argv[2:]:
-            stage.commit()
-        entries[stage.addressing] = to_single_stage_lockfile(stage)
-Path("dvc.lock").write_text(dumps_yaml({"schema": "2.0", "stages": entries}))
-"""
-PUT = """\
-shift
-for f; do
-    case "${f##*/}" in
-        *.*) mkdir -p "${f%/*}" && echo > "$f" ;;
-        *) mkdir -p "$f" && echo > "$f/file" ;;
-    esac
-done
+        stage.commit()
 """
 READ_GRAPH = "from dvc.repo import Repo; print(len(Repo().index.graph))"
 
@@ -117,10 +121,8 @@ def measure(number):
     names = sorted(expanded)
     print(f"\n{f'{len(names)} stage instances':52} {'wall s':>8} {'CPU s':>8} {'peak MB':>8}", flush=True)
     with project.copy(params) as root:
-        (root / "plan.yaml").write_text(plan.text(expanded), encoding="utf-8")
-        definition = (root / "dvc.yaml").read_text(encoding="utf-8")
-        (root / "dvc.yaml").write_text(project.empty_commands(definition, "kept"), encoding="utf-8")
-        (root / "put.sh").write_text(PUT)
+        (root / "plan.json").write_text(plan.text(expanded), encoding="utf-8")
+        project.make_up_outputs(root, params)
 
         def row(what, *words, expect=""):
             seconds, busy, peak, said = timed(root, *words)
@@ -133,13 +135,11 @@ def measure(number):
         row("(made up)", sys.executable, "-c", MADE_UP, str(CHOSEN.shards), *some)
         row("snakemake -n", "snakemake", "-n", expect="Nothing to be done")
         row("one stage is skipped", *repro(some[0]), expect="didn't change")
-        (root / "dvc.yaml").write_text(
-            project.empty_commands(definition, "other"), encoding="utf-8"
-        )  # so that they have to run
+        project.make_up_outputs(root, params, word="_again")  # so that they have to run
         row("one stage runs (an empty command)", *repro(some[4]), expect="Running stage")
         print(f"{'four stages at a time, each':52} {at_a_time(root, some[:4]) / 4:8.1f}", flush=True)
         size = (root / "dvc.lock").stat().st_size
-        print(f"dvc.lock {size / 1e6:.2f} MB, plan.yaml {(root / 'plan.yaml').stat().st_size / 1e6:.2f} MB")
+        print(f"dvc.lock {size / 1e6:.2f} MB, plan.json {(root / 'plan.json').stat().st_size / 1e6:.2f} MB")
 
 
 def main():

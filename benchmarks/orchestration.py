@@ -1,23 +1,26 @@
 """What Snakemake and DVC cost per stage: wall time of an experiment whose stages do nothing.
 
-The stages of a small experiment are run once, then once more in a fresh copy where every command only puts its outputs in
-place. What is left is the start of the run, DVC's bookkeeping and the launcher, shared by --cores stages at a time. Above it
-stands the start-up of each stage's own Python (see benchmarks.startup).
+Every command only makes up its outputs, a few bytes each. What is left is the start of the run, DVC's bookkeeping and the launcher,
+shared by --cores stages at a time. Without --experiment a small experiment is run with real stages as well, whose own Python starts
+(see benchmarks.startup). In the end one setting of one arm is changed: its stages and the report must run, and no others.
 """
 
 from benchmarks import common
 
-CHOSEN = common.arguments(__doc__, threads=1, cores=2, seeds=6, rounds=2, shards=2)
+CHOSEN = common.arguments(__doc__, threads=1, cores=2, seeds=6, rounds=2, shards=2, experiment=None)
 
+import os  # noqa: E402
 import re  # noqa: E402
 import time  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import yaml  # noqa: E402
 
 from benchmarks import project  # noqa: E402
+from stages import experiments, plan  # noqa: E402
 
 
-def experiment():
+def small_experiment():
     arm = {
         "rounds": CHOSEN.rounds, "method": {"name": "agc", "lambda": 0.5, "eta": 0.8}, "shard": {"num_shards": CHOSEN.shards},
         "train": {"epochs": 1}, "redistribute": {"share": 0.25, "select": "memory"}, "sample": {},
@@ -27,32 +30,65 @@ def experiment():
     return shared
 
 
-PUT = 'kept=$1; shift; for f; do mkdir -p "$(dirname "$f")" && cp -r "$kept/$f" "$f" || exit 1; done\n'
+def timed(root, *words):
+    """(seconds, what it said)"""
+    start = time.perf_counter()
+    done = project.run(root, *words)
+    return time.perf_counter() - start, done.stdout + done.stderr
+
+
+def change_one_arm(root, params):
+    """Gives the last arm that is trained another number of epochs. Returns the stages that this reaches."""
+    arm = list(experiments.trained(params))[-1]
+    params["arms"][arm]["train"]["epochs"] += 1
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    reached = {
+        "train",
+        "train_next",
+        "aggregate",
+        "redistribute",
+        "redistribute_both",
+        "sample",
+        "score",
+        "quality",
+        "similarity",
+        "analyse",
+    }
+    made_by = {other for other in params["arms"] if experiments.maker(params, other) == arm}
+    return {n for n, i in plan.expand(params).items() if i.arm in made_by and i.block in reached} | {"plan", "report"}
 
 
 def main():
     common.heading()
-    params = experiment()
+    params = (
+        yaml.safe_load(Path(CHOSEN.experiment).read_text(encoding="utf-8")) if CHOSEN.experiment else small_experiment()
+    )
+    number = len(plan.expand(params))
     command = ["snakemake", "--cores", str(CHOSEN.cores)]
-    with project.copy(params) as whole, project.copy(params) as empty:
-        start = time.perf_counter()
-        done = project.run(whole, *command)
-        with_work = time.perf_counter() - start
-        number = int(re.search(r"(\d+) of \1 steps", done.stdout + done.stderr).group(1)) - 1  # without the rule all
-        definition = (empty / "dvc.yaml").read_text(encoding="utf-8")
-        (empty / "dvc.yaml").write_text(project.empty_commands(definition, whole), encoding="utf-8")
-        (empty / "put.sh").write_text(PUT, encoding="utf-8")
-        start = time.perf_counter()
-        project.run(empty, *command)
-        without_work = time.perf_counter() - start
-        start = time.perf_counter()
-        again = project.run(empty, *command)
-        nothing = time.perf_counter() - start
-        assert "Nothing to be done" in again.stdout + again.stderr
     print(f"\n{number} stage instances, {CHOSEN.cores} at a time")
-    print(f"with real stages of a few steps:      {with_work:7.1f} s, {with_work / number:.2f} s each")
-    print(f"with commands that do nothing:        {without_work:7.1f} s, {without_work / number:.2f} s each")
-    print(f"nothing to be done:                   {nothing:7.1f} s")
+    if not CHOSEN.experiment:
+        with project.copy(params) as root:
+            seconds, _ = timed(root, *command)
+            print(f"with real stages of a few steps:      {seconds:7.1f} s, {seconds / number:.2f} s each")
+    os.environ["REDISTRIBUTE_ANY_ROOM"] = "1"  # nothing of the size that is expected is written
+    with project.copy(params) as root:
+        if folder := params["data"].get("root"):
+            (root / folder).mkdir(parents=True)
+        project.make_up_outputs(root, params)
+        seconds, said = timed(root, *command)
+        assert f"{number + 1} of {number + 1} steps" in said, said[-2000:]  # and the rule all
+        print(f"with commands that do nothing:        {seconds:7.1f} s, {seconds / number:.2f} s each", flush=True)
+        seconds, said = timed(root, *command)
+        assert "Nothing to be done" in said, said[-2000:]
+        print(f"nothing to be done:                   {seconds:7.1f} s", flush=True)
+        expected = change_one_arm(root, params)
+        _, said = timed(root, "snakemake", "-n")
+        listed = {name.replace(" ", "@") for name in re.findall(r"^Job \d+: (.*)$", said, re.MULTILINE)} - {"all"}
+        assert listed == expected, listed ^ expected
+        seconds, _ = timed(root, *command)
+        print(
+            f"after a change of one arm, {len(expected):4} stages: {seconds:7.1f} s, {seconds / len(expected):.2f} s each"
+        )
 
 
 if __name__ == "__main__":

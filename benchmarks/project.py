@@ -54,16 +54,31 @@ def run(root, *words, check=True):
     return done
 
 
-def empty_commands(definition, kept):
-    """dvc.yaml as text in which every command but that of `plan` copies its outputs from the folder `kept`."""
-    pipeline = yaml.safe_load(definition)
+# Makes up outputs: of an index list for each shard, or of one file a folder, with its own path in it.
+PUT = """\
+shards=$1
+shift
+for f; do
+    case "$f" in
+        artifacts/shards/*) mkdir -p "$f"; for k in $(seq 0 $((shards - 1))); do echo "$f $k" > "$f/shard$k.npy"; done ;;
+        */*.*|*.json) mkdir -p "${f%/*}"; echo "{}" > "$f" ;;
+        *) mkdir -p "$f" && echo "$f" > "$f/file" ;;
+    esac
+done
+"""
+
+
+def make_up_outputs(root, params, word=""):
+    """In the copy every command but that of `plan` makes up its outputs.
+
+    word   stands in each command: another one makes all stages stale
+    """
+    shards = max(recipe["shard"]["num_shards"] for recipe in params["arms"].values() if "shard" in recipe)
+    pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
     for name, stage in pipeline["stages"].items():
         body = stage.get("do", stage)
-        if name == "plan":
-            continue
-        outputs = []
-        for kind in ("outs", "metrics", "plots"):
-            for output in body.get(kind, []):
-                outputs.append(next(iter(output)) if isinstance(output, dict) else output)
-        body["cmd"] = f"sh put.sh {kept} {' '.join(outputs)}"
-    return yaml.safe_dump(pipeline, sort_keys=False, width=1000)
+        if name != "plan":
+            outs = [next(iter(output)) if isinstance(output, dict) else output for output in body["outs"]]
+            body["cmd"] = f"sh put{word}.sh {shards} {' '.join(outs)}"
+    (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False, width=1000), encoding="utf-8")
+    (root / f"put{word}.sh").write_text(PUT, encoding="utf-8")

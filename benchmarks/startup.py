@@ -37,7 +37,7 @@ def main():
         def stage(name, *words):
             return lambda: project.run(root, sys.executable, "-m", f"stages.{name}", *words)
 
-        # Renews plan.yaml, and says so with an error.
+        # Renews plan.json, and says so with an error.
         project.run(root, sys.executable, "-m", "stages.plan", check=False)
         stage("data")()
         stage("shard", *arm)()

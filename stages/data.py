@@ -104,7 +104,7 @@ def check_files(experiment):
 
 def _is_decoded(data):
     """Whether artifacts/data holds the images of this section data, by DVC's record."""
-    recorded = lock.recorded_stages().get("data", {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
+    recorded = (lock.entry("data") or {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
     return files.DATA.exists() and recorded == data
 
 

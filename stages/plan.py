@@ -1,27 +1,23 @@
 """The plan: every stage instance of the experiment with what it depends on, derived from params.yaml alone.
 
-dvc.yaml loops over plan.yaml because DVC's templates have no arithmetic and cannot say "round r - 1". The file is committed
-like a lock file. `python -m stages.plan` checks params.yaml, and renews plan.yaml when the structure of the experiment
+dvc.yaml loops over plan.json because DVC's templates have no arithmetic and cannot say "round r - 1". The file is committed
+like a lock file. `python -m stages.plan` checks params.yaml, and renews plan.json when the structure of the experiment
 changed (arms, seeds, shards, rounds, parts). It then also removes the results of instances that left the plan, because a
 stage that reads a whole folder would read them too, and ends with an error that says to run the same command again.
 """
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-
-import yaml
 
 from stages import experiments, image_sets, phases, rules
 from stages.diffusion import unet
-from stages.run import files, lock, room
+from stages.run import files, lock, plan_file, processes, room
 from stages.run.instance import START_UP, Instance, Scale
 from stages.text import model as pipeline
 
 PHASE = {"name": "plan", "per": "experiment"}
-PLAN_FILE = Path("plan.yaml")
-HEAD = "# Derived from params.yaml by stages/plan.py, which renews it: do not edit, do commit.\n"
 
 
 def load():
@@ -60,7 +56,7 @@ def expand(experiment):
 
 
 def text(plan):
-    """The content of plan.yaml: by block and key the fields of each instance.
+    """The content of plan.json: by block and key the fields of each instance.
 
     plan   of `expand`
     """
@@ -71,7 +67,7 @@ def text(plan):
         else:
             listed[instance.block][instance.key] = instance.item()
     listed = {block: items for block, items in listed.items() if items or not phases.is_single(block)}
-    return HEAD + yaml.safe_dump({"plan": listed}, sort_keys=False, width=200)
+    return plan_file.text(listed)
 
 
 def scale(experiment):
@@ -96,28 +92,31 @@ def sizes(experiment, plan):
 
 
 def refresh(plan, dry_run=False):
-    """Makes plan.yaml, artifacts/ and dvc.lock agree with a plan.
+    """Makes plan.json, artifacts/ and dvc.lock agree with a plan.
 
     plan      of `expand`
-    dry_run   write plan.yaml, which DVC needs to say what would run, but remove nothing
+    dry_run   write plan.json, which DVC needs to say what would run, but remove nothing
     Returns   list of sentences that say what was changed; empty if all agreed
     """
     changes = []
-    old = PLAN_FILE.read_text(encoding="utf-8") if PLAN_FILE.exists() else ""
-    if old != text(plan):
+    old = plan_file.PLAN_FILE.read_text(encoding="utf-8") if plan_file.PLAN_FILE.exists() else ""
+    new = text(plan)
+    if old != new:
         before = _stages_of(old)
         added, removed = plan.keys() - before, before - plan.keys()
-        files.write_text(PLAN_FILE, text(plan))
+        files.write_text(plan_file.PLAN_FILE, new)
         names = (
             f"now has {len(added)} new stages and {len(removed)} fewer old ones" if added or removed else "was renewed"
         )
-        changes.append(f"plan.yaml {names}")
+        changes.append(f"plan.json {names}")
     stray = _stray_artifacts(plan)
-    gone = sorted(lock.recorded_stages().keys() - plan.keys())
+    gone = sorted(lock.names() - plan.keys())
     if not dry_run:
         for path in stray:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        lock.remove(gone)
+        if gone:
+            with processes.DvcLock():
+                lock.remove(gone)
     if stray or gone:
         verb = "would be removed" if dry_run else "were removed"
         changes.append(
@@ -128,12 +127,12 @@ def refresh(plan, dry_run=False):
 
 
 def _stages_of(old):
-    """Names of the stages of an earlier plan.yaml; none where it cannot be read, as after a merge with conflicts."""
+    """Names of the stages of an earlier plan.json; none where it cannot be read, as after a merge with conflicts."""
     single = {block for block in phases.blocks() if phases.is_single(block)}
     try:
-        listed = yaml.safe_load(old)["plan"]
+        listed = json.loads(old)["plan"]
         return single | {f"{block}@{key}" for block, keys in listed.items() if block not in single for key in keys}
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return set()
 
 
@@ -175,7 +174,7 @@ def main(arguments):
         plan = expand(experiment)
         changes = refresh(plan)
         room.check(sizes(experiment, plan))
-        files.write_text(files.PLAN_OK, "params.yaml was found valid and plan.yaml up to date\n")
+        files.write_text(files.PLAN_OK, "params.yaml was found valid and plan.json up to date\n")
         if changes:
             print("; ".join(changes), file=sys.stderr)
             raise ValueError(

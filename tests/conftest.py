@@ -66,7 +66,7 @@ class Project:
             capture_output=True,
             check=True,
         )
-        own_results = ("dvc.lock", "plan.yaml", "metrics.json", "plots/", "params.yaml", "tests/", "benchmarks/")
+        own_results = ("dvc.lock", "plan.json", "metrics.json", "plots/", "params.yaml", "tests/", "benchmarks/")
         for name in filter(None, listed.stdout.decode().split("\0")):
             if not name.startswith(own_results) and (ROOT / name).is_file():
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ class Project:
         project.run("git", "init", "-q", "-b", "main")
         project.run("git", "config", "user.email", "test@example.org")
         project.run("git", "config", "user.name", "test")
-        (root / "plan.yaml").write_text(plan.text(plan.expand(yaml.safe_load(params))))
+        (root / "plan.json").write_text(plan.text(plan.expand(yaml.safe_load(params))))
         project.commit("start")
         return project
 

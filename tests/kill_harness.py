@@ -3,8 +3,8 @@
     python tests/kill_harness.py [--kills 20] [--seed 0] [--folder FOLDER]
 
 A small experiment runs through Snakemake. Each kill is a SIGKILL of one of: the stage, the DVC that started it, snakemake, or
-the whole process group; most wait until a train or sample stage has written its first checkpoint, so that it computes. Half of
-the time the experiment is started again at once, while what was killed may still be ending. Then it is left to finish.
+the whole process group; most wait until a train or sample stage has written its first checkpoint, so that it computes, some until
+snakemake puts records into dvc.lock. Half of the time the experiment is started again at once, while what was killed may still be ending. Then it is left to finish.
 
 What must hold: dvc.lock (metrics included) is that of the undisturbed run; what a kill leaves behind is gone within GONE_S; no
 two processes compute one stage at a time; nothing blocks the next run; no unfinished file or checkpoint is left.
@@ -156,11 +156,22 @@ class Harness:
             time.sleep(0.05)
         return None
 
-    def kill_once(self, number=signal.SIGKILL, victims=VICTIMS, anywhere=False, phases=COMPUTE):
+    def folding(self, within_s=120):
+        """Whether snakemake puts records into dvc.lock: its new file lies in scratch/ for a moment. False where it ends before."""
+        deadline = time.monotonic() + within_s
+        while self.snakemake.poll() is None and time.monotonic() < deadline:
+            if list((self.project.root / "scratch/unfinished").glob("snakemake~*-dvc.lock")):
+                time.sleep(self.rng.choice([0, 0.001, 0.005]))  # before it is renamed, or before the records go
+                return True
+            time.sleep(0.0005)
+        return False
+
+    def kill_once(self, number=signal.SIGKILL, victims=VICTIMS, anywhere=False, folding=False, phases=COMPUTE):
         """Waits for a moment and kills.
 
         phases     while a stage of one of these computes
         anywhere   at any moment, in the place of one when such a stage computes
+        folding    while snakemake puts records into dvc.lock: snakemake or the group
         Returns    the entry of the log, None where the experiment ended before the moment came
         """
         if self.snakemake is None or self.snakemake.poll() is not None:
@@ -171,6 +182,8 @@ class Harness:
                 (pid, stage, None) for pid, c in processes_in(self.project.root).items() if (stage := stage_of(c))
             ]
             found = self.rng.choice(stages) if stages else (None, None, None)
+        elif folding:
+            found = (None, None, None) if self.folding() else None
         else:
             found = self.computing(phases)
         if found is None or self.snakemake.poll() is not None:
@@ -191,7 +204,7 @@ class Harness:
             return None
         entry = {
             "kill": len(self.kills) + 1, "signal": signal.Signals(number).name, "victim": victim, "pid": target,
-            "stage": stage, "computing": done is not None, "checkpoint": done,
+            "stage": stage, "computing": done is not None, "checkpoint": done, "folding": folding,
         }  # fmt: skip
         self.kills.append(entry)
         print(json.dumps(entry), file=self.log, flush=True)
@@ -275,9 +288,11 @@ def main():
         while len(harness.kills) < chosen.kills:
             number = len(
                 harness.kills
-            )  # of 20, 3 at any moment and 3 while a sample stage computes, for which it waits
+            )  # of 20, 3 at any moment, 3 while records are folded, and 3 while a sample stage computes, for which it waits
             entry = harness.kill_once(
-                anywhere=number % 6 == 5, phases=COMPUTE if number < 0.8 * chosen.kills else ("sample@",)
+                anywhere=number % 6 == 5,
+                folding=number % 6 == 2,
+                phases=COMPUTE if number < 0.8 * chosen.kills else ("sample@",),
             )
             if entry:
                 print(json.dumps(entry), flush=True)
@@ -286,10 +301,10 @@ def main():
         starts = harness.finish()
     check_aftermath(project, harness, watch)
     check_results(project, reference)
-    computing = sum(kill["computing"] for kill in harness.kills)
+    computing, folding = (sum(kill[moment] for kill in harness.kills) for moment in ("computing", "folding"))
     by_victim = {victim: sum(kill["victim"] == victim for kill in harness.kills) for victim in VICTIMS}
     print(
-        f"{len(harness.kills)} kills ({by_victim}), {computing} while a train or sample stage computed; {starts} more starts to the "
+        f"{len(harness.kills)} kills ({by_victim}), {computing} while a train or sample stage computed, {folding} while records were folded; {starts} more starts to the "
         f"end; at most {watch.most} process computed one stage in {watch.looks} looks; what a kill left behind "
         f"was gone within {harness.slowest_end_s:.1f} s; dvc.lock and metrics.json are those of the "
         f"undisturbed run; {time.monotonic() - started:.0f} s. Log: {root}/kills.jsonl"

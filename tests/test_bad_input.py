@@ -16,7 +16,7 @@ IET = "iet_agc_plus-seed3"
 
 def contents(project):
     """Everything that a stage could have spoilt: results, records, plan, unfinished files."""
-    kept = [project.root / name for name in ("dvc.lock", "plan.yaml", "metrics.json")]
+    kept = [project.root / name for name in ("dvc.lock", "plan.json", "metrics.json")]
     found = [*kept, *(project.root / "artifacts").rglob("*"), *(project.root / "scratch/unfinished").rglob("*")]
     return {str(path.relative_to(project.root)): path.read_bytes() for path in found if path.is_file()}
 

@@ -39,7 +39,7 @@ PIXELS = {"kind": "stages/pixels", "architecture": "stages/diffusion/unet.py"}
 
 
 def listed(tiny):
-    """What plan.yaml says of an experiment: block -> key -> fields."""
+    """What plan.json says of an experiment: block -> key -> fields."""
     return yaml.safe_load(plan.text(plan.expand(tiny)))["plan"]
 
 
@@ -275,14 +275,14 @@ def test_whatever_the_experiment_each_input_is_made_by_an_earlier_instance(seed)
 
 
 def test_the_plan_of_the_project_is_that_of_its_parameters():
-    assert (ROOT / "plan.yaml").read_text() == plan.text(plan.expand(rules.load(ROOT / "params.yaml")))
+    assert (ROOT / "plan.json").read_text() == plan.text(plan.expand(rules.load(ROOT / "params.yaml")))
 
 
 def test_dvc_reads_the_plan_as_it_was_meant():
     from dvc.utils.serialize import parse_yaml
 
     found = plan.expand(experiment(data={"name": "image_folder", "root": 'it\'s: "images" #1 & ünï', "split_seed": 0}))
-    read = parse_yaml(plan.text(found), "plan.yaml")["plan"]
+    read = parse_yaml(plan.text(found), "plan.json")["plan"]
     assert read["data"] == {"source": 'it\'s: "images" #1 & ünï'}
     assert read["train"] == {i.key: i.item() for i in found.values() if i.block == "train"} and len(read["train"]) == 3
 
@@ -295,7 +295,7 @@ def test_dvc_resolves_dvc_yaml_to_exactly_these_instances(folder, monkeypatch):
     project = Project.create(folder / "project", TINY)
     monkeypatch.chdir(project.root)
     found = plan.expand(yaml.safe_load(TINY))
-    Path("plan.yaml").write_text(plan.text(found))
+    Path("plan.json").write_text(plan.text(found))
     repo = Repo()
     try:
         stages = {stage.addressing: stage for stage in repo.index.stages}
@@ -338,8 +338,8 @@ def test_dvc_resolves_dvc_yaml_to_exactly_these_instances(folder, monkeypatch):
 
 def test_refresh_writes_and_says_so_once(folder):
     found = plan.expand(experiment())
-    assert plan.refresh(found) == ["plan.yaml now has 20 new stages and 0 fewer old ones"]
-    assert Path("plan.yaml").read_text() == plan.text(found)
+    assert plan.refresh(found) == ["plan.json now has 20 new stages and 0 fewer old ones"]
+    assert Path("plan.json").read_text() == plan.text(found)
     assert plan.refresh(found) == []
 
 
@@ -364,7 +364,7 @@ def test_refresh_removes_what_left_the_plan_and_only_that(folder):
 
     changes = plan.refresh(new)
     gone = {"train@iet_agc_plus-seed3-round1-shard1", "train_next@iet_agc_plus-seed3-round2-shard1"}
-    assert changes[0] == "plan.yaml now has 0 new stages and 2 fewer old ones"
+    assert changes[0] == "plan.json now has 0 new stages and 2 fewer old ones"
     assert changes[1].startswith(
         "6 folders or files of artifacts/ and 2 entries of dvc.lock that belong to no stage of the plan"
     )
@@ -406,7 +406,7 @@ def test_a_dry_run_writes_the_plan_and_removes_nothing(folder):
     changes = plan.refresh(new, dry_run=True)
     assert "would be removed" in changes[1] and changes[1].startswith("4 folders or files")
     assert tree() == before and Path("dvc.lock").read_bytes() == lock
-    assert Path("plan.yaml").read_text() == plan.text(new)
+    assert Path("plan.json").read_text() == plan.text(new)
 
 
 def test_a_stray_link_goes_without_what_it_points_to(folder):
@@ -423,10 +423,10 @@ def test_a_stray_link_goes_without_what_it_points_to(folder):
 )
 def test_a_plan_that_cannot_be_read_is_written_anew(folder, old):
     """After a merge with conflicts, for one: it is derived, so nothing is lost."""
-    Path("plan.yaml").write_text(old)
+    Path("plan.json").write_text(old)
     found = plan.expand(experiment())
-    assert plan.refresh(found)[0].startswith("plan.yaml now has ")
-    assert Path("plan.yaml").read_text() == plan.text(found) and plan.refresh(found) == []
+    assert plan.refresh(found)[0].startswith("plan.json now has ")
+    assert Path("plan.json").read_text() == plan.text(found) and plan.refresh(found) == []
 
 
 @pytest.mark.parametrize("lock", ["schema: '2.0'\nstages:\n<<<<<<< HEAD\n  a: 1\n", "- a\n", "stages: [1]\n"])
@@ -507,7 +507,7 @@ def test_the_stage_asks_for_another_run_after_a_change_and_then_agrees(folder):
     assert first.returncode == 1
     assert first.text.splitlines() == [
         phases.declared("quality")["left_out"],
-        "plan.yaml now has 20 new stages and 0 fewer old ones",
+        "plan.json now has 20 new stages and 0 fewer old ones",
         "error: the structure of the experiment changed and the plan was renewed: run the same command again",
     ]
     assert Path("artifacts/plan.ok").exists()

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -264,18 +263,23 @@ def test_dvc_lock_excludes_dvc_and_is_released_after_an_error(tmp_path, monkeypa
         return "done"
 
     monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0)
-    assert processes.with_dvc_lock(dvc_cannot_lock) == "done"
+    with processes.DvcLock() as ours:
+        assert ours.is_locked and dvc_cannot_lock() == "done"
+    assert not ours.is_locked
 
-    def fail():
+    with pytest.raises(KeyError), processes.DvcLock(shared=True):
         raise KeyError
-
-    with pytest.raises(KeyError):
-        processes.with_dvc_lock(fail)
     theirs = Lock(".dvc/tmp/lock", ".dvc/tmp")
     theirs.lock()
-    with pytest.raises(
-        TimeoutError, match=re.escape(".dvc/tmp/lock is held by another DVC process: gave up after 0.2 s")
-    ):
-        processes.with_dvc_lock(lambda: pytest.fail("ran without the lock"), wait_s=0.2)
+    for shared in (False, True):
+        with pytest.raises(
+            TimeoutError, match=re.escape(".dvc/tmp/lock is held by another DVC process: gave up after 0.2 s")
+        ):
+            processes.DvcLock(shared=shared, wait_s=0.2).lock()
     theirs.unlock()
-    assert processes.with_dvc_lock(lambda: Path(".dvc/tmp/lock").exists())
+    with processes.DvcLock(shared=True), processes.DvcLock(shared=True):  # two who share it
+        assert dvc_cannot_lock() == "done"
+        with pytest.raises(TimeoutError):
+            processes.DvcLock(wait_s=0.1).lock()
+    theirs.lock()
+    theirs.unlock()

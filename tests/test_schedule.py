@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import how_far
 import pytest
-import repro
 import schedule
 import yaml
 from conftest import TINY
@@ -99,35 +98,3 @@ def test_it_is_told_when_stages_have_ended_and_not_again(monkeypatch, capsys):
     assert told[0].startswith("experiment: 1 of 3 stages, 25% of the work") and told[0].count("\n") == 1
     assert told[1].startswith("experiment: 2 of 3 stages, 50% of the work") and told[1].count("\n") == 1
     assert told[2] == ""
-
-
-def test_the_quick_way_to_write_dvc_lock_leaves_the_bytes_of_dvcs_own(tmp_path):
-    """Also of texts that YAML 1.1 reads as something else."""
-    from dvc.utils.serialize import dumps_yaml, modify_yaml
-
-    texts = [
-        "yes",
-        "on",
-        "08",
-        "1:30",
-        "1e-4",
-        "~",
-        "2020-01-01",
-        "0x1f",
-        "a: b",
-        "#x",
-        "",
-        " lead",
-        "12e3",
-        "true",
-        "é",
-        "x" * 200,
-    ]
-    content = {"schema": "2.0", "stages": {t: {"cmd": t, "params": [t, 1, 1e-4, None, True]} for t in texts}}
-    ours, theirs = tmp_path / "ours/dvc.lock", tmp_path / "theirs/dvc.lock"
-    for path, modify in ((ours, repro.modify_yaml_atomically), (theirs, modify_yaml)):
-        path.parent.mkdir()
-        path.write_text(dumps_yaml(content), encoding="utf-8")
-        with modify(path) as data:
-            data["stages"]["new"] = {"cmd": "no", "outs": [{"path": "1:30", "md5": "08"}]}
-    assert ours.read_bytes() == theirs.read_bytes() != dumps_yaml(content).encode()

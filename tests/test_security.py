@@ -50,7 +50,7 @@ def test_no_path_of_params_reaches_a_command(tmp_path, monkeypatch):
     project = Project.create(tmp_path / "project", TINY)
     experiment = hostile_experiment()
     (project.root / "params.yaml").write_text(yaml.safe_dump(experiment))
-    (project.root / "plan.yaml").write_text(plan.text(plan.expand(experiment)))
+    (project.root / "plan.json").write_text(plan.text(plan.expand(experiment)))
     monkeypatch.chdir(project.root)
     repo = Repo()
     commands = {stage.addressing: stage.cmd for stage in repo.index.stages}

@@ -16,7 +16,7 @@ from conftest import TINY, Project
 from kill_harness import GONE_S, Harness, Watch, check_aftermath, processes_in
 
 from stages import experiments, shard
-from stages.run import cli, files
+from stages.run import cli, files, lock
 
 IET = "iet_agc_plus-seed3"
 
@@ -75,6 +75,33 @@ def test_kills_and_a_warning_change_no_result_and_leave_nothing_behind(finished,
     assert harness.finish() == 1
     check_aftermath(project, harness, watch)
     same_results(project, finished, "ddpm-seed3")
+
+
+def test_what_was_finished_when_everything_was_killed_is_not_trained_again(tmp_path):
+    """Between the end of a stage and the folding of its record: by `snakemake`, nor by a `dvc repro` that comes first."""
+    project = Project.create(tmp_path / "project", TINY)
+    project.keep_arm("ddpm")
+    train = "train@ddpm-seed3-round1-shard0"
+    harness = Harness(project, seed=0, log=io.StringIO())
+    harness.start()
+    record = project.root / lock.RECORDS / train
+    while not record.exists():
+        assert harness.snakemake.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
+    os.killpg(harness.snakemake.pid, signal.SIGKILL)
+    harness.snakemake.wait()
+    while processes_in(project.root):
+        time.sleep(0.1)
+    assert record.exists() and (not (project.root / "dvc.lock").exists() or train not in project.lock())
+
+    other = project.copy(tmp_path / "other")
+    said = other.run("dvc", "repro", train).text
+    assert f"Stage '{train}' is cached - skipping run" in said and train not in other.stages_run(said)
+    listed = project.run("snakemake", "-n").text
+    assert not list(record.parent.iterdir()) and train in project.lock()
+    assert project.lock()[train] == other.lock()[train]
+    assert "train ddpm" not in listed and "aggregate ddpm" in listed, listed
+    assert "train ddpm" not in other.run("snakemake", "-n").text  # which folds the records that are left
 
 
 @pytest.mark.slow
@@ -202,7 +229,7 @@ def full_disk(finished, tmp_path, monkeypatch):
         pytest.skip("mounting a small file system is not permitted here")
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     try:
-        for name in ("artifacts", "plots", "params.yaml", "plan.yaml", "metrics.json", "workflow"):
+        for name in ("artifacts", "plots", "params.yaml", "plan.json", "metrics.json", "workflow"):
             subprocess.run(["cp", "-r", finished.root / name, place / name], check=True)
         with contextlib.chdir(place):
             Path("scratch/unfinished").mkdir(parents=True)

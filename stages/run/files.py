@@ -3,6 +3,8 @@
 Nothing is ever written under its final name: a file or folder is made in scratch/, flushed to the disk and renamed, so a
 reader finds the old one, the new one or none, but never half of one. A folder of artifacts/ lists the checksums of its files;
 a file with a different checksum is not read. Arrays are safetensors or .npy; no pickle is written or read.
+
+numpy takes 0.2 s to import, which the launcher of each stage would pay: only the functions that need it import it.
 """
 
 import contextlib
@@ -17,8 +19,6 @@ import shutil
 import tokenize
 import uuid
 from pathlib import Path
-
-import numpy as np
 
 ARTIFACTS = Path("artifacts")
 # On the file system of artifacts/, so that a rename is atomic; outside it, so that no half-made file ever enters the hash of a folder.
@@ -300,6 +300,7 @@ def write_json(path, value):
 
 def save_arrays(path, arrays):
     """Named numpy arrays as safetensors. The same arrays always give the same bytes."""
+    import numpy as np
     from safetensors.numpy import save
 
     write_bytes(path, save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}))
@@ -318,6 +319,8 @@ def load_arrays(path):
 
 
 def save_array(path, array):
+    import numpy as np
+
     stream = io.BytesIO()  # numpy writes to a file with an error of its own when the disk is full, which names nothing
     np.save(stream, array, allow_pickle=False)
     write_bytes(path, stream.getvalue())
@@ -332,6 +335,8 @@ def load_array(path, mmap=False):
 
     Raises   ValueError: missing, damaged, cut short or no array
     """
+    import numpy as np
+
     with _reading(path, *NO_ARRAY):
         if mmap:
             return np.lib.format.open_memmap(path, mode="r")
@@ -344,6 +349,8 @@ def shape_of(path):
 
     Raises   ValueError: missing, cut short, no array, or a damaged header
     """
+    import numpy as np
+
     with _reading(path, *NO_ARRAY, whole=False):
         return np.lib.format.open_memmap(path, mode="r").shape
 
@@ -372,6 +379,8 @@ def load_table(path, columns=None):
 
 def load_samples(run, num_parts, weights):
     """All generated images of a run with one kind of weights: [M,H,W,C] uint8."""
+    import numpy as np
+
     return np.concatenate(
         [load_array(folder("samples", run, part=part) / f"{weights}.npy") for part in range(num_parts)]
     )

@@ -46,7 +46,7 @@ REFERENCE = "reference"  # key of an instance that all runs share: no run is cal
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """An item of plan.yaml, which a block of dvc.yaml loops over.
+    """An item of plan.json, which a block of dvc.yaml loops over.
 
     block                     name of that block: the phase, or <phase>_<variant> where instances differ in what they depend on
     arm, seed                 the run that it belongs to; none where all runs share it

@@ -132,25 +132,49 @@ class FileLock:
             self._stream = None
 
 
-def with_dvc_lock(action, wait_s=600):
-    """Runs `action()` while DVC's repository lock is held, so that no DVC process reads or writes dvc.lock meanwhile.
+class DvcLock:
+    """DVC's lock of the repository, or another lock file of DVC's, held alone as DVC holds it, or shared.
 
-    Raises   TimeoutError: another DVC process holds it for wait_s seconds
+    Who shares it (the launchers, workflow/scripts/repro.py) does not wait for the others who share it; `dvc repro`, `dvc gc` and
+    whoever else holds it alone wait for all of them, and they for that one. It has what DVC asks of a lock.
     """
-    import zc.lockfile
 
-    path = Path(".dvc/tmp/lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    while True:
-        try:
-            lock = zc.lockfile.LockFile(str(path))
-            break
-        except zc.lockfile.LockError:
-            if time.monotonic() - start > wait_s:
-                raise TimeoutError(f"{path} is held by another DVC process: gave up after {wait_s} s") from None
-            time.sleep(0.1)
-    try:
-        return action()
-    finally:
-        lock.close()
+    def __init__(self, path=".dvc/tmp/lock", shared=False, wait_s=600):
+        self.path, self.shared, self.wait_s = Path(path), shared, wait_s
+        self._stream = None
+
+    @property
+    def is_locked(self):
+        return self._stream is not None
+
+    def lock(self):
+        """Waits for the lock.
+
+        Raises   TimeoutError: others hold it for wait_s seconds
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(self.path, "a")  # noqa: SIM115 (held open as long as the lock)
+        start = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(stream, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - start > self.wait_s:
+                    stream.close()
+                    raise TimeoutError(
+                        f"{self.path} is held by another DVC process: gave up after {self.wait_s} s"
+                    ) from None
+                time.sleep(0.02)
+        self._stream = stream
+
+    def unlock(self):
+        self._stream.close()
+        self._stream = None
+
+    def __enter__(self):
+        self.lock()
+        return self
+
+    def __exit__(self, *_):
+        self.unlock()

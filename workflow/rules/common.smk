@@ -1,4 +1,4 @@
-# Runs before the DAG is built: checks params.yaml, renews plan.yaml, asks DVC which stages must run. There are no rules here.
+# Runs before the DAG is built: checks params.yaml, renews plan.json, asks DVC which stages must run. There are no rules here.
 # Facts about the machine (cores, GPUs, partitions) are in the profiles and change no result.
 import sys
 from pathlib import Path
@@ -31,7 +31,9 @@ def receipt(block):
 
 
 def receipts_to_make():
-    return [str(schedule.receipt(stage)) for stage in STAGES]
+    """The receipts that no stage waits for."""
+    awaited = {other for waits_for in STAGES.values() for other in waits_for}
+    return [str(schedule.receipt(stage)) for stage in STAGES if stage not in awaited]
 
 
 def predecessors_of(block):

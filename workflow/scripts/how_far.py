@@ -38,13 +38,16 @@ def tell(work, has_run):
 
     def watch():
         start = told = time.monotonic()
-        known = 0
-        while known < len(work):
+        done = set()
+        while len(done) < len(work):
             time.sleep(LOOK_S)
-            done = {name for name in work if has_run(name)}
-            if len(done) == known or time.monotonic() - told < EVERY_S:
+            if time.monotonic() - told < EVERY_S:
                 continue
-            known, told = len(done), time.monotonic()
+            new = {name for name in work.keys() - done if has_run(name)}
+            if not new:
+                continue
+            done |= new
+            told = time.monotonic()
             if text := line(work, done, told - start, datetime.datetime.now()):
                 print(text, file=sys.stderr, flush=True)
 

@@ -1,70 +1,87 @@
 """Runs one stage with DVC: `python workflow/scripts/repro.py train@ddpm-seed0-round1-shard0 RECEIPT`.
 
-This is `dvc --wait-for-lock repro --single-item STAGE`, the only form of it that several processes can use at a time. It adds
-what DVC lacks for runs of days: it ends when Snakemake ends, it replaces dvc.lock in one step instead of emptying and
-rewriting it, and it does not wait for a lock for ever. The receipt is written when the stage is done.
+This does what `dvc repro --single-item STAGE` does, in a time that does not grow with the experiment: it reads the stage's own line of
+plan.json and its own block of dvc.lock, and leaves its record in a file of its own (stages/run/lock.py). It shares DVC's lock with the
+others that do so, and it ends when Snakemake ends. The receipt is written when the stage is done.
 """
 
-import contextlib
+import functools
 import os
 import signal
 import sys
-import threading
 import time
+import uuid
 from pathlib import Path
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages.run import files, processes
+from stages.run import files, lock, plan_file, processes
 
-LOCK_WAIT_S = 3600  # of DVC's repository lock, which is held for seconds at a time
+LOCK_WAIT_S = 3600  # for who holds DVC's lock alone, which takes seconds at a time
 STAGE_ENDS_S, DVC_ENDS_S = 10, 2  # after SIGTERM
 
 
-@contextlib.contextmanager
-def modify_yaml_atomically(path, fs=None):
-    """DVC's modify_yaml, but the file is replaced by a rename. DVC's own truncates it first: a kill then leaves no record."""
-    from dvc.utils.serialize import dumps_yaml, parse_yaml, parse_yaml_for_update
+def read_one_stage(name):
+    """Lets DVC see the plan and the record of one stage alone, and write that record elsewhere than into dvc.lock."""
+    from dvc.dvcfile import Lockfile
+    from dvc.stage.serialize import to_single_stage_lockfile
+    from dvc.utils.serialize import LOADERS, load_yaml
 
-    # DVC's own keeps comments, which nobody writes into dvc.lock, and takes 11 s for 1,440 stages where this takes 3.
-    parse = parse_yaml if Path(path).name == "dvc.lock" else parse_yaml_for_update
-    before = Path(path).read_text(encoding="utf-8") if os.path.exists(path) else ""
-    data = parse(before, path) if before else {}
-    yield data
-    after = dumps_yaml(data)
-    if after != before:
-        files.write_text(path, after)
+    def load(_, **__):
+        recorded = lock.entry(name)
+        return {"schema": "2.0", "stages": {name: recorded} if recorded else {}}, ""
+
+    def dump_stages(_, stages, **options):
+        for stage in stages:
+            lock.record(stage.name, to_single_stage_lockfile(stage, **options))
+
+    assert hasattr(Lockfile, "_load") and hasattr(Lockfile, "dump_stages"), "DVC keeps its record in another way"
+    Lockfile._load, Lockfile.dump_stages = load, dump_stages
+    LOADERS[".json"] = lambda _, **__: plan_file.of_stage(name)
+    LOADERS[".yaml"] = functools.cache(load_yaml)  # params.yaml, which DVC reads seven times
 
 
-def limit_lock_wait():
-    """DVC waits for its repository lock without end: end it with a sentence instead."""
-    import dvc.lock
+def work_side_by_side():
+    """Lets several DVC processes put results into the cache at a time, which it is not made for.
 
-    wait_without_end = dvc.lock.Lock.lock
+    DVC tries to clone a file by making the clone empty under its final name, and removes it where the disk cannot clone: that
+    would cut short what another process has just put there, or leave it empty for good after a kill.
+    """
+    import dvc.rwlock
+    from dvc_objects.fs import system
 
-    def lock(self):
-        timer = threading.Timer(LOCK_WAIT_S, give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            wait_without_end(self)
-        finally:
-            timer.cancel()
+    clone = system.reflink
 
-    def give_up():
-        print(
-            f"error: another DVC process has held .dvc/tmp/lock for {LOCK_WAIT_S} s: end it and run again",
-            file=sys.stderr,
-        )
-        os._exit(1)
+    def clone_and_rename(source, path):
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        clone(source, temporary)
+        os.replace(temporary, path)
 
-    dvc.lock.Lock.lock = lock
-    dvc.lock.DEFAULT_TIMEOUT = 0.6  # sixth of it = time between two tries
+    system.reflink = clone_and_rename
+    # DVC itself gives up after 3 s
+    dvc.rwlock.make_lock = lambda path, **_: processes.DvcLock(path, wait_s=LOCK_WAIT_S)
+
+
+def repro(name):
+    """Runs a stage if DVC finds that it must. Returns its exit status."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    read_one_stage(name)
+    work_side_by_side()
+    repo = Repo()
+    repo.lock = processes.DvcLock(shared=True, wait_s=LOCK_WAIT_S)
+    try:
+        repo.reproduce(name, single_item=True)
+    except (DvcException, ValueError, OSError) as error:
+        print(f"error: {': '.join(map(str, filter(None, (error, error.__cause__))))}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def end_with_the_stage():
     """After SIGTERM: the stage is told, has time to write its checkpoint, and DVC time to say that it failed."""
+    import psutil
+
     children = psutil.Process().children(recursive=True)
     processes.terminate_children()
     psutil.wait_procs(children, timeout=STAGE_ENDS_S)
@@ -78,19 +95,13 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: None)
     processes.on_sigterm(end_with_the_stage)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    import dvc.dvcfile
-    from dvc.cli import main as dvc_main
-
-    assert hasattr(dvc.dvcfile, "modify_yaml"), "DVC writes dvc.lock in another way: adapt modify_yaml_atomically"
-    dvc.dvcfile.modify_yaml = modify_yaml_atomically
-    limit_lock_wait()
-    status = dvc_main(["--wait-for-lock", "repro", "--single-item", stage])
+    status = repro(stage)
     if status == 0:
         try:
             files.write_text(receipt, f"{stage}\n")
         except OSError as error:
             sys.exit(f"error: {error.strerror}")
-    sys.exit(min(status, 1))
+    sys.exit(status)
 
 
 if __name__ == "__main__":

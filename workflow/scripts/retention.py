@@ -20,8 +20,6 @@ import uuid
 from collections import defaultdict
 from pathlib import Path
 
-import yaml
-
 from stages.run import files, lock, processes, room
 
 LOOK_S = 2
@@ -66,7 +64,7 @@ class Retention:
     def __init__(self, instances, to_run, has_run):
         from dvc.repo import Repo
 
-        self.instances, self.to_run, self.has_run = instances, to_run, has_run
+        self.instances, self.pending, self.has_run = instances, set(to_run), has_run
         repo = Repo()
         self.cache = repo.cache.local
         # Other projects may need what lies in a cache that is not this project's own.
@@ -79,7 +77,7 @@ class Retention:
                 file=sys.stderr,
             )
         self.elsewhere = self._kept_elsewhere()
-        self.pruned = set()
+        self.pruned = None  # rounds that are gone; not looked yet
         self.turn = threading.Lock()
 
     def watch(self):
@@ -102,13 +100,18 @@ class Retention:
         A kill at any moment leaves nothing that the next call would not take away.
         """
         with self.turn:
-            pending = {name for name in self.to_run if not self.has_run(name)}
-            rounds = rounds_no_longer_needed(self.instances, pending)
-            if rounds - self.pruned:
-                processes.with_dvc_lock(lambda: self._prune(rounds))
-                self.pruned = rounds
+            ended = {name for name in self.pending if self.has_run(name)}
+            if self.pruned is not None and not ended:
+                return
+            self.pending -= ended
+            rounds = rounds_no_longer_needed(self.instances, self.pending)
+            if rounds - (self.pruned or set()):
+                with processes.DvcLock():
+                    self._prune(rounds)
+            self.pruned = rounds
 
     def _prune(self, rounds):
+        lock.fold()
         recorded = _outputs(lock.recorded_stages())
         leaving = {path: oid for path, oid in recorded.items() if _round_of(path) in rounds}
         waste = files.SCRATCH / "pruned"
@@ -169,11 +172,10 @@ def _committed_locks():
 
     names = ["HEAD", *git("for-each-ref", "--format=%(refname)").split()]
     blobs = {git("rev-parse", "--verify", "--quiet", f"{name}:./dvc.lock").strip() for name in names} - {""}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for blob in sorted(blobs):
         try:
-            recorded = yaml.load(git("cat-file", "blob", blob), loader)["stages"]  # noqa: S506
+            recorded = lock.recorded_stages(git("cat-file", "blob", blob))
             _outputs(recorded)
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue  # half-merged, or a file of another project: nothing that this one could need
         yield recorded

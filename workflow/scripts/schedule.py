@@ -10,12 +10,17 @@ So a fresh clone with dvc.lock but without artifacts runs everything, and a work
 runs nothing.
 """
 
+import atexit
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -25,11 +30,12 @@ import retention
 
 from stages import phases, plan
 from stages.phases import is_single
-from stages.run import device, files, params, processes, room
+from stages.run import device, files, lock, params, processes, room
 from stages.run.instance import Scale, phase_of
 
 RECEIPTS = Path(".snakemake/receipts")
-TO_RUN = Path(".snakemake/stages-to-run.json")
+FOLD_S = 30
+FOLDING = threading.Lock()
 BLOCKS = phases.blocks()
 SOME_IMAGES = 10_000  # a guess at the training images where only their folder knows: it orders stages, no more
 
@@ -37,7 +43,7 @@ SOME_IMAGES = 10_000  # a guess at the training images where only their folder k
 def prepare(workflow):
     """What the Snakefile does before its rules: check, renew the plan, decide. Ends the process with one sentence if it cannot.
 
-    In the main process only; a job on another node reads what was decided.
+    In the main process only; a job of its own, as on another node, is that of one stage and needs to know of no other.
 
     workflow   Snakemake's
     Returns    (experiment: params.yaml as a dict, dict of stages to run as `stages_to_run` returns it)
@@ -48,25 +54,27 @@ def prepare(workflow):
     os.environ[processes.PARENT_PID] = str(os.getpid())  # what this process starts dies with it
     try:
         if not workflow.is_main_process:
-            return params.load(), json.loads(TO_RUN.read_text())
+            return params.read(), {}
         if workflow.overwrite_configfiles or workflow.config_settings.config:
             raise ValueError(
                 "--config and --configfile would change only what Snakemake sees: edit params.yaml instead"
             )
-        lock = processes.FileLock(".snakemake/redistribute.lock")
-        if not lock.try_acquire():
+        only = processes.FileLock(".snakemake/redistribute.lock")
+        if not only.try_acquire():
             raise ValueError(
-                f"another snakemake (process {lock.holder()}) is at work in this folder: wait for it or end it"
+                f"another snakemake (process {only.holder()}) is at work in this folder: wait for it or end it"
             )
-        workflow.redistribute_lock = lock  # held until this process ends, however it ends
+        workflow.redistribute_lock = only  # held until this process ends, however it ends
+        files.own_unfinished("snakemake")
         processes.on_sigterm(processes.terminate_children)  # Snakemake alone would wait for the end of what runs
         experiment = plan.load()
+        mend_rwlock()
+        fold_records()
         instances = plan.expand(experiment)
         for change in plan.refresh(instances, dry_run=is_dry_run(workflow)):
             print(change, file=sys.stderr)
         _count_gpus(workflow, experiment["compute"]["device"])
         keeps_all = room.keeps_all()
-        mend_rwlock()
         retention.remove_empty_rounds()
         to_run = stages_to_run()
         room.check(
@@ -76,8 +84,8 @@ def prepare(workflow):
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # sys.exit would become a traceback of Snakemake's
     shutil.rmtree(RECEIPTS, ignore_errors=True)
-    files.write_json(TO_RUN, to_run)
     if not is_dry_run(workflow):
+        keep_folding()
         how_far.tell(work_of(to_run, experiment), has_run)
     if not is_dry_run(workflow) and not keeps_all:
         workflow.redistribute_retention = retention.Retention(instances, to_run, has_run)
@@ -164,106 +172,219 @@ def stages_to_run():
 
     repo = Repo()
     try:
-        return processes.with_dvc_lock(lambda: _Analysis(repo).run())
+        with processes.DvcLock() as repo.lock:
+            return _Analysis(repo).run()
     finally:
         repo.close()
 
 
-class _Analysis:
-    def __init__(self, repo):
-        self.repo = repo
-        self.stages = {stage.addressing: stage for stage in repo.index.stages}
-        self.graph = repo.index.graph
-        self.hashes = {}  # path -> hash of what lies there, or None
-        self.outs = {out.fs_path: out for stage in self.stages.values() for out in stage.outs}
-        self.inside = defaultdict(list)  # path -> outputs that are this path or lie inside it
-        for path, out in self.outs.items():
-            for folder in _with_parents(path):
-                self.inside[folder].append(out)
+def fold_records():
+    """Puts the records of the stages that have ended into dvc.lock."""
+    with FOLDING, processes.DvcLock(shared=True):  # `dvc repro` writes dvc.lock while it holds the lock alone
+        lock.fold()
 
-    def run(self):
-        changed = {name for name, stage in self.stages.items() if self._is_changed(stage)}
-        final_models = {self._producer_of_model(s) for n, s in self.stages.items() if n.startswith("sample@")}
-        ends = {n for n in self.stages if phases.declared(phase_of(n)).get("final")} | (final_models - {None})
-        to_run = self._closure(changed, ends)
-        return {
-            name: sorted(dep.addressing for dep in self.graph.successors(self.stages[name]) if dep.addressing in to_run)
-            for name in sorted(to_run)
+
+def keep_folding():
+    """Folds records from time to time in a thread of its own, and when this process ends; after a kill, its next start does."""
+
+    def fold():
+        try:
+            fold_records()
+        except (OSError, ValueError) as error:
+            print(f"dvc.lock could not be renewed, the next start does it: {error}", file=sys.stderr, flush=True)
+
+    def from_time_to_time():
+        while True:
+            time.sleep(FOLD_S)
+            fold()
+
+    threading.Thread(target=from_time_to_time, daemon=True).start()
+    atexit.register(fold)
+
+
+class Pipeline:
+    """What dvc.yaml and plan.json say, and what dvc.lock recorded.
+
+    stages     name of a stage -> its cmd, deps, params and outs, as DVC resolves them
+    recorded   name of a stage -> what it says of the last time that it ran
+    makers     path of an output -> the stage that makes it
+    producers  name of a stage -> names of those whose outputs it reads
+    """
+
+    def __init__(self, repo):
+        from dvc.dvcfile import Lockfile, load_file
+        from dvc.utils.serialize import load_yaml
+
+        self.recorded = lock.recorded_stages()
+        Lockfile._load = lambda *_, **__: ({"schema": "2.0", "stages": self.recorded}, "")
+        self.file = load_file(repo, "dvc.yaml")
+        self.experiment = load_yaml(params.PARAMS_FILE)
+        self.stages = {name: self.file.resolver.resolve_one(name)[name] for name in self.file.resolver.get_keys()}
+        self.makers = {path: name for name, stage in self.stages.items() for path in paths(stage["outs"])}
+        self.inside = defaultdict(list)  # path -> outputs that are this path or lie inside it
+        for path in self.makers:
+            for folder in _with_parents(path):
+                self.inside[folder].append(path)
+        self.outs_under = functools.cache(self._outs_under)
+        self.producers = {
+            name: {self.makers[out] for path in stage["deps"] for out in self.outs_under(path)}
+            for name, stage in self.stages.items()
         }
 
+    def _outs_under(self, path):
+        """Outputs that are this path, lie inside it, or contain it."""
+        above = [folder for folder in _with_parents(path)[1:] if folder in self.makers]
+        return self.inside.get(path, []) + above
+
+    def recorded_hash(self, name, kind, path):
+        """Hash of one of the files that a stage read (deps) or made (outs), None if there is none."""
+        items = self.recorded.get(name, {}).get(kind, [])
+        return next((item.get("md5") for item in items if item["path"] == path), None)
+
+    def setting(self, key):
+        """The value of a key of params.yaml, such as arms.ddpm.train; None where there is none, which no stage has recorded."""
+        value = self.experiment
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+
+class _Analysis:
+    """What DVC would find, stage by stage, but asked once for all of them: the pipeline, the hashes and the cache are DVC's."""
+
+    def __init__(self, repo):
+        self.repo, self.pipeline, self.hashes = repo, Pipeline(repo), Hashes(repo)
+        self.stages, self.producers, self.outs_under = (
+            self.pipeline.stages,
+            self.pipeline.producers,
+            self.pipeline.outs_under,
+        )
+
+    def run(self):
+        changed = {name for name in self.stages if self._is_changed(name)}
+        final_models = {self._producer_of_model(name) for name in self.stages if name.startswith("sample@")}
+        ends = {n for n in self.stages if phases.declared(phase_of(n)).get("final")} | (final_models - {None})
+        to_run = self._closure(changed, ends)
+        return {name: sorted(self.producers[name] & to_run) for name in sorted(to_run)}
+
     def _producer_of_model(self, sample_stage):
-        for producer in self.graph.successors(sample_stage):
-            if producer.addressing.startswith("aggregate@"):
-                return producer.addressing
-        return None
+        return next((name for name in self.producers[sample_stage] if name.startswith("aggregate@")), None)
 
     def _closure(self, changed, ends):
+        users = defaultdict(list)
+        for name, producers in self.producers.items():
+            for producer in producers:
+                users[producer].append(name)
         to_run, todo, restored = set(), list(changed), set()
         for name in ends:
-            todo += self._missing_producers(self.stages[name].outs, restored)
+            todo += self._missing_producers(paths(self.stages[name]["outs"]), restored)
         while todo:
             name = todo.pop()
             if name in to_run:
                 continue
             to_run.add(name)
-            stage = self.stages[name]
             if name != "plan":  # its output is always the same, so nobody needs to run because it ran
-                todo += [user.addressing for user in self.graph.predecessors(stage)]
-            for dependency in stage.deps:
-                todo += self._missing_producers(self._outs_under(dependency.fs_path), restored)
+                todo += users[name]
+            for path in self.stages[name]["deps"]:
+                todo += self._missing_producers(self.outs_under(path), restored)
         return to_run
 
     def _missing_producers(self, outs, restored):
         """Makers of those outputs that are neither in the workspace nor in the cache; cached ones are brought back."""
-        makers = []
-        for out in outs:
-            if out.exists or out.fs_path in restored:
-                continue
-            if out.hash_info and out.use_cache and not out.changed_cache():
-                out.checkout(force=True)
-                self.hashes.pop(out.fs_path, None)
-                restored.add(out.fs_path)
-            else:
-                makers.append(out.stage.addressing)
-        return makers
+        return [
+            self.pipeline.makers[path]
+            for path in outs
+            if not (os.path.exists(path) or path in restored or self._is_restored(path, restored))
+        ]
 
-    def _outs_under(self, path):
-        """Outputs that are this path, lie inside it, or contain it."""
-        above = [self.outs[folder] for folder in _with_parents(path)[1:] if folder in self.outs]
-        return self.inside.get(path, []) + above
+    def _is_restored(self, path, restored):
+        recorded = self.pipeline.recorded_hash(self.pipeline.makers[path], "outs", path)
+        if not recorded or not os.path.exists(self.repo.cache.local.oid_to_path(recorded)):
+            return False
+        out = next(out for out in self.pipeline.file.stages[self.pipeline.makers[path]].outs if out.def_path == path)
+        if not out.use_cache or out.changed_cache():
+            return False
+        out.checkout(force=True)
+        restored.add(path)
+        return True
 
-    def _is_changed(self, stage):
-        if stage.cmd_changed or not stage.deps:
+    def _is_changed(self, name):
+        stage, recorded = self.stages[name], self.pipeline.recorded.get(name, {})
+        if recorded.get("cmd") != stage["cmd"] or not stage["deps"]:
             return True
-        for out in stage.outs:
-            if not out.hash_info or (out.exists and self._hash(out) != out.hash_info):
+        for path in paths(stage["outs"]):
+            md5 = self.pipeline.recorded_hash(name, "outs", path)
+            if not md5 or (os.path.exists(path) and self.hashes.of(path) != md5):
                 return True
-        return any(self._dependency_changed(dependency) for dependency in stage.deps)
-
-    def _dependency_changed(self, dependency):
-        from dvc.dependency import ParamsDependency
-
-        if isinstance(dependency, ParamsDependency):
-            return bool(dependency.status())
-        if not dependency.hash_info:
+        values = recorded.get("params", {}).get(params.PARAMS_FILE, {})
+        if any(key not in values or values[key] != self.pipeline.setting(key) for key in stage.get("params", [])):
             return True
-        outs = self._outs_under(dependency.fs_path)
-        missing = [out for out in outs if not out.exists]
-        if missing or not dependency.exists:
-            made_here = self.outs.get(dependency.fs_path)
-            if not outs:
-                return True
-            return made_here is not None and made_here.hash_info != dependency.hash_info
-        return self._hash(dependency) != dependency.hash_info
+        return any(self._dependency_changed(name, path) for path in stage["deps"])
 
-    def _hash(self, file):
-        if file.fs_path not in self.hashes:
-            self.hashes[file.fs_path] = file.get_hash()
-        return self.hashes[file.fs_path]
+    def _dependency_changed(self, name, path):
+        md5 = self.pipeline.recorded_hash(name, "deps", path)
+        if not md5:
+            return True
+        outs = self.outs_under(path)
+        if not os.path.exists(path) or not all(map(os.path.exists, outs)):
+            maker = self.pipeline.makers.get(path)
+            return not outs or (maker is not None and self.pipeline.recorded_hash(maker, "outs", path) != md5)
+        return self.hashes.of(path) != md5
+
+
+class Hashes:
+    """Hashes of files and folders as DVC takes them, each once. What was hashed stays in DVC's state.
+
+    Those of artifacts/ are taken all at once, as asking the state file by file is most of the time that they take.
+    """
+
+    def __init__(self, repo):
+        from dvc_data.fsutils import _localfs_info
+        from dvc_data.hashfile.build import _get_hashes
+
+        self.repo, self.known = repo, {}
+        self.contents = {}  # folder of artifacts/ -> what lies in it: dict path from there -> hash
+        root = Path(repo.root_dir)
+        infos = {
+            str(root / folder / name): _localfs_info(str(root / folder / name))
+            for folder, _, names in os.walk(files.ARTIFACTS)
+            for name in names
+        }
+        for path, (_, found, _) in _get_hashes(list(infos), repo.fs, "md5", infos, repo.state).items():
+            *folders, name = Path(path).relative_to(root).parts
+            self.known["/".join([*folders, name])] = found.value
+            for i in range(1, len(folders) + 1):
+                self.contents.setdefault("/".join(folders[:i]), {})["/".join([*folders[i:], name])] = found.value
+
+    def of(self, path):
+        """MD5 of a file or folder that exists."""
+        if path not in self.known:
+            self.known[path] = self._of_folder(path) if path in self.contents else self._as_dvc(path)
+        return self.known[path]
+
+    def _of_folder(self, path):
+        listed = [{"md5": md5, "relpath": name} for name, md5 in sorted(self.contents[path].items())]
+        return hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+    def _as_dvc(self, path):
+        from dvc_data.hashfile.build import build
+
+        repo = self.repo
+        found = build(
+            repo.cache.local, str(Path(repo.root_dir, path)), repo.fs, "md5", ignore=repo.dvcignore, dry_run=True
+        )
+        return found[2].hash_info.value
+
+
+def paths(outs):
+    """Paths of outputs as dvc.yaml lists them: a path, or {path: options}."""
+    return [next(iter(out)) if isinstance(out, dict) else out for out in outs]
 
 
 def _with_parents(path):
-    return [path, *map(str, Path(path).parents)]
+    """A relative path and the folders that it lies in: a/b/c, a/b, a."""
+    parts = path.split("/")
+    return ["/".join(parts[:i]) for i in range(len(parts), 0, -1)]
 
 
 def work_of(to_run, experiment):
@@ -283,6 +404,8 @@ def work_left(to_run, experiment, slots):
     slots        stages that can run at a time
     Returns      dict name -> int, for the stages of to_run
     """
+    if not to_run:
+        return {}
     work = work_of(to_run, experiment)
     instances = plan.expand(experiment).values()
     place = {i.name: (i.block, i.arm, i.seed, i.round) for i in instances if i.shard is not None or i.part is not None}

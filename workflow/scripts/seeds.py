@@ -1,6 +1,6 @@
 """Repeats the experiment of params.yaml over several seeds: `python workflow/scripts/seeds.py 0 1 2`.
 
-It runs in a copy of the project under scratch/seeds, so that params.yaml, plan.yaml and dvc.lock of the project stay as they
+It runs in a copy of the project under scratch/seeds, so that params.yaml, plan.json and dvc.lock of the project stay as they
 are. The copy shares the DVC cache, so nothing that is already in it is trained again.
 """
 
@@ -48,7 +48,7 @@ def main(words):
     COPY.mkdir(parents=True, exist_ok=True)
     for name in filter(None, tracked.decode().split("\0")):
         source, target = Path(name), COPY / name
-        if source.exists() and not (target.exists() and name in ("dvc.lock", "plan.yaml", "metrics.json")):
+        if source.exists() and not (target.exists() and name in ("dvc.lock", "plan.json", "metrics.json")):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     (COPY / "params.yaml").write_text(
