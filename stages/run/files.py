@@ -404,6 +404,8 @@ def prompt_numbers(generations):
 
     generations   from load_generations
     """
+    import numpy as np
+
     if generations is None or generations[0]["train_key"] is None:
         return None
     return np.unique([line["prompt_original"] for line in generations], return_inverse=True)[1]
