@@ -90,7 +90,12 @@ def write_counts(run, rounds, seed):
                 "t_visited": [0] * 10, "forward_images": [forward], "optimizer_steps": [steps],
             }  # fmt: skip
             arrays = {name: np.array(values, np.int64) for name, values in arrays.items()}
-            files.save_arrays(files.counts_file(run, r, k), arrays | {"epoch_loss": np.array(loss)})
+            arrays["epoch_loss"] = np.array(loss)
+            if (
+                len(rounds) > 1
+            ):  # 9 and 8 after the first round, 2.5 and 4.5 after the second; of the second seed 1 more
+                arrays["spent.epsilon"] = np.array([[9.0, 8.0], [2.5, 4.5]][r - 1][k : k + 1]) + (seed == SEEDS[1])
+            files.save_arrays(files.counts_file(run, r, k), arrays)
 
 
 def write_scores(arm, seed):
@@ -187,6 +192,7 @@ def test_what_training_came_to(built):
     plain = built[0]["plain"]["training"]
     assert [plain[name] for name in ("skipped_share", "augmented_share", "moved")] == [0, 0, 0]
     assert (plain["optimizer_steps"], plain["forward_images"]) == (5, 18)
+    assert training["spent"] == {"epsilon": 5.5} and "spent" not in plain  # what holds for every image and seed
 
 
 def of_table(page, anchor, which=0):
@@ -264,11 +270,11 @@ def test_the_table_of_training(built):
     assert rows == [
         {
             "arm": "plain", "rounds": "1", "shards": "1", "a round": "2 epochs", "optimiser steps": "5", "forward images": "18",
-            "against baseline": "1.00 ×", "skipped\u00a0%": "0.0", "augmented\u00a0%": "0.0", "moved": "0",
+            "against baseline": "1.00 ×", "skipped\u00a0%": "0.0", "augmented\u00a0%": "0.0", "moved": "0", "epsilon": "–",
         },
         {
             "arm": "iet", "rounds": "2", "shards": "2", "a round": "2 epochs", "optimiser steps": "27", "forward images": "65",
-            "against baseline": "3.61 ×", "skipped\u00a0%": "36.0", "augmented\u00a0%": "10.5", "moved": "4",
+            "against baseline": "3.61 ×", "skipped\u00a0%": "36.0", "augmented\u00a0%": "10.5", "moved": "4", "epsilon": "5.5",
         },
     ]  # fmt: skip
 
