@@ -24,7 +24,7 @@ SEEDS, WEIGHTS, PROTOCOLS = [4, 7], ["ema", "raw"], ["code_sq", "l2_from_gen", "
 THRESHOLDS, GRID = [0.3, 0.45, 0.6], [0.15, 0.3, 0.45, 0.6, 0.75]
 COUNTED = ["count", "distinct", "excess", "simplicity"]
 ARMS = {"plain": 400, "iet": 1000}  # generated images of each
-NUM_TRAIN, NUM_HELDOUT = 6, 31
+NUM_TRAIN, NUM_HELDOUT = 8, 31
 SETTINGS = {
     "seeds": SEEDS,
     "data": {"name": "digits", "num_train": NUM_TRAIN, "split_seed": 0},
@@ -38,7 +38,7 @@ SETTINGS = {
         "plain": {"rounds": 1, "shard": {"num_shards": 1}, "train": {"epochs": 2}, "redistribute": {}, "sample": {}},
         "iet": {
             "rounds": 2,
-            "shard": {"num_shards": 2},
+            "shard": {"num_shards": 3},
             "train": {"epochs": 2},
             "redistribute": {"share": 0.5, "select": "memory"},
             "sample": {},
@@ -60,16 +60,19 @@ DISTANCES = {
     for i, key in enumerate(itertools.product(ARMS, SEEDS, WEIGHTS, ["fd_pixels", "fd_pixels_heldout"]))
 }
 # By arm the rounds, each of them its shards: index, skips, augmented, visits; by epoch loss, skipped, augmented, visited; forward, steps.
+NOT_VISITED = ([6, 7], [0, 0], [0, 0], [0, 0], [0.0, 0.0], [0, 0], [0, 0], [0, 0], 0, 0)  # a third shard
 COUNTS = {
-    "plain": [[([0, 1, 2, 3, 4, 5], [0] * 6, [0] * 6, [3] * 6, [1.5, 0.9], [0, 0], [0, 0], [11, 7], 18, 5)]],
+    "plain": [[([0, 1, 2, 3, 4, 5, 6, 7], [0] * 8, [0] * 8, [3] * 8, [1.5, 0.9], [0, 0], [0, 0], [11, 7], 18, 5)]],
     "iet": [
         [
             ([0, 2, 4, 5], [3, 0, 1, 0], [0, 1, 1, 0], [4, 3, 5, 3], [2.0, 1.0], [3, 1], [0, 2], [8, 7], 17, 6),
             ([1, 3], [2, 5], [1, 0], [7, 6], [4.0, 3.0], [4, 3], [1, 0], [7, 6], 14, 9),
+            NOT_VISITED,
         ],
         [
             ([0, 1, 3, 5], [1, 0, 0, 2], [0, 0, 3, 0], [3, 3, 4, 2], [0.5, 0.4], [1, 2], [2, 1], [5, 7], 15, 4),
             ([2, 4], [0, 6], [0, 0], [9, 8], [0.7, 0.6], [2, 4], [0, 0], [9, 8], 19, 8),
+            NOT_VISITED,
         ],
     ],
 }
@@ -90,7 +93,14 @@ def write_counts(run, rounds, seed):
                 "t_visited": [0] * 10, "forward_images": [forward], "optimizer_steps": [steps],
             }  # fmt: skip
             arrays = {name: np.array(values, np.int64) for name, values in arrays.items()}
-            files.save_arrays(files.counts_file(run, r, k), arrays | {"epoch_loss": np.array(loss)})
+            arrays["epoch_loss"] = np.array(loss)
+            if (
+                len(rounds) > 1
+            ):  # 9 and 8 after the first round, 2.5 and 4.5 after the second; of the second seed 1 more
+                arrays["spent.epsilon"] = np.array([[9.0, 8.0, 7.0], [2.5, 4.5, 3.5]][r - 1][k : k + 1]) + (
+                    seed == SEEDS[1]
+                )
+            files.save_arrays(files.counts_file(run, r, k), arrays)
 
 
 def write_scores(arm, seed):
@@ -188,6 +198,7 @@ def test_what_training_came_to(built):
     plain = built[0]["plain"]["training"]
     assert [plain[name] for name in ("skipped_share", "augmented_share", "moved")] == [0, 0, 0]
     assert (plain["optimizer_steps"], plain["forward_images"]) == (5, 18)
+    assert training["spent"] == {"epsilon": 5.5} and "spent" not in plain  # what holds for every image and seed
 
 
 def of_table(page, anchor, which=0):
@@ -265,11 +276,11 @@ def test_the_table_of_training(built):
     assert rows == [
         {
             "arm": "plain", "rounds": "1", "shards": "1", "a round": "2 epochs", "optimiser steps": "5", "forward images": "18",
-            "against baseline": "1.00 ×", "skipped\u00a0%": "0.0", "augmented\u00a0%": "0.0", "moved": "0",
+            "against baseline": "1.00 ×", "skipped\u00a0%": "0.0", "augmented\u00a0%": "0.0", "moved": "0", "epsilon": "–",
         },
         {
-            "arm": "iet", "rounds": "2", "shards": "2", "a round": "2 epochs", "optimiser steps": "27", "forward images": "65",
-            "against baseline": "3.61 ×", "skipped\u00a0%": "36.0", "augmented\u00a0%": "10.5", "moved": "4",
+            "arm": "iet", "rounds": "2", "shards": "3", "a round": "2 epochs", "optimiser steps": "27", "forward images": "65",
+            "against baseline": "3.61 ×", "skipped\u00a0%": "36.0", "augmented\u00a0%": "10.5", "moved": "4", "epsilon": "5.5",
         },
     ]  # fmt: skip
 
@@ -292,7 +303,7 @@ def test_the_plots_have_the_planted_numbers_of_each_run(built):
     assert iet.augmented_share.tolist() == pytest.approx([1 / 15, 2 / 13, 2 / 14, 1 / 15], rel=1e-5)
 
     histogram = pd.read_csv("plots/skip_histogram.csv")
-    for seed, expected in ((4, {0: 1, 2: 2, 4: 1, 5: 1, 7: 1}), (7, {0: 1, 2: 2, 5: 2, 7: 1})):
+    for seed, expected in ((4, {0: 3, 2: 2, 4: 1, 5: 1, 7: 1}), (7, {0: 3, 2: 2, 5: 2, 7: 1})):
         rows = histogram[(histogram.arm == "iet") & (histogram.seed == seed)]
         assert dict(zip(rows.skips, rows.images, strict=True)) == expected
 
@@ -321,8 +332,8 @@ def test_the_leak_list_has_the_copies_of_each_run(built):
         for weights, index, *found in (("ema", 2, 2, 0.1, 4), ("ema", 5, 2, 0.2, 1), ("raw", 4, 1, 0.3, 2))
     ]
     gallery = built[1][built[1].index('<h2 id="gallery"') :]
-    assert "4 of 400 generated images are copies of 2 of the 6 training images." in gallery
-    assert "4 of 1,000 generated images are copies of 2 of the 6 training images." in gallery
+    assert "4 of 400 generated images are copies of 2 of the 8 training images." in gallery
+    assert "4 of 1,000 generated images are copies of 2 of the 8 training images." in gallery
     captions = re.findall(r"<figcaption>(0\.\d+ · [^<]*)<", gallery)
     shown = [[f"0.100 · 2 copies · {arm}4ema2", f"0.200 · 2 copies · {arm}4ema5"] for arm in ARMS]
     assert captions == sum(shown, [])
