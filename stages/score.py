@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stages import experiments, randomness
-from stages.measures import frechet, memorisation, neighbours
+from stages.measures import frechet, memorisation
 from stages.run import cli, device, files
 from stages.run.instance import LIGHT_BYTES, ROW_BYTES, Instance
 from stages.run.progress import Progress
@@ -176,6 +176,8 @@ class References:
                 yield self._search(samples, self.train[part], self.matched_k, f"{what}, part {f} of {num_parts}", part)
 
     def _search(self, queries, reference, k, what, positions=None):
+        from stages.measures import neighbours  # imports torch, which whoever only reads PHASE does not need
+
         progress = Progress(what, "images")
         distances, indices = neighbours.nearest(queries, reference, k, device=self.device, progress=progress.update)
         ratios = memorisation.ratios(distances, neighbours.distances_from_nearest(reference, indices))
