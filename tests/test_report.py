@@ -422,6 +422,14 @@ def test_arms_that_generate_unlike_many_images_are_compared_by_share(metrics_cop
     assert "so no clear difference, for iet" in told
 
 
+def test_the_arm_that_memorises_least_is_the_one_with_the_lowest_share(metrics_copy):
+    """few has 5 in 10 images, iet 15 in 100: fewer, but a larger share."""
+    metrics_copy["few"] = copy.deepcopy(metrics_copy["iet"]) | {"num_images": 10}
+    metrics_copy["few"]["raw"]["l2_from_gen"]["0.5"] |= {"excess": 5, "excess_low": 3, "excess_high": 7}
+    settings = SETTINGS | {"arms": dict.fromkeys(("plain", "few", "iet"), SETTINGS["arms"]["plain"])}
+    assert headline.sentences(settings, metrics_copy)[0].startswith("iet has an excess of 15 [11, 20] images of 100")
+
+
 def test_curves_without_a_threshold_of_the_table_are_refused(tmp_path):
     write_scores(tmp_path, "iet-seed0", 15)
     with pytest.raises(ValueError, match="no single row for raw weights, code_sq at 0.45: run its score phase again"):
