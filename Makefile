@@ -15,7 +15,7 @@ run: setup ## runs the experiment of params.yaml
 	@snakemake
 
 test: setup ## runs the tests
-	@python -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm"
 
 slow: setup ## runs the tests that take minutes
 	@python -m pytest -m slow

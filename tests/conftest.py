@@ -51,6 +51,23 @@ arms:
 """
 
 
+# Files whose tests take longest, in the order in which two workers take them: so that neither waits for the other at the end.
+FIRST = [
+    "test_pipeline",
+    "test_text_memory",
+    "test_arms",
+    "test_quality",
+    "test_retention",
+    "test_plan",
+    "test_survival",
+    "test_adding",
+]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+
+
 class Project:
     """A copy of the project in a folder of its own."""
 
