@@ -243,6 +243,10 @@ def test_prompts_are_what_is_drawn_not_images():
     ends = stats.binomtest(6, 40).proportion_ci(method="exact")
     assert total == 48 and high == pytest.approx(320 * ends.high)
     assert low < 320 * ends.low  # wider by the losses that may be
+    none = memorisation.excess(nothing, nothing, (1.0, 1.0), prompts)
+    assert none[2] == pytest.approx(
+        8 * 40 * (1 - 0.025 ** (1 / 40))
+    )  # a prompt that was not drawn may have eight copies
     alone = memorisation.excess(of_a_prompt[prompts], nothing, (1.0, 1.0))
     assert alone[2] - alone[1] < 0.6 * (high - low)
     one_each = memorisation.excess(of_a_prompt, np.zeros(40), (1.0, 1.0), np.arange(40))
