@@ -131,12 +131,20 @@ def test_similarity_finds_the_nearest_training_image_of_each_image(here, asked):
         assert (network, preprocess, batch_size) == (NETWORK, "sscd", 6)
         return picture_features(images)
 
+    def summed(values, prompts=None, interval=True, summary=sscd.summary):
+        groups.append(None if prompts is None else prompts.tolist())
+        return summary(values, prompts, interval)
+
+    groups = []
+    here.setattr(sscd, "summary", summed)
     here.setattr(sscd, "load", lambda path: NETWORK)
     here.setattr(sscd, "features", seen)
     similarity.main(["--reference"])
     similarity.main(ARGUMENTS)
     similarity.main(["--arm", ARM, "--seed", "3"])
 
+    # The interval of a run is over its prompts, where it has any: here each image has its own.
+    assert groups == [None] + 4 * [list(range(7)) if asked else None]
     used = {"weights": "sscd.pt", "sha256": hashlib.sha256(b"weights").hexdigest(), "preprocess": "sscd"}
     train = picture_features(TRAIN).astype(float)
     reference = files.folder("results/similarity", "reference")

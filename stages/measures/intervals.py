@@ -72,7 +72,8 @@ def of_quantile(values, p, scale, groups=None):
 
     Its ends are two of the sorted values. Of n independent values, j or fewer lie below the quantile with the probability of a
     binomial distribution, so the j-th is a lower limit if P(B(n, p) <= j - 1) <= 0.025, and the k-th an upper limit if
-    P(B(n, p) >= k) <= 0.025. Where no value is one (few values, high p), only the end of the scale bounds the quantile. Values in groups are worth fewer independent ones (Woodruff 1952; Korn and Graubard 1998):
+    P(B(n, p) >= k) <= 0.025. Where no value is one (few values, high p), only the end of the scale bounds the quantile.
+    Values in groups are worth fewer independent ones (Woodruff 1952; Korn and Graubard 1998):
 
         n_eff = p^ (1 - p^) / v,    v = G / (G - 1) sum_g (sum_{i in g} (y_i - p^))^2 / n^2,
 

@@ -14,7 +14,7 @@ WEIGHTS = ("raw", "ema")  # kinds of weights that images are generated with: as 
 PROTOCOLS = ("code_sq", "l2_from_gen")  # those of metrics.json and the page; results.parquet has all
 ONE_SEED = (
     "One training run per arm: this holds for these models, not yet for the methods. The intervals leave out how much another run "
-    "of the same training would differ, which is often more than they are wide; give several seeds for that."
+    "of the same training would differ, which can be more than they are wide; give several seeds for that."
 )
 
 
