@@ -243,7 +243,7 @@ def test_the_loss_of_a_sample_is_that_of_diffusers_own_parts(folder, learnt, pix
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     network, ids = network_of(folder), [4, 0, 3]
-    step = step_of(learnt, network, pixels, ids)
+    step = step_of(learnt, network, pixels, ids, number=2)  # not the first: its posterior has a draw of its own
     assert step.prompts == ["a yellow cross", "a red square", "the white triangle"]
     losses = step.sample_losses()
     assert losses.shape == (3,) and losses.requires_grad
@@ -627,11 +627,11 @@ def test_sampling_is_that_of_the_stock_pipeline(folder, guidance):
     batches = []
     network.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     cond = frozen.embeddings(texts)
-    predict = generation.guided(
-        network, cond, frozen.embeddings([""]).expand_as(cond), guidance, frozen.alpha_bars, frozen.prediction_type
-    )
+    own = SimpleNamespace(frozen=frozen, latent_shape=(4, 8, 8), alpha_bars=frozen.alpha_bars, network=network)
+    data = SimpleNamespace(captions={"train": [[text] for text in texts], "heldout": []}, keys="abc", fixed_text=None)
+    source = generation.Source(own, {"num_images": 3, "precision": "fp32"}, data, SEED, sampling)
     with torch.no_grad():
-        found = sampling.ddim(predict, x_T, frozen.alpha_bars, 10, "paper", clip=False)
+        found = source.sampled(x_T, cond, frozen.embeddings([""]).expand_as(cond), 10, guidance, "paper")
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
     assert float((found - expected).norm() / expected.norm()) < 1e-4
     assert batches == [3 if guidance == 1 else 6] * 10

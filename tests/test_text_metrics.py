@@ -224,7 +224,8 @@ def write_clip_and_detector(settings, levels):
         if arm == "plain":
             entry |= {"auc": 0.75, "low": 0.5, "high": 1.0, "found_at_1_percent": 0.125}
         found = {"rms_mean": entry, "rms_first_step": entry | ({"auc": 0.625} if arm == "plain" else {})}
-        files.write_json(files.folder("results/detect", f"{arm}-seed0") / "scores.json", {"raw": found, "ema": found})
+        of_ema = {name: values | {"trained": 0.375} for name, values in found.items()}
+        files.write_json(files.folder("results/detect", f"{arm}-seed0") / "scores.json", {"raw": found, "ema": of_ema})
 
 
 def test_report_with_clip_and_detector(tmp_path):
@@ -238,6 +239,7 @@ def test_report_with_clip_and_detector(tmp_path):
         assert found == {
             "trained": 0.5, "unseen": 0.25, "auc": 0.75, "found_at_1_percent": 0.125, "auc_first_step": 0.625
         }  # fmt: skip
+        assert metrics["plain"]["ema"]["detect"] == found | {"trained": 0.375}
         assert metrics["iet"]["raw"]["detect"]["auc"] is None
         page = (root / "report.html").read_text()
         section = page[page.index('id="prompts"') : page.index('id="curves"')]
