@@ -19,7 +19,7 @@ PURPOSES = {
     "augment": 8,  # operations of a step's augmentation: (seed, shard, step)
     "ties": 9,  # equal skip counts, random selection:  (seed, shard, round)
     "sample": 10,  # starting noise of an image:        (seed, image index)
-    "reference": 11,  # class-matched references:       (seed)
+    "reference": 11,  # parts that match held-out images: (seed)
     "class": 12,  # class of a generated image:         (seed, image index)
     "added_noise": 13,  # noise on training images:     (seed, shard, step)
     "poisson": 14,  # who is in a DP-SGD batch:         (seed, shard, step)

@@ -43,7 +43,7 @@ def with_columns(scores, settings, run):
 
 
 def summary(report, arm, weights):
-    """{"similarity": means over seeds, low, high}. The interval is the bootstrap's of one seed, or the t-interval of the mean over
+    """{"similarity": means over seeds, low, high}. The interval is that of the one seed, or the t-interval of the mean over
     several. {} where the phase is left out."""
     if not phases.module("similarity").wanted(report.settings):
         return {}
