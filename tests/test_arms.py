@@ -1,12 +1,14 @@
 """Arms beyond those of the tiny experiment, through snakemake: every method, one of one's own, generators from elsewhere."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, Project
+from conftest import ROOT, Project, run_stages
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -120,8 +122,11 @@ def test_a_generator_that_is_not_there_is_told_before_anything_runs(extended):
 
 
 @pytest.fixture(scope="module")
-def every_method(tmp_path_factory):
-    """The arms of experiments/tiny/digits.yaml that the tiny experiment of conftest does not have, cut short, with classes."""
+def every_method(tmp_path_factory, one_thread):
+    """The arms of experiments/tiny/digits.yaml that the tiny experiment of conftest does not have, cut short, with classes.
+
+    Stage by stage in this process, as 80 starts of torch take minutes; the slow test below runs all arms through snakemake.
+    """
     experiment = yaml.safe_load((ROOT / "experiments/tiny/digits.yaml").read_text())
     experiment["model"]["class_conditional"] = True
     for arm in ("ddpm", "iet_agc_plus", "ddpm_early"):
@@ -130,10 +135,10 @@ def every_method(tmp_path_factory):
         experiment["arms"][arm]["rounds"] = 1
     experiment["sample"] |= {"num_images": 30, "weights": ["raw"]}
     experiment["score"]["headline"]["weights"] = "raw"
-    project = Project.create(tmp_path_factory.mktemp("every") / "project", yaml.safe_dump(experiment, sort_keys=False))
-    project.run("snakemake")
-    project.metrics = json.loads((project.root / "metrics.json").read_text())
-    return project
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("every"))
+        run_stages(experiment)
+        yield SimpleNamespace(root=Path.cwd(), metrics=json.loads(Path("metrics.json").read_text()))
 
 
 def test_every_method_trains_samples_and_scores(every_method):
