@@ -37,7 +37,7 @@ VICTIMS = ("stage", "dvc", "snakemake", "group")
 GONE_S = 12  # a stage has 10 seconds to write its checkpoint and end
 EXPERIMENT = (
     TINY.replace("epochs: 10}", "epochs: 80}")
-    .replace("num_images: 50, parts: 2, batch_size: 20", "num_images: 600, parts: 2, batch_size: 20")
+    .replace("num_images: 50, parts: 2, batch_size: 20", "num_images: 900, parts: 2, batch_size: 20")
     .replace("seeds: [3]", "seeds: [3]\ncheckpoint_minutes: 0.005")
 )
 
