@@ -138,7 +138,7 @@ def every_method(tmp_path_factory, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("every"))
         run_stages(experiment)
-        yield SimpleNamespace(root=Path.cwd(), metrics=json.loads(Path("metrics.json").read_text()))
+        return SimpleNamespace(root=Path.cwd(), metrics=json.loads(Path("metrics.json").read_text()))
 
 
 def test_every_method_trains_samples_and_scores(every_method):
