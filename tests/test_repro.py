@@ -63,6 +63,18 @@ def test_a_stage_that_fails_leaves_no_record_and_no_receipt(finished, tmp_path):
     assert not (project.root / "receipt").exists() and not list((project.root / lock.RECORDS).glob("*"))
 
 
+def test_a_kill_before_the_first_file_of_the_run_cache_does_not_stop_a_stage_for_good(finished, tmp_path):
+    """DVC makes the folder of a run and then puts a file into it; a kill between the two leaves it empty."""
+    project = finished.copy(tmp_path / "project")
+    files = [file for file in (project.root / ".dvc/cache/runs").rglob("*") if file.is_file()]
+    of_train = [file for file in files if "stages.train" in file.read_text()]
+    for file in of_train:
+        file.unlink()
+    (project.root / "dvc.lock").unlink()  # nothing was recorded either, so the run cache is asked
+    assert f"Running stage '{STAGE}'" in project.run(*LAUNCHER, STAGE, "receipt").text
+    assert sum(file.exists() for file in of_train) == 1  # its run alone is kept again
+
+
 def test_an_unknown_stage_is_one_sentence(finished):
     failed = finished.run(*LAUNCHER, "train@nobody", "receipt", check=False)
     assert failed.returncode == 1 and "Traceback" not in failed.text and "train@nobody" in failed.text
