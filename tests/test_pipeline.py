@@ -331,6 +331,15 @@ def test_lost_samples_are_made_again_and_nothing_else(finished, tmp_path):
     assert not re.search(r"^train ", listed, re.MULTILINE), listed
 
 
+def test_the_scheduler_passes_over_ready_stages_only_when_one_ends(finished, tmp_path):
+    """And not each second as well, once for every stage that has run: that would grow with the square of their number."""
+    project = finished.copy(tmp_path / "project")
+    project.run("rm", "-rf", ".dvc/cache", "artifacts/results/score")
+    said = project.run("snakemake", "--cores", "1", "--verbose").text  # one waits while the other runs
+    assert "4 of 4 steps" in said, said  # two scores, the report and the rule all
+    assert said.count("Ready jobs: ") <= 5, said
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_train_stage_that_was_ended_goes_on_from_its_checkpoint(finished, tmp_path, end):
     """Ended by hand in the middle, started again: the files of an uninterrupted run, byte for byte."""

@@ -9,6 +9,7 @@ import pytest
 import schedule
 import yaml
 from conftest import TINY
+from snakemake.cli import get_argument_parser
 from snakemake.resources import Resource, Resources
 
 from stages.run import instance
@@ -98,3 +99,12 @@ def test_it_is_told_when_stages_have_ended_and_not_again(monkeypatch, capsys):
     assert told[0].startswith("experiment: 1 of 3 stages, 25% of the work") and told[0].count("\n") == 1
     assert told[1].startswith("experiment: 2 of 3 stages, 50% of the work") and told[1].count("\n") == 1
     assert told[2] == ""
+
+
+@pytest.mark.parametrize(("given", "stays"), [([], False), (["--max-jobs-per-timespan", "2/1s"], True)])
+def test_starts_are_limited_only_where_the_user_says_so(given, stays):
+    asked = get_argument_parser().parse_args(given)
+    limiter = object()
+    workflow = SimpleNamespace(scheduling_settings=asked, scheduler=SimpleNamespace(job_rate_limiter=limiter))
+    schedule.limit_no_starts(workflow)
+    assert (workflow.scheduler.job_rate_limiter is limiter) == stays

@@ -94,6 +94,17 @@ def prepare(workflow):
     return experiment, to_run
 
 
+def limit_no_starts(workflow):
+    """Takes away Snakemake's default limit of 100 starts a second; a limit that the user gives stays.
+
+    With a limit, each pass of the scheduler orders the next one a second later, beside those that ends of jobs bring. So passes
+    add up: after a thousand jobs a thousand a second, each over all jobs that are ready.
+    """
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
 def is_dry_run(workflow):
     """Whether `snakemake -n` was asked for. (Its own workflow.dryrun is False until the DAG is built, whatever was asked for.)"""
     return workflow.output_settings.dryrun
