@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow mutants kills slurm-test seeds settings dependencies experiment setup lint lock audit-pins clean help
+.PHONY: run test slow mutants kills slurm-test seeds settings dependencies experiment release setup lint lock audit-pins clean help
 
 run: setup ## runs the experiment of params.yaml
 	@snakemake
@@ -38,6 +38,9 @@ dependencies: setup ## updates the lists of code files in dvc.yaml to what the p
 
 seeds: setup ## runs the experiment of params.yaml with seeds 0, 1 and 2, in a copy under scratch/seeds
 	@python workflow/scripts/seeds.py 0 1 2
+
+release: setup ## with ARM=ddpm: exports a model for diffusers, with a model card; ROUND=, SEED=, WEIGHTS= choose another than the last without excess
+	@python workflow/scripts/release.py $(ARM) $(if $(ROUND),--round $(ROUND)) $(if $(SEED),--seed $(SEED)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 experiment: setup ## with NAME=cifar10: copies experiments/cifar10.yaml to params.yaml
 	@python workflow/scripts/experiment.py $(NAME)
