@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # A small experiment without its seeds and arms.
 EXPERIMENT = """
 data: {name: digits, num_train: 60, split_seed: 0}
-model: {block_channels: [8, 16], attention_levels: [], layers_per_block: 1, dropout: 0.0, norm_groups: 4}
+model: {block_channels: [8, 16], attention_levels: [], layers_per_block: 1, norm_groups: 4}
 diffusion: {num_timesteps: 20, beta_start: 0.005, beta_end: 0.4}
 compute: {device: cpu, threads: 1, precision: fp32}
 train: {batch_size: 10, learning_rate: 2.0e-3, warmup_steps: 5, grad_clip_norm: 1.0, ema_decay: 0.9, flip: false}

@@ -2,8 +2,8 @@
 
 params    model, diffusion, compute, analyse, score.headline, arms.<arm>.method
 reads     artifacts/data, artifacts/results/counts/<run>, artifacts/model/<run>/round<R>
-          artifacts/samples/<run>/part<p> and artifacts/results/score/<run>/images.parquet, of the headline's weights
-          a text model with the section similarity: artifacts/results/similarity/<run>/nearest.parquet instead of images.parquet
+          artifacts/samples/<run>/round<r>/part<p> of the last round that is sampled and artifacts/results/score/<run>/round<r>/images.parquet, of the headline's weights
+          a text model with the section similarity: artifacts/results/similarity/<run>/round<r>/nearest.parquet instead of images.parquet
 writes    artifacts/results/analyse/<run>/
               summary.json               the result of each analysis, or {"absent": why there is none}
               loss_by_timestep.parquet   Fig. 3: mean and quartiles of the loss by group and timestep
@@ -57,6 +57,7 @@ class Analysis(Instance):
     method: str
     kind: str
     architecture: str
+    samples: str
     nearest: str
 
     writes = ("results/analyse",)
@@ -71,9 +72,11 @@ def instances(experiment):
     found = []
     for arm, seed in experiments.runs(experiment, experiments.trained(experiment)):
         phase = "similarity" if experiments.copies_by_sscd(experiment) else "score"
-        nearest = str(files.folder(f"results/{phase}", files.run_name(arm, seed)))
+        run, last = files.run_name(arm, seed), experiments.last_sampled(experiment, arm)
+        read = {"samples": files.folder("samples", run, last), "nearest": files.folder(f"results/{phase}", run, last)}
+        read = {name: str(path) for name, path in read.items()}
         model = experiments.final_model(experiment, arm, seed)
-        found.append(Analysis(block="analyse", arm=arm, seed=seed, nearest=nearest, **model))
+        found.append(Analysis(block="analyse", arm=arm, seed=seed, **read, **model))
     return found
 
 
@@ -136,13 +139,13 @@ def _copies(job):
     whether it is a copy: three [M] arrays."""
     from stages.measures import memorisation, sscd
 
-    headline = job.params["score"]["headline"]
+    headline, last = job.params["score"]["headline"], experiments.last_sampled(job.params, job.arm)
     if experiments.copies_by_sscd(job.params):
-        images = files.load_table(files.folder("results/similarity", job.run) / "nearest.parquet")
+        images = files.load_table(files.folder("results/similarity", job.run, last) / "nearest.parquet")
         images = images[images.weights == headline["weights"]]
         found = images.similarity.to_numpy(np.float64)
         return images.nearest_train.to_numpy(), -found, found > sscd.MARK
-    images = files.load_table(files.folder("results/score", job.run) / "images.parquet")
+    images = files.load_table(files.folder("results/score", job.run, last) / "images.parquet")
     images = images[images.weights == headline["weights"]]
     ratio = images[f"train_{headline['protocol']}"].to_numpy()
     strict = memorisation.PROTOCOLS[headline["protocol"]].strict
@@ -182,7 +185,8 @@ def _distance(job, train):
     from stages.measures import run_analyses
 
     num_parts = experiments.section(job.params, "sample", job.arm)["parts"]
-    samples = files.load_samples(job.run, num_parts, job.params["score"]["headline"]["weights"])
+    last = experiments.last_sampled(job.params, job.arm)
+    samples = files.load_samples(job.run, last, num_parts, job.params["score"]["headline"]["weights"])
     progress = Progress(f"analyse@{job.key} training images against generated ones", "images")
     return run_analyses.distance_to_generated(train, samples, job.device, progress.update)
 

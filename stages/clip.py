@@ -3,8 +3,8 @@
     python -m stages.clip --arm default --seed 0
 
 params    compute, clip
-reads     artifacts/samples/<run>/part<p> of exactly the parts of the plan, with the prompts; the folder clip.model
-writes    artifacts/results/clip/<run>/
+reads     artifacts/samples/<run>[/round<r>]/part<p> of exactly the parts of the plan, with the prompts; the folder clip.model
+writes    artifacts/results/clip/<run>[/round<r>]/
               images.parquet   one row per generated image and kind of weights: cosine with the original prompt and with the prompt used
               scores.json      the model's name and checksums, preprocessing, and by kind of weights 100 times the means
 
@@ -25,7 +25,7 @@ from stages.run.progress import Progress
 # fmt: off
 PHASE = {
     "name": "clip",
-    "per": "run",
+    "per": "sampled",
     "arms": "all",
     "device": True,
     "final": True,
@@ -76,8 +76,7 @@ def instances(experiment):
         return []
     prompted = [arm for arm in experiment["arms"] if experiments.maker(experiment, arm) is not None]
     model = experiment["clip"]["model"]
-    runs = experiments.runs(experiment, prompted)
-    return [ClipScores(block="clip", arm=arm, seed=seed, model=model) for arm, seed in runs]
+    return [ClipScores(block="clip", **place, model=model) for place in experiments.sampled(experiment, prompted)]
 
 
 def wanted(experiment):
@@ -108,7 +107,7 @@ def main(arguments):
         from stages.measures import clip_score
 
         settings, sampled = job.params["clip"], experiments.section(job.params, "sample", job.arm)
-        asked = files.load_generations(job.run, sampled["parts"])
+        asked = files.load_generations(job.run, job.round, sampled["parts"])
         if asked is None:
             raise ValueError(
                 f"the images of {job.run} have no prompts, so there is no CLIP score: use a model with captions"
@@ -121,13 +120,13 @@ def main(arguments):
         }
         rows, scores = [], _used(Path(settings["model"]), settings)
         for weights in sampled["weights"]:
-            images = files.load_samples(job.run, sampled["parts"], weights)
+            images = files.load_samples(job.run, job.round, sampled["parts"], weights)
             progress = Progress(f"clip@{job.key} {weights}", "images").update
             found = clip_score.image_embeddings(clip, images, settings["preprocess"], settings["batch_size"], progress)
             cosines = {which: clip_score.scores(found, texts[which]) for which in PROMPTS}
             rows.append(pd.DataFrame({"weights": weights, "image": np.arange(len(images)), **cosines}))
             scores[weights] = {which: float(100 * values.mean()) for which, values in cosines.items()}
-        with files.publish(files.folder("results/clip", job.run)) as folder:
+        with files.publish(files.folder("results/clip", job.run, job.round)) as folder:
             folder.mkdir()
             pd.concat(rows, ignore_index=True).to_parquet(folder / "images.parquet", index=False)
             files.write_json(folder / "scores.json", scores)

@@ -128,11 +128,12 @@ def main(arguments):
 
         settings, sampled = job.params["detect"], experiments.section(job.params, "sample", job.arm)
         sampled |= {"precision": job.params["compute"]["precision"], "mitigation": None}  # prompts as they are
-        source, _ = models.source(job, job.arm, sampled, sampling)
+        last = experiments.last_sampled(job.params, job.arm)
+        source, _ = models.source(job, job.arm, last, sampled, sampling)
         prompts, trained = detection.chosen(files.load_json(models.CAPTIONS), settings["num_prompts"], job.seed)
         lines, scores = [], {"num_trained": int(trained.sum()), "num_unseen": int((~trained).sum())}
         for weights in sampled["weights"]:
-            models.load(job, job.arm, weights, source)
+            models.load(job, job.arm, last, weights, source)
             progress = Progress(f"detect@{job.key} {weights}", "images")
             found = detection.magnitudes(source, prompts, settings, progress.update)
             lines += [

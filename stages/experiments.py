@@ -39,6 +39,40 @@ def runs(experiment, arms=None):
     return [(arm, seed) for arm in arms for seed in seeds_of(experiment, arm)]
 
 
+def sampled_rounds(experiment, arm):
+    """The rounds whose averaged model an arm's images are made by, ascending: those of sample_rounds, or the last one.
+
+    An arm that samples another arm's model has that arm's last round; a generator from elsewhere has no rounds: [None].
+    """
+    if (made_by := maker(experiment, arm)) is None:
+        return [None]
+    last, asked = experiment["arms"][made_by]["rounds"], asked_rounds(experiment, arm) if made_by == arm else None
+    if asked == "all":
+        recipe = experiment["arms"][arm]["redistribute"]
+        return [r for r in range(1, last + 1) if rounds.averages_after(recipe, r)]
+    return sorted(asked) if asked else [last]
+
+
+def asked_rounds(experiment, arm):
+    """What sample_rounds says of a trained arm: a list, "all", or None. It is no key of the section sample, all of which a sample stage
+    depends on: so a further round makes nothing else stale."""
+    return experiment["arms"][arm].get("sample_rounds", experiment.get("sample_rounds"))
+
+
+def sampled(experiment, arms=None):
+    """Everything that is sampled and measured: list of dicts with arm, seed and round, arm by arm. arms: some of them; None: all."""
+    return [
+        {"arm": arm, "seed": seed, "round": r}
+        for arm, seed in runs(experiment, arms)
+        for r in sampled_rounds(experiment, arm)
+    ]
+
+
+def last_sampled(experiment, arm):
+    """The round that stands for an arm wherever one number does: the last one that is sampled; None without rounds."""
+    return sampled_rounds(experiment, arm)[-1]
+
+
 def is_text(experiment):
     """Whether the model is one with captions."""
     return "pipeline" in experiment.get("model", {})
@@ -82,14 +116,19 @@ def model_before(recipe, run, round_, shard):
     return files.folder("model", run, round_ - 1) if averaged else files.folder("train", run, round_ - 1, shard)
 
 
-def final_model(experiment, arm, seed):
-    """What the final model of a trained arm depends on: dict with its folder, and the code of its method, its kind and its network."""
+def model_of_round(experiment, arm, seed, round_):
+    """What the averaged model of a trained arm depends on: dict with its folder, and the code of its method, its kind and its network."""
     return {
-        "model": str(files.folder("model", files.run_name(arm, seed), experiment["arms"][arm]["rounds"])),
+        "model": str(files.folder("model", files.run_name(arm, seed), round_)),
         "method": method_source(experiment, arm),
         "kind": f"stages/{kind(experiment)}",
         "architecture": architecture(experiment),
     }
+
+
+def final_model(experiment, arm, seed):
+    """The same of the round that stands for the arm, the last one that is sampled."""
+    return model_of_round(experiment, arm, seed, last_sampled(experiment, arm))
 
 
 def copies_by_sscd(experiment):
@@ -161,7 +200,15 @@ def _check_place(phase, job):
         raise ValueError(f"arms.{job.arm} is a generator from elsewhere, which has no phase {job.phase} (params.yaml)")
     if job.seed not in (seeds := seeds_of(job.params, job.arm)):
         raise ValueError(f"there is no seed {job.seed}, expected one of {seeds} (params.yaml, seeds)")
-    if hasattr(job, "round") and not 1 <= job.round <= arms[job.arm]["rounds"]:
+    if phase["per"] in cli.SAMPLED:
+        if job.round not in (expected := sampled_rounds(job.params, job.arm)):
+            if job.round is None:
+                raise ValueError(f"the argument --round is missing: {job.arm} is sampled after rounds {expected}")
+            told = (
+                "no --round, as it is trained elsewhere" if expected == [None] else f"one of {expected} (sample_rounds)"
+            )
+            raise ValueError(f"round {job.round} of {job.arm} is not sampled, expected {told}")
+    elif hasattr(job, "round") and not 1 <= job.round <= arms[job.arm]["rounds"]:
         raise ValueError(f"round {job.round} of {job.arm} does not exist, expected 1 to {arms[job.arm]['rounds']}")
     if hasattr(job, "shard") and job.shard not in range(num := arms[job.arm]["shard"]["num_shards"]):
         raise ValueError(f"shard {job.shard} of {job.arm} does not exist, expected 0 to {num - 1}")

@@ -24,7 +24,8 @@ def build(job, arm):
     """
     _check_memory(job)
     method = methods.method(job.params["arms"][arm]["method"])
-    model, diffusion = job.params["model"], job.params["diffusion"]
+    dropout = experiments.section(job.params, "train", arm).get("dropout", 0.0)
+    model, diffusion = job.params["model"] | {"dropout": dropout}, job.params["diffusion"]
     return _kind(job).build(method, model, diffusion, _image_shape(), _num_classes(job), job.device)
 
 
@@ -55,8 +56,8 @@ def objective(job, model):
     return model.objective(experiments.section(job.params, "train", job.arm), _data(job, job.arm), kept.keep)
 
 
-def source(job, arm, settings, sampler):
-    """The model of an arm as a source of images; load its weights before the first.
+def source(job, arm, round_, settings, sampler):
+    """The model of an arm after a round as a source of images; load its weights before the first.
 
     settings   section sample of the job's arm, and precision
     sampler    stages.diffusion.sampling
@@ -69,19 +70,18 @@ def source(job, arm, settings, sampler):
             f"sample.num_steps of {arm} is {settings['num_steps']}, expected at most half of the {len(model.alpha_bars)} timesteps of "
             f"{job.params['model']['pipeline']} (params.yaml)"
         )
-    weights = [_weights_file(job, arm, kind) for kind in settings["weights"]]
+    weights = [_weights_file(job, arm, round_, kind) for kind in settings["weights"]]
     return model.source(settings, _data(job, arm), job.seed, sampler), weights + inputs(job, model)
 
 
-def load(job, arm, kind, source):
-    """Gives a source of images the final weights of an arm, raw or ema."""
-    path = _weights_file(job, arm, kind)
+def load(job, arm, round_, kind, source):
+    """Gives a source of images the weights of an arm after a round, raw or ema."""
+    path = _weights_file(job, arm, round_, kind)
     source.load(kind, files.load_arrays(path), path)
 
 
-def _weights_file(job, arm, kind):
-    run = files.run_name(arm, job.seed)
-    return files.folder("model", run, job.params["arms"][arm]["rounds"]) / f"{kind}.safetensors"
+def _weights_file(job, arm, round_, kind):
+    return files.folder("model", files.run_name(arm, job.seed), round_) / f"{kind}.safetensors"
 
 
 def inputs(job, model):
@@ -106,7 +106,7 @@ def _data(job, arm):
 
 
 def profiled(job, model, images, groups):
-    """The final model of the job's arm, with the headline's weights, and images, as loss_profile.losses looks at them.
+    """The model of the round that stands for the job's arm, with the headline's weights, and images, as loss_profile.losses looks at them.
 
     images    dict: train, heldout, each a [n,H,W,C] uint8 array
     groups    list of (train or heldout, [n] indices of images of that part)
@@ -117,7 +117,8 @@ def profiled(job, model, images, groups):
 
     from stages.diffusion import ddpm, weights
 
-    path = _weights_file(job, job.arm, job.params["score"]["headline"]["weights"])
+    last = experiments.last_sampled(job.params, job.arm)
+    path = _weights_file(job, job.arm, last, job.params["score"]["headline"]["weights"])
     weights.load(model.network, files.load_arrays(path), path)
     model.network.to(job.device).eval()
 

@@ -4,7 +4,8 @@ A module declares what the rest of the project must know of its phase: as plain 
 (params.yaml as a dict).
 
 PHASE   name
-        per             what one instance is for: experiment, run (an arm with one seed), round, shard, or part
+        per             what one instance is for: experiment, run (an arm with one seed), round, shard, sampled (a round whose model
+                        is sampled), or part (of its images)
         reference       True: there is one more instance, for what all runs share
         arms            trained: the arms that are trained here have the phase; all: generators from elsewhere too
         device          True: it computes on the device of the section compute, so it asks for its threads and a GPU

@@ -4,12 +4,13 @@
     python -m stages.quality --arm ddpm --seed 0      the measures of one run, which read that
 
 params    compute, quality.protocols, quality.batch_size; where the weights come from: quality.weights, sha256, download
-reads     artifacts/data/train.npy as it is, no flips; the Inception weights
-          for a run: artifacts/results/quality/reference, artifacts/samples/<run>/part<p> of exactly the parts of the plan
+reads     artifacts/data/train.npy and heldout.npy as they are, no flips; the Inception weights
+          for a run: artifacts/results/quality/reference, artifacts/samples/<run>[/round<r>]/part<p> of exactly the parts of the plan
 writes    artifacts/results/quality/reference/
               inception.safetensors    the checked weights, which every run uses: one network for both sides of a distance
-              <protocol>.safetensors   features [N,2048] float32 of the training images, their mean and cov in float64
-          artifacts/results/quality/<run>/scores.json    by kind of weights and protocol, as measures/image_quality.py names them
+              <protocol>.safetensors   features [N,2048] float32 of the training images, their mean and cov in float64; heldout_mean and
+                                       heldout_cov of as many held-out images, or of all where there are fewer; without any, neither
+          artifacts/results/quality/<run>[/round<r>]/scores.json    by kind of weights and protocol, as measures/image_quality.py names them
 
 The reference is a stage of its own because its features are the same for every run: of an experiment of 17 arms that would be
 850,000 images through the network instead of 50,000. It takes 0.5 GB a protocol at 50,000 images.
@@ -18,6 +19,8 @@ The reference is a stage of its own because its features are the same for every 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from stages import experiments
 from stages.run import cli, device, files, weight_files
@@ -28,7 +31,7 @@ INCEPTION_BYTES = 96 * 2**20  # the weights in float32
 # fmt: off
 PHASE = {
     "name": "quality",
-    "per": "run",
+    "per": "sampled",
     "reference": True,
     "arms": "all",
     "device": True,
@@ -54,6 +57,12 @@ PHASE = {
             "the number of images grows, so compare equal numbers. With fewer than 2,049 images on either side it says little.",
             "show": "number",
             "short": "FID",
+        },
+        "fid_heldout": {
+            "title": "FID held out",
+            "meaning": "The same against images that are held out: as many as there are training images, or all where there are fewer, "
+            "which makes it larger. Copies of training images do not bring it down as they do FID.",
+            "show": "number",
         },
         "fid_50k": {
             "title": "FID of 50,000",
@@ -100,20 +109,19 @@ class Features(Instance):
         if self.arm is not None:
             return LIGHT_BYTES
         protocols = len(scale.experiment["quality"]["protocols"])
-        return protocols * (4 * 2048 * scale.num_train + 8 * 2048**2) + INCEPTION_BYTES
+        return protocols * (4 * 2048 * scale.num_train + 2 * 8 * 2048**2) + INCEPTION_BYTES
 
     def work(self, scale):
-        return START_UP if self.arm is not None else scale.num_train + START_UP
+        return START_UP if self.arm is not None else 2 * scale.num_train + START_UP
 
 
 def instances(experiment):
     if not wanted(experiment):
         return []
     network = experiment["quality"].get("weights", FETCHED_WEIGHTS)
-    runs = experiments.runs(experiment)
     return [
         Features(block="quality_reference", network=network),
-        *(Features(block="quality", arm=arm, seed=seed) for arm, seed in runs),
+        *(Features(block="quality", **place) for place in experiments.sampled(experiment)),
     ]
 
 
@@ -152,12 +160,30 @@ def reference(job):
     weights = load_weights(job.params)
     network = inception.build(weights, settings.get("weights", "the fetched file")).to(job.device)
     train = files.load_array(files.DATA / "train.npy", mmap=True)
+    heldout = _heldout(len(train))
     with files.publish(files.folder("results/quality", REFERENCE)) as folder:
         files.save_arrays(folder / "inception.safetensors", weights)
         for protocol in settings["protocols"]:
             features = _features(job, network, train, protocol, f"quality@{job.key} {protocol}")[0]
             mean, cov = frechet.feature_moments(features)
-            files.save_arrays(folder / f"{protocol}.safetensors", {"features": features, "mean": mean, "cov": cov})
+            kept = {"features": features, "mean": mean, "cov": cov}
+            if len(heldout) > 1:
+                of_heldout = _features(
+                    job, network, heldout, protocol, f"quality@{job.key} {protocol}, held-out images"
+                )[0]
+                kept["heldout_mean"], kept["heldout_cov"] = frechet.feature_moments(of_heldout)
+            files.save_arrays(folder / f"{protocol}.safetensors", kept)
+
+
+def _heldout(num_train):
+    """As many held-out images as there are training images, by chance, or all where there are fewer: [n,H,W,C] uint8."""
+    from stages import randomness
+
+    images = files.load_array(files.DATA / "heldout.npy", mmap=True)
+    if len(images) <= num_train:
+        return images
+    chosen = randomness.numpy_generator("quality_heldout", 0).choice(len(images), num_train, replace=False)
+    return images[np.sort(chosen)]
 
 
 def measure(job):
@@ -177,14 +203,17 @@ def measure(job):
     for protocol in job.params["quality"]["protocols"]:
         train = files.load_arrays(folder / f"{protocol}.safetensors")
         for weights in sample_settings["weights"]:
-            images = files.load_samples(job.run, sample_settings["parts"], weights)
+            images = files.load_samples(job.run, job.round, sample_settings["parts"], weights)
             what = f"quality@{job.key} {weights} {protocol}"
             features, logits = _features(job, network, images, protocol, what)
             moments = train["mean"], train["cov"]
-            scores[weights][protocol] = image_quality.measures(
-                features, logits, train["features"], moments, rng_seed, job.device
+            found = image_quality.measures(features, logits, train["features"], moments, rng_seed, job.device)
+            has_heldout = "heldout_mean" in train
+            of_heldout = (
+                image_quality.fid(features, (train["heldout_mean"], train["heldout_cov"])) if has_heldout else None
             )
-    with files.publish(files.folder("results/quality", job.run)) as folder:
+            scores[weights][protocol] = found | {"fid_heldout": of_heldout}
+    with files.publish(files.folder("results/quality", job.run, job.round)) as folder:
         files.write_json(folder / "scores.json", scores)
 
 

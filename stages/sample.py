@@ -1,8 +1,8 @@
-"""Generates one part of an arm's images from its final model, with raw and with EMA weights.
+"""Generates one part of an arm's images from the averaged model of a round, with raw and with EMA weights.
 
 params    model, diffusion, compute, sample, arms.<arm>.sample, arms.<arm>.method (or arms.<arm>.generator)
-reads     artifacts/model/<run>/round<R>, artifacts/data for the shape of an image; or the images of a generator from elsewhere
-writes    artifacts/samples/<run>/part<p>/<weights>.npy: [M_p,H,W,C] uint8
+reads     artifacts/model/<run>/round<r>, artifacts/data for the shape of an image; or the images of a generator from elsewhere
+writes    artifacts/samples/<run>/round<r>/part<p>/<weights>.npy: [M_p,H,W,C] uint8
           labels.npy: [M_p] int64, the classes asked for, where the model is class-conditional
           generations.jsonl: one line per image of a text model: the prompt used, the original prompt and the training image it belongs to
 Image i starts from noise keyed by (seed, i), and parts are whole batches: their number changes no image. (A batch that
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from stages import experiments, models
+from stages.iet import rounds
 from stages.run import checkpoint, cli, device, files
 from stages.run.instance import START_UP, Instance
 from stages.run.pieces import InPieces
@@ -88,17 +89,17 @@ class Part(Instance):
 
 def instances(experiment):
     found = []
-    for arm, seed in experiments.runs(experiment):
-        made_by = experiments.maker(experiment, arm)
+    for place in experiments.sampled(experiment):
+        arm, made_by = place["arm"], experiments.maker(experiment, place["arm"])
         fields = {"section": "generator" if "generator" in experiment["arms"][arm] else "method"}
         if made_by is None:
             block = "sample_elsewhere"
             fields["source"] = experiments.source_of(experiment["arms"][arm]["generator"])
         else:
             block = "sample"
-            fields |= experiments.final_model(experiment, made_by, seed)
+            fields |= experiments.model_of_round(experiment, made_by, place["seed"], place["round"])
         for part in range(experiments.section(experiment, "sample", arm)["parts"]):
-            found.append(Part(block=block, arm=arm, seed=seed, part=part, **fields))
+            found.append(Part(block=block, **place, part=part, **fields))
     return found
 
 
@@ -108,6 +109,8 @@ def check(experiment):
         _check_generator(experiment, arm)
         if experiments.maker(experiment, arm):
             _check_settings(experiment, arm)
+        if "generator" not in experiment["arms"][arm]:
+            _check_rounds(experiment, arm)
 
 
 def _check_generator(experiment, arm):
@@ -164,6 +167,26 @@ def _check_settings(experiment, arm):
         )
 
 
+def _check_rounds(experiment, arm):
+    """That the rounds to be sampled are rounds of the arm which end with an averaged model."""
+    asked, recipe = experiments.asked_rounds(experiment, arm), experiment["arms"][arm]
+    if asked in (None, "all"):
+        return
+    if missing := [r for r in asked if r > recipe["rounds"]]:
+        raise ValueError(
+            f"sample_rounds of {arm} names round {_listed(missing)}, but the arm has {recipe['rounds']} (arms.{arm}.rounds)"
+        )
+    if moving := [r for r in asked if not rounds.averages_after(recipe["redistribute"], r)]:
+        raise ValueError(
+            f"sample_rounds of {arm} names round {_listed(moving)}, which ends with moving images and without an averaged model "
+            "(redistribute.schedule: alternating): use even rounds"
+        )
+
+
+def _listed(numbers):
+    return ", ".join(map(str, numbers))
+
+
 def check_sizes(experiment, num_train):
     """Raises ValueError if a text-conditioned arm asks for more captions than there are training images."""
     for arm in experiment["arms"] if experiments.is_text(experiment) else ():
@@ -212,7 +235,7 @@ def main(arguments):
             source = saved_pipeline.Source(path, shape, job.seed, settings["num_steps"], job.device)
             inputs = source.files
         else:
-            source, inputs = models.source(job, maker, settings, sampling)
+            source, inputs = models.source(job, maker, job.round, settings, sampling)
         sections = [job.params[name] for name in ("model", "diffusion", "compute")]
         saved = checkpoint.Checkpoint(job, [settings, job.recipe, *sections], inputs, experiments.code_of(job))
         images = {kind: np.zeros((last - first, *shape), np.uint8) for kind in settings["weights"]}
@@ -245,7 +268,7 @@ def _generate(job, maker, source, images, first, batch_size, saved):
     in_pieces, progress = InPieces(source.generate), Progress(f"sample@{job.key}", "images")
     for i, (kind, array) in enumerate(images.items()):
         if maker is not None:
-            models.load(job, maker, kind, source)
+            models.load(job, maker, job.round, kind, source)
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             if (until := i * count + stop) <= done:
@@ -257,7 +280,7 @@ def _generate(job, maker, source, images, first, batch_size, saved):
 
 
 def _write(job, images, labels=None, records=()):
-    with files.publish(files.folder("samples", job.run, part=job.part)) as folder:
+    with files.publish(files.folder("samples", job.run, job.round, part=job.part)) as folder:
         for kind, array in images.items():
             files.save_array(folder / f"{kind}.npy", array)
         if labels is not None:

@@ -1,9 +1,10 @@
 """Finds the nearest training images of every generated image and counts which are memorised.
 
 params    score
-reads     artifacts/data, artifacts/samples/<run>/part<p> of exactly the parts of the plan; where images have prompts, these as well
-writes    artifacts/results/score/<run>/
-              images.parquet    one row per generated image and kind of weights: nearest training image, distances, ratios
+reads     artifacts/data, artifacts/samples/<run>[/round<r>]/part<p> of exactly the parts of the plan; where images have prompts, these as well
+writes    artifacts/results/score/<run>[/round<r>]/
+              images.parquet    one row per generated image and kind of weights: nearest training image, distances, ratios; with held-out
+                                images also what it contributes to the headline's excess, and its influence on fd_pixels_heldout
               curves.parquet    per protocol and threshold: count, distinct, excess with its interval, simplicity
               scores.json       numbers of images, Frechet distance on pixels; num_compared: the training images that the excess is of
               gallery.safetensors   the most memorised images beside their nearest training images
@@ -24,7 +25,7 @@ from stages.run.progress import Progress
 # fmt: off
 PHASE = {
     "name": "score",
-    "per": "run",
+    "per": "sampled",
     "arms": "all",
     "device": True,
     "final": True,
@@ -65,7 +66,7 @@ class Scores(Instance):
 
 
 def instances(experiment):
-    return [Scores(block="score", arm=arm, seed=seed) for arm, seed in experiments.runs(experiment)]
+    return [Scores(block="score", **place) for place in experiments.sampled(experiment)]
 
 
 def check(experiment):
@@ -102,18 +103,25 @@ def main(arguments):
         job.device = device.claim(job.params["compute"])
         sample_settings = experiments.section(job.params, "sample", job.arm)
         references = References(job, settings)
-        prompts = files.prompt_numbers(files.load_generations(job.run, sample_settings["parts"]))
+        prompts = files.prompt_numbers(files.load_generations(job.run, job.round, sample_settings["parts"]))
         rows, curves, gallery = [], [], None
         scores = {"num_train": len(references.train), "num_heldout": len(references.heldout)}
         scores["num_compared"] = references.matched.num_train if references.has_heldout else 0
+        scores["largest_hits"] = references.largest_hits if references.has_heldout else None
         for weights in sample_settings["weights"]:
-            samples, what = files.load_samples(job.run, sample_settings["parts"], weights), f"score@{job.key} {weights}"
+            samples, what = (
+                files.load_samples(job.run, job.round, sample_settings["parts"], weights),
+                f"score@{job.key} {weights}",
+            )
             scores["num_images"] = len(samples)
-            train, heldout, excess = references.nearest_train(samples, what), None, {}
+            train, heldout, excess, more = references.nearest_train(samples, what), None, {}, {}
             if references.has_heldout:
                 heldout = references.nearest_heldout(samples, what)
-                excess = _excess(samples, what, train, heldout, settings, references, prompts)
-            rows.append(_image_rows(weights, train, heldout, references.keys))
+                excess, more["excess"] = _excess(samples, what, train, heldout, settings, references, prompts)
+                more["influence"] = frechet.influences(samples, references.heldout)
+            if prompts is not None:
+                more["prompt"] = prompts
+            rows.append(_image_rows(weights, train, heldout, references.keys, more))
             curves.append(_curves(weights, train, excess, settings, references))
             scores[weights] = {
                 "fd_pixels": frechet.fd_pixels(samples, references.train),
@@ -121,7 +129,7 @@ def main(arguments):
             }
             if weights == settings["headline"]["weights"]:
                 gallery = _gallery(samples, train, references.train, settings["headline"]["protocol"])
-        with files.publish(files.folder("results/score", job.run)) as folder:
+        with files.publish(files.folder("results/score", job.run, job.round)) as folder:
             folder.mkdir()
             files.save_table(folder / "images.parquet", pd.concat(rows, ignore_index=True))
             files.save_table(folder / "curves.parquet", pd.concat(curves, ignore_index=True))
@@ -155,6 +163,7 @@ class References:
                     "(data.heldout_share, data.num_train in params.yaml)"
                 )
             self.matched_k = self.matched.neighbours(self.k)
+            self.largest_hits = [float(self.matched.weight_train.max()), float(self.matched.weight_heldout.max())]
             self.heldout_in_train = self.nearest_train(self.heldout, "held-out images")
 
     def nearest_train(self, samples, what):
@@ -197,8 +206,8 @@ class Nearest(NamedTuple):
     ratios: dict
 
 
-def _image_rows(weights, train, heldout, keys):
-    """One row per generated image: its Nearest in the training set, and in the held-out images or None."""
+def _image_rows(weights, train, heldout, keys, more):
+    """One row per generated image: its Nearest in the training set, and in the held-out images or None; and more columns."""
     table = {
         "weights": weights,
         "image": np.arange(len(train.index)),
@@ -210,7 +219,7 @@ def _image_rows(weights, train, heldout, keys):
     table |= {f"train_{protocol}": ratio for protocol, ratio in train.ratios.items()}
     if heldout is not None:
         table |= {f"heldout_{protocol}": ratio for protocol, ratio in heldout.ratios.items()}
-    return pd.DataFrame(table)
+    return pd.DataFrame(table | more)
 
 
 def thresholds_of(protocol, settings):
@@ -249,19 +258,22 @@ def _curves(weights, train, excess, settings, references):
 
 
 def _excess(samples, what, train, heldout, settings, references, prompts):
-    """The excess by (protocol, threshold): see memorisation.excess, which takes `prompts` as its groups."""
+    """The excess by (protocol, threshold), see memorisation.excess, which takes `prompts` as its groups; and what each image
+    contributes to that of the headline: [M] float64."""
     matched = references.matched
     in_parts = {(name, threshold): np.zeros(len(samples)) for name, threshold, _ in _counting(settings)}
     for part in references.nearest_in_parts(samples, what, train):
         for name, threshold, memorised in _counting(settings):
             in_parts[name, threshold] += memorised(part) * matched.weight_train[part.index]
-    largest = (matched.weight_train.max(), matched.weight_heldout.max())
-    return {
-        (name, threshold): memorisation.excess(
-            in_parts[name, threshold], memorised(heldout) * matched.weight_heldout[heldout.index], largest, prompts
+    found, headline = {}, settings["headline"]
+    for name, threshold, memorised in _counting(settings):
+        in_heldout = memorised(heldout) * matched.weight_heldout[heldout.index]
+        found[name, threshold] = memorisation.excess(
+            in_parts[name, threshold], in_heldout, references.largest_hits, prompts
         )
-        for name, threshold, memorised in _counting(settings)
-    }
+        if (name, threshold) == (headline["protocol"], headline["threshold"]):
+            contributions = in_parts[name, threshold] - in_heldout
+    return found, contributions
 
 
 def _counting(settings):

@@ -5,13 +5,13 @@
 
 params    compute, similarity
 reads     artifacts/data; the weights sscd.weights
-          for a run: artifacts/results/similarity/reference, artifacts/samples/<run>/part<p> of exactly the parts of the plan
+          for a run: artifacts/results/similarity/reference, artifacts/samples/<run>[/round<r>]/part<p> of exactly the parts of the plan
 writes    artifacts/results/similarity/reference/
               network.pt             the checked weights, which every run uses: one network for both sides
               features.safetensors   [N,D] float32 unit features of the training images
               nearest.parquet        one row per training image: the most similar other training image
               scores.json            name and checksum of the weights, preprocessing, and the summary of the similarities
-          artifacts/results/similarity/<run>/
+          artifacts/results/similarity/<run>[/round<r>]/
               nearest.parquet        one row per generated image and kind of weights: the most similar training image; where images
                                      have prompts, also the prompt, and the similarity to the training image that it belongs to
               scores.json            as above, the summary by kind of weights
@@ -34,7 +34,7 @@ MOST_FEATURES = 1024  # values of an image's features: as many as the largest pu
 # fmt: off
 PHASE = {
     "name": "similarity",
-    "per": "run",
+    "per": "sampled",
     "reference": True,
     "arms": "all",
     "device": True,
@@ -101,10 +101,9 @@ class Similarities(Instance):
 def instances(experiment):
     if not wanted(experiment):
         return []
-    runs = experiments.runs(experiment)
     return [
         Similarities(block="similarity_reference", network=experiment["similarity"]["weights"]),
-        *(Similarities(block="similarity", arm=arm, seed=seed) for arm, seed in runs),
+        *(Similarities(block="similarity", **place) for place in experiments.sampled(experiment)),
     ]
 
 
@@ -167,11 +166,11 @@ def measure(job):
     keys = files.load_table(folder / "nearest.parquet", ["key"])["key"].to_numpy()
     network = sscd.load(folder / "network.pt").to(job.device)
     sampled = experiments.section(job.params, "sample", job.arm)
-    asked = files.load_generations(job.run, sampled["parts"])
+    asked = files.load_generations(job.run, job.round, sampled["parts"])
     own, prompts = _own(asked, keys), files.prompt_numbers(asked)
     rows, pictures = [], {}
     for weights in sampled["weights"]:
-        images = files.load_samples(job.run, sampled["parts"], weights)
+        images = files.load_samples(job.run, job.round, sampled["parts"], weights)
         features = _features(job, network, images, weights)
         found, nearest = sscd.nearest(features, train, job.params["compute"]["threads"])
         scores[weights] = sscd.summary(found, prompts)
@@ -187,7 +186,7 @@ def measure(job):
         rows.append(pd.DataFrame(table))
         shown = _pictures(job, images, found, nearest, own)
         pictures |= {f"{weights}.{name}": array for name, array in shown.items()}
-    with files.publish(files.folder("results/similarity", job.run)) as folder:
+    with files.publish(files.folder("results/similarity", job.run, job.round)) as folder:
         folder.mkdir()
         pd.concat(rows, ignore_index=True).to_parquet(folder / "nearest.parquet", index=False)
         files.write_json(folder / "scores.json", scores)

@@ -37,6 +37,7 @@ PHASE = {
             "grad_clip_norm": {"description": "largest L2 norm of the gradient; longer gradients are scaled down to it", "type": "number", "exclusiveMinimum": 0},
             "ema_decay": {"description": "decay of the EMA weights per optimiser step; 0: no EMA weights are kept", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
             "flip": {"description": "mirror training images at random", "type": "boolean"},
+            "dropout": {"description": "share of the values that a residual block drops in training (default: 0)", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
             "weight_decay": {"description": "share of the learning rate by which each step shrinks the weights, as in AdamW (default: 0)", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
             "caption": {"description": "text model, the caption to train with. first: the first one of an image; random_of_all: a random one of the image at each visit; fixed_text: caption_text for all images (default: first)", "enum": ["first", "random_of_all", "fixed_text"]},
             "caption_text": {"description": "text model: with caption fixed_text, the text that stands for all captions, in training and in generation", "type": "string"},
@@ -108,6 +109,8 @@ def check(experiment):
     for arm in experiments.trained(experiment):
         _check_method(experiment, arm)
         settings, own = experiments.section(experiment, "train", arm), experiment["arms"][arm]["train"]
+        if experiments.is_text(experiment) and "dropout" in settings:
+            raise ValueError(f"train.dropout of {arm} has no effect on the network of model.pipeline: remove it")
         found = [key for key in ("epochs", "steps") if key in settings]
         if not found:
             raise ValueError(f"the key arms.{arm}.train.epochs is missing (or steps: how long a round is)")

@@ -23,10 +23,10 @@ sys.path.insert(0, str(ROOT / "workflow/scripts"))  # tests import scripts by na
 TINY = """
 seeds: [3]
 data: {name: digits, num_train: 60, split_seed: 0}
-model: {block_channels: [8, 16], attention_levels: [1], layers_per_block: 1, dropout: 0.1, norm_groups: 4}
+model: {block_channels: [8, 16], attention_levels: [1], layers_per_block: 1, norm_groups: 4}
 diffusion: {num_timesteps: 20, beta_start: 0.005, beta_end: 0.4}
 compute: {device: cpu, threads: 1, precision: fp32}
-train: {batch_size: 10, learning_rate: 2.0e-3, warmup_steps: 5, grad_clip_norm: 1.0, ema_decay: 0.9, flip: false}
+train: {dropout: 0.1, batch_size: 10, learning_rate: 2.0e-3, warmup_steps: 5, grad_clip_norm: 1.0, ema_decay: 0.9, flip: false}
 sample: {num_images: 50, parts: 2, batch_size: 20, protocol: paper, num_steps: 5, weights: [raw, ema]}
 score: {neighbours: 20, thresholds: [0.4, 0.5, 0.6], grid_step: 0.1, headline: {protocol: l2_from_gen, threshold: 0.5, weights: raw}}
 arms:
@@ -253,9 +253,8 @@ def run_stages(experiment):
     for stage in sorted(plan.expand(experiment).values(), key=place):
         if stage.phase == "plan":  # it only checks, and makes what DVC reads
             continue
-        fields = ("arm", "seed", "round", "shard", "part")
-        words = [f"--{field}={value}" for field in fields if (value := getattr(stage, field)) is not None]
-        phases.module(stage.phase).main(words)
+        takes_arguments = stage.arm is not None or phases.declared(stage.phase).get("reference")
+        phases.module(stage.phase).main(stage.arguments.split() if takes_arguments else [])
 
 
 def written_anew(path, content):
@@ -291,7 +290,7 @@ def write_samples(run, arrays, asked=None):
     asked    what each was asked for, where it has a prompt: list of six dicts
     """
     for part, rows in enumerate((slice(0, 4), slice(4, 6))):
-        folder = files.folder("samples", run, part=part)
+        folder = files.folder("samples", run, 1, part=part)
         for weights, array in arrays.items():
             files.save_array(folder / f"{weights}.npy", array[rows])
         if asked:

@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from stages import report
-from stages.run import params
+from stages.run import files, params
 
 NUM_IMAGES = 100  # generated
 THRESHOLDS = [0.4, 0.5, 0.6]
@@ -20,6 +20,7 @@ SETTINGS = {
     "seeds": [0],
     "data": {"name": "digits", "num_train": 5, "split_seed": 0},
     "compute": {"device": "cpu", "threads": 1},
+    "sample": {"weights": ["raw", "ema"]},
     "score": {
         "neighbours": 5,
         "thresholds": THRESHOLDS,
@@ -76,9 +77,9 @@ def write_counts(root, run, rounds):
             save_file(arrays, path)
 
 
-def write_scores(root, run, level, held_out=True, key="<b>3&7.png"):
+def write_scores(root, run, level, round_=None, held_out=True, key="<b>3&7.png"):
     """level   the run's excess at threshold 0.5 under l2_from_gen with raw weights"""
-    folder = root / f"artifacts/results/score/{run}"
+    folder = root / "artifacts/results/score" / files.place(run, round_)
     folder.mkdir(parents=True)
     none = math.nan
     rows = []
@@ -96,14 +97,14 @@ def write_scores(root, run, level, held_out=True, key="<b>3&7.png"):
     ratios = {"raw": {7: 0.123, 2: 0.4, 5: 0.55}, "ema": {3: 0.5}}
     images = [
         {"weights": weights, "image": i, "nearest_train": i % 5, "nearest_key": key if weights == "raw" else "=other"}
-        | {"train_l2_from_gen": ratios[weights].get(i, 0.9)}
+        | {"train_l2_from_gen": ratios[weights].get(i, 0.9), "excess": 0.0, "influence": 0.0}
         for weights in ("ema", "raw")
         for i in range(10)
     ]
     pd.DataFrame(images).to_parquet(folder / "images.parquet")
     distances = {"fd_pixels": 1 / 3 + level / 1000, "fd_pixels_heldout": 0.5 if held_out else None}
     scores = {"num_images": NUM_IMAGES, "num_train": 5, "num_heldout": 7 if held_out else 0}
-    scores["num_compared"] = 4 if held_out else 0
+    scores |= {"num_compared": 4 if held_out else 0, "largest_hits": [1.0, 1.0] if held_out else None}
     (folder / "scores.json").write_text(json.dumps(scores | {"raw": distances, "ema": distances}))
     pictures = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
     gallery = {"generated": pictures, "train": pictures, "image": np.array([7, 5]), "nearest_train": np.array([2, 0])}
@@ -115,7 +116,7 @@ def make_tree(root, settings, levels, **options):
     for arm, rounds in [("plain", PLAIN_ROUNDS), ("iet", IET_ROUNDS)]:
         for seed in settings["seeds"]:
             write_counts(root, f"{arm}-seed{seed}", rounds)
-            write_scores(root, f"{arm}-seed{seed}", levels[arm][seed], **options)
+            write_scores(root, f"{arm}-seed{seed}", levels[arm][seed], len(rounds), **options)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def write_run(run, rounds, train):
     from stages.diffusion import unet
     from stages.pixels import initial_weights
 
-    network = unet.build(yaml.safe_load(TINY)["model"], (1, 8, 8))
+    network = unet.build(yaml.safe_load(TINY)["model"] | {"dropout": 0.1}, (1, 8, 8))
     weights = initial_weights.initial_weights(network, 3)
     random = np.random.default_rng(2)  # fresh weights after a dropout are close to 0, which would hide it
     weights = {n: w + 0.1 * random.standard_normal(w.shape).astype(np.float32) for n, w in weights.items()}
@@ -66,13 +66,13 @@ def write_run(run, rounds, train):
     noise = np.random.default_rng(1).integers(0, 60, (NUM_SAMPLES, 8, 8, 1))
     samples = np.clip(train[NEAREST].astype(int) + noise, 0, 255).astype(np.uint8)
     for part, images in enumerate((samples[:40], samples[40:])):
-        files.save_array(files.folder("samples", run, part=part) / "raw.npy", images)
+        files.save_array(files.folder("samples", run, rounds, part=part) / "raw.npy", images)
     scores = pd.concat(
         pd.DataFrame({"weights": weights, "nearest_train": nearest, "train_l2_from_gen": ratio, "image": range(50)})
         for weights, nearest, ratio in (("ema", NEAREST[::-1], 0.01), ("raw", NEAREST, RATIO))
     )
-    files.folder("results/score", run).mkdir(parents=True)
-    scores.to_parquet(files.folder("results/score", run) / "images.parquet")
+    files.folder("results/score", run, rounds).mkdir(parents=True)
+    scores.to_parquet(files.folder("results/score", run, rounds) / "images.parquet")
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_groups_of_figure_3(ready):
     summary, folder = ready("ddpm")
     groups = pd.read_parquet(folder / "loss_groups.parquet")
     train, heldout = (np.load(f"artifacts/data/{name}.npy") for name in ("train", "heldout"))
-    samples = np.concatenate([np.load(f"artifacts/samples/{DDPM}/part{p}/raw.npy") for p in (0, 1)])
+    samples = np.concatenate([np.load(f"artifacts/samples/{DDPM}/round1/part{p}/raw.npy") for p in (0, 1)])
     nearest = np.sqrt((((train[:, None] / 255.0 - samples[None] / 255.0) ** 2).sum(axis=(2, 3, 4))).min(axis=1))
     by_group = dict(iter(groups.groupby("group")))
     similar, other, held_out = (by_group[name] for name in ("similar", "other", "heldout"))
@@ -219,7 +219,7 @@ def test_an_area_that_is_undefined_says_why(ready, monkeypatch, threshold, reaso
         images = pd.DataFrame(
             {"weights": "raw", "nearest_train": range(60), "train_l2_from_gen": 0.5, "image": range(60)}
         )
-        images.to_parquet(files.folder("results/score", IET) / "images.parquet")
+        images.to_parquet(files.folder("results/score", IET, 2) / "images.parquet")
     summary, _ = ready("iet_agc_plus")
     assert summary["emission"]["absent"].startswith(reason) and "skips" not in summary["emission"]
 

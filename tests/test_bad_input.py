@@ -129,7 +129,7 @@ def test_a_stage_refuses_what_the_experiment_does_not_have(unharmed, arguments, 
 @pytest.mark.parametrize("part", [-1, 2])
 def test_parts_are_counted_from_0(decoded, part):
     """Without a process of its own: the stage imports torch before it looks at its arguments."""
-    arguments = ["--arm", "ddpm", "--seed", "3", "--part", str(part)]
+    arguments = ["--arm", "ddpm", "--seed", "3", "--round", "1", "--part", str(part)]
     with (
         pytest.raises(ValueError, match=rf"^part {part} of ddpm does not exist, expected 0 to 1$"),
         experiments.stage(sample.PHASE, "", arguments),

@@ -174,5 +174,5 @@ def test_the_phases_of_the_registry_are_those_of_dvc_yaml():
     declared = declarations.phases()
     assert {block.partition("_")[0] for block in BLOCKS} == declared.keys()
     for name, phase in declared.items():
-        assert phase["name"] == name and phase["per"] in ("experiment", "run", "round", "shard", "part")
+        assert phase["name"] == name and phase["per"] in ("experiment", "run", "round", "shard", "sampled", "part")
     assert yaml.safe_load(TEXT)["stages"].keys() == BLOCKS.keys()

@@ -46,18 +46,22 @@ def test_the_optional_arms_of_cifar10_are_valid(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "arms", "controls"),
+    ("name", "arms", "of_ddpm", "of_iet"),
     [
-        ("cifar10", CIFAR10_ARMS, ["ddpm_100k", "ddpm_200k"]),
-        ("cifar100", CIFAR100_ARMS, ["ddpm_100k", "ddpm_200k"]),
-        ("afhq_dog", AFHQ_ARMS, ["ddpm_45k", "ddpm_90k"]),
-        ("fashion_mnist", AFHQ_ARMS, ["ddpm_10k", "ddpm_20k"]),
+        ("cifar10", CIFAR10_ARMS, 6, [5, 10, 15, 20]),
+        ("cifar100", CIFAR100_ARMS, 6, [5, 10, 15, 20]),
+        ("afhq_dog", AFHQ_ARMS, 4, [12, 24, 36, 48]),
+        ("fashion_mnist", AFHQ_ARMS, 5, [5, 10, 15, 20]),
     ],
 )
-def test_an_experiment_has_the_arms_of_its_tables_and_two_controls(name, arms, controls):
+def test_an_experiment_has_the_arms_of_its_tables_and_curves_of_those_that_are_compared(name, arms, of_ddpm, of_iet):
     experiment, tiny = load(name), load(f"tiny/{name}")
-    assert list(experiment["arms"]) == list(tiny["arms"]) == [*arms.split(), *controls]
-    assert trade_off.controls(experiment) == trade_off.controls(tiny) == controls
+    assert list(experiment["arms"]) == list(tiny["arms"]) == arms.split()
+    assert trade_off.baseline_of(experiment) == trade_off.baseline_of(tiny) == "ddpm"
+    curves = {"ddpm": [*range(1, of_ddpm + 1)], "iet_agc": of_iet, "iet_agc_plus": of_iet}
+    for arm, recipe in experiment["arms"].items():
+        assert experiments.sampled_rounds(experiment, arm) == curves.get(arm, [recipe["rounds"]]), arm
+        assert len(experiments.sampled_rounds(tiny, arm)) == (2 if arm in curves else 1), arm
 
 
 def optimiser_steps(experiment, num_train, arm):
@@ -82,14 +86,13 @@ def test_budgets_are_the_specified_ones(name, num_train, one_shard, sharded):
     if name == "cifar10":
         experiment = yaml.safe_load(with_optional_arms())
     per_epoch = num_train // experiment["train"]["batch_size"]
-    shares = {"ddpm_100k": 0.25, "ddpm_200k": 0.5, "ddpm_45k": 0.25, "ddpm_90k": 0.5, "ddpm_10k": 0.25, "ddpm_20k": 0.5}
     for arm, recipe in experiment["arms"].items():
         steps = optimiser_steps(experiment, num_train, arm)
         train = experiment["train"] | recipe["train"]
         num_shards = recipe["shard"]["num_shards"]
         if num_shards == 1 and arm != "k1_full":
             # whole epochs, so the nearest number of them
-            assert abs(steps - one_shard * shares.get(arm, 1)) <= per_epoch / 2, arm
+            assert abs(steps - one_shard) <= per_epoch / 2, arm
             assert train["warmup_steps"] == (500 if name == "fashion_mnist" else 5000), arm
         else:
             assert steps == sharded, arm
@@ -206,7 +209,7 @@ def parts(recipe):
     )
 
 
-def test_flickr8k_16px_has_equal_budgets_and_controls_and_the_bank_is_visited_often_enough():
+def test_flickr8k_16px_has_equal_budgets_and_curves_and_the_bank_is_visited_often_enough():
     """Of a cell that starts at 0 and decays by 0.8 a visit, 16 visits are needed to come within 3 % of the loss."""
     experiment = load("flickr8k_16px")
     rules.check(experiment)
@@ -214,10 +217,11 @@ def test_flickr8k_16px_has_equal_budgets_and_controls_and_the_bank_is_visited_of
     steps = {arm: r["shard"]["num_shards"] * r["rounds"] * r["train"]["steps"] for arm, r in trained.items()}
     assert {n: [a for a in steps if steps[a] == n] for n in set(steps.values())} == {
         1250: ["default", "agc", "iet_agc", "iet_agc_plus", "rc_p04"],
-        500: ["default_40"],
-        875: ["default_70"],
     }
-    assert trade_off.controls(experiment) == ["default_40", "default_70"]
+    assert {arm: experiments.sampled_rounds(experiment, arm) for arm in trained} == dict.fromkeys(
+        trained, [1, 2, 3, 4, 5]
+    )
+    assert trade_off.baseline_of(experiment) == "default"
     timesteps = tiny_sd.CONFIGS["E"]["timesteps"]
     for arm, recipe in trained.items():
         visits = recipe["rounds"] * recipe["train"]["steps"] * experiment["train"]["batch_size"] / timesteps
@@ -254,7 +258,7 @@ def test_tiny_digits_has_every_method_and_equal_budgets():
         ("agc", True, True, "random"),
     }
     steps = {arm: optimiser_steps(digits, 60, arm) for arm in digits["arms"]}
-    assert steps == dict.fromkeys(digits["arms"], 120) | {"ddpm_early": 60}
+    assert steps == dict.fromkeys(digits["arms"], 120)
 
 
 # The command that switches.

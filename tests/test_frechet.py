@@ -114,3 +114,34 @@ def test_wrong_images_are_refused():
         frechet.pixel_moments(images / 255)
     with pytest.raises(ValueError, match="N >= 2"):
         frechet.pixel_moments(images[:1])
+
+
+def test_influences_are_what_leaving_an_image_out_changes():
+    """The jackknife: without image i the distance changes by -psi_i / (M - 1), to first order. Unequal sizes and roles."""
+    rng = np.random.default_rng(5)
+    sample = (rng.random((300, 2, 3, 1)) ** 2 * 255).astype(np.uint8)
+    train = (rng.random((180, 2, 3, 1)) * 200).astype(np.uint8)
+    whole, psi = frechet.fd_pixels(sample, train), frechet.influences(sample, train)
+    left_out = np.array([frechet.fd_pixels(np.delete(sample, i, axis=0), train) for i in range(300)])
+    assert abs(psi.mean()) < 1e-12
+    by_jackknife = 299 * (whole - left_out)
+    assert np.corrcoef(psi, by_jackknife)[0, 1] > 0.998
+    assert psi.std() == pytest.approx(by_jackknife.std(), rel=0.03)
+    swapped = frechet.influences(train, sample)
+    assert len(swapped) == 180 and abs(swapped.std() - psi.std()) > 0.05 * psi.std()
+
+
+def test_influences_give_the_error_of_the_distance():
+    """sd of the distance over draws of the sample, against sd(psi) / sqrt(M). A constant pixel has no direction of its own."""
+    rng = np.random.default_rng(6)
+    train = (rng.random((400, 2, 2, 1)) * 255).astype(np.uint8)
+    train[:, 0, 0] = 7
+
+    def draw():
+        sample = (rng.random((250, 2, 2, 1)) ** 1.5 * 255).astype(np.uint8)
+        sample[:, 0, 0] = 9
+        return sample
+
+    found = [frechet.fd_pixels(draw(), train) for _ in range(300)]
+    expected = np.mean([frechet.influences(draw(), train).std() / np.sqrt(250) for _ in range(5)])
+    assert np.std(found) == pytest.approx(expected, rel=0.15)

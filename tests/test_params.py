@@ -91,8 +91,8 @@ def test_a_misspelt_key_is_refused_at_every_level(file, path, hint):
 
 
 def test_the_misspelling_is_told_rather_than_the_key_it_leaves_missing(file):
-    text = changed(model__dropout=...).replace("model:", "model:\n  dropuot: 0.1")
-    assert sentence(file, text) == ": unknown key model.dropuot: did you mean dropout?"
+    text = changed(train__dropout=...).replace("\ntrain:", "\ntrain:\n  dropuot: 0.1")
+    assert sentence(file, text) == ": unknown key train.dropuot: did you mean dropout?"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_the_misspelling_is_told_rather_than_the_key_it_leaves_missing(file):
         ({"arms__ddpm__train__epochs": 10.0}, "arms.ddpm.train.epochs is 10.0, expected a whole number (E, passes over a shard in one round"),
         ({"arms__ddpm__train__epochs": True}, "arms.ddpm.train.epochs is True, expected a whole number (E, passes over a shard in one round"),
         ({"train__flip": "maybe"}, "train.flip is 'maybe', expected true or false (mirror training images at random)"),
-        ({"model__dropout": [0.1]}, "model.dropout is [0.1], expected a number (dropout rate)"),
+        ({"train__dropout": [0.1]}, "train.dropout is [0.1], expected a number (share of the values that a residual block drops"),
         ({"seeds": 0}, "seeds is 0, expected a list in [ ] (every arm runs once per seed)"),
         ({"model": None}, "model is None, expected a section of keys (one network for all arms"),
         ({"score": 5}, "score is 5, expected a section of keys"),

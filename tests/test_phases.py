@@ -100,7 +100,12 @@ def test_every_stage_takes_room_on_the_disk_and_one_that_writes_rows_or_images_m
         assert instances[name].size(many) > instances[name].size(few), name
     more = {**experiment, "sample": experiment["sample"] | {"num_images": 6000}}
     larger = phases.module("plan").Scale(more, 12, 12, (16, 16, 3), 1000)
-    for name in ("similarity@default-seed0", "clip@default-seed0", "score@default-seed0", "sample@default-seed0-part1"):
+    for name in (
+        "similarity@default-seed0-round1",
+        "clip@default-seed0-round1",
+        "score@default-seed0-round1",
+        "sample@default-seed0-round1-part1",
+    ):
         assert instances[name].size(larger) > 2 * instances[name].size(few), name
     prompts = {**experiment, "detect": experiment["detect"] | {"num_prompts": 4000}}
     assert instances["detect@default-seed0"].size(phases.module("plan").Scale(prompts, 12, 12)) > 400_000

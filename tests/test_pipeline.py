@@ -91,11 +91,11 @@ def test_metrics_and_plots_are_shown(finished, tmp_path):
 
 
 def test_scores_of_every_image_can_be_read_with_pandas(finished):
-    table = pd.read_parquet(finished.root / f"artifacts/results/score/{IET}/images.parquet")
+    table = pd.read_parquet(finished.root / f"artifacts/results/score/{IET}/round2/images.parquet")
     assert len(table) == 2 * 50
     assert set(table.nearest_train) <= set(range(60))
     train = np.load(finished.root / "artifacts/data/train.npy").astype(int)
-    parts = [np.load(finished.root / f"artifacts/samples/{IET}/part{p}/raw.npy") for p in range(2)]
+    parts = [np.load(finished.root / f"artifacts/samples/{IET}/round2/part{p}/raw.npy") for p in range(2)]
     samples = np.concatenate(parts).astype(int)
     distances = ((samples[:, None] - train[None]) ** 2).sum(axis=(2, 3, 4))
     raw = table[table.weights == "raw"]
@@ -120,15 +120,20 @@ def planned(project):
 def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
     assert planned(project) == set()
-    end = {f"sample@{IET}-part0", f"sample@{IET}-part1", f"score@{IET}", "report"}
+    end = {f"sample@{IET}-round2-part0", f"sample@{IET}-round2-part1", f"score@{IET}-round2", "report"}
 
     project.edit(arms__iet_agc_plus__rounds=4)
     rounds = {f"train_next@{IET}-round{r}-shard{k}" for r in (3, 4) for k in (0, 1)}
     rounds |= {f"aggregate@{IET}-round3", f"aggregate@{IET}-round4"}
     rounds |= {f"redistribute@{IET}-round2", f"redistribute@{IET}-round3"}
-    assert planned(project) == rounds | end
+    of_round_4 = {name.replace("round2", "round4") for name in end}
+    assert planned(project) == rounds | of_round_4
+    project.edit(arms__iet_agc_plus__sample_rounds=[2, 4])  # what was sampled stays as it is
+    assert planned(project) == rounds | of_round_4
 
-    project.edit(arms__iet_agc_plus__rounds=2, arms__iet_agc_plus__method__lambda=0.8)
+    project.edit(
+        arms__iet_agc_plus__rounds=2, arms__iet_agc_plus__sample_rounds=[2], arms__iet_agc_plus__method__lambda=0.8
+    )
     first = {f"train@{IET}-round1-shard0", f"train@{IET}-round1-shard1", f"aggregate@{IET}-round1"}
     second = {f"train_next@{IET}-round2-shard0", f"train_next@{IET}-round2-shard1", f"aggregate@{IET}-round2"}
     assert planned(project) == first | {f"redistribute@{IET}-round1"} | second | end
@@ -137,12 +142,20 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp
     assert planned(project) == {f"redistribute@{IET}-round1"} | second | end
 
     project.edit(arms__iet_agc_plus__redistribute__share=0.25, score__thresholds=[0.3, 0.4, 0.5])
-    assert planned(project) == {"score@ddpm-seed3", f"score@{IET}", "report"}
+    assert planned(project) == {"score@ddpm-seed3-round1", f"score@{IET}-round2", "report"}
 
     arm = project.params()["arms"]["ddpm"]
     project.edit(score__thresholds=[0.4, 0.5, 0.6], arms__longer={**arm, "train": {"epochs": 20}})
-    suffixes = {"shard": "", "train": "-round1-shard0", "aggregate": "-round1", "sample": "-part0", "score": ""}
-    longer = {f"{phase}@longer-seed3{suffix}" for phase, suffix in suffixes.items()} | {"sample@longer-seed3-part1"}
+    suffixes = {
+        "shard": "",
+        "train": "-round1-shard0",
+        "aggregate": "-round1",
+        "sample": "-round1-part0",
+        "score": "-round1",
+    }
+    longer = {f"{phase}@longer-seed3{suffix}" for phase, suffix in suffixes.items()} | {
+        "sample@longer-seed3-round1-part1"
+    }
     assert planned(project) == longer | {"report"}
 
     (project.root / "params.yaml").write_text(f"{TINY}# The page shows this line.\n")
@@ -157,7 +170,11 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_no_more(finished, tmp
 
     sampler = project.root / "stages/diffusion/sampling.py"
     sampler.write_text(sampler.read_text() + "\n# edited\n")
-    assert planned(project) == end | {"sample@ddpm-seed3-part0", "sample@ddpm-seed3-part1", "score@ddpm-seed3"}
+    assert planned(project) == end | {
+        "sample@ddpm-seed3-round1-part0",
+        "sample@ddpm-seed3-round1-part1",
+        "score@ddpm-seed3-round1",
+    }
 
 
 def test_a_dry_run_removes_nothing(finished, tmp_path):
@@ -186,7 +203,7 @@ def test_analyses_come_and_go_with_their_section(finished, tmp_path):
     project.edit(
         score__thresholds=[0.5, 0.9], score__headline__threshold=0.9
     )  # the tiny models give out nothing at 0.5
-    assert planned(project) == analyses | {"score@ddpm-seed3", f"score@{IET}", "report"}
+    assert planned(project) == analyses | {"score@ddpm-seed3-round1", f"score@{IET}-round2", "report"}
     project.run("snakemake")
     assert "up to date" in project.run("dvc", "status").text
 
@@ -324,8 +341,8 @@ def test_lost_samples_are_made_again_and_nothing_else(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
     project.run("rm", "-rf", "artifacts/samples/ddpm-seed3")
     assert "Nothing to be done" in project.run("snakemake", "-n").text
-    assert (project.root / "artifacts/samples/ddpm-seed3/part0/ema.npy").exists()
-    project.run("rm", "-rf", ".dvc/cache", "artifacts/samples/ddpm-seed3/part1", "artifacts/train")
+    assert (project.root / "artifacts/samples/ddpm-seed3/round1/part0/ema.npy").exists()
+    project.run("rm", "-rf", ".dvc/cache", "artifacts/samples/ddpm-seed3/round1/part1", "artifacts/train")
     listed = project.run("snakemake", "-n").text
     assert re.search(r"^sample +1$", listed, re.MULTILINE), listed
     assert not re.search(r"^train ", listed, re.MULTILINE), listed

@@ -39,8 +39,13 @@ PIXELS = {"kind": "stages/pixels", "architecture": "stages/diffusion/unet.py"}
 
 
 def listed(tiny):
-    """What plan.json says of an experiment: block -> key -> fields."""
-    return yaml.safe_load(plan.text(plan.expand(tiny)))["plan"]
+    """What plan.json says of an experiment: block -> key -> fields, but for those that follow from others."""
+    found = yaml.safe_load(plan.text(plan.expand(tiny)))["plan"]
+    for items in found.values():
+        for item in items.values():
+            if isinstance(item, dict):
+                item.pop("place", None), item.pop("arguments", None)
+    return found
 
 
 def outputs(plan_):
@@ -84,7 +89,7 @@ def test_expand_is_a_pure_function():
 def test_two_shards_and_three_rounds_with_redistribution_by_hand():
     found = listed(only({"rounds": 3, "shard": {"num_shards": 2}, "redistribute": MSR}, seeds=[7]))
     a = {"arm": "a", "seed": 7, "run": "a-seed7"}
-    assert found["shard"] == found["score"] == {"a-seed7": a}
+    assert found["shard"] == {"a-seed7": a} and found["score"] == {"a-seed7-round3": a | {"round": 3}}
     assert list(found["train"]) == [f"a-seed7-round1-shard{k}" for k in (0, 1)]
     assert list(found["train_next"]) == [f"a-seed7-round{r}-shard{k}" for r in (2, 3) for k in (0, 1)]
     assert found["train"]["a-seed7-round1-shard1"] == a | PIXELS | {
@@ -113,11 +118,12 @@ def test_two_shards_and_three_rounds_with_redistribution_by_hand():
     }
     assert found["redistribute_both"] == {}
     assert found["sample"] == {
-        f"a-seed7-part{p}": a
+        f"a-seed7-round3-part{p}": a
         | PIXELS
         | {
             "section": "method",
             "method": "stages/methods/ddpm.py",
+            "round": 3,
             "part": p,
             "model": "artifacts/model/a-seed7/round3",
         }
@@ -146,6 +152,29 @@ def test_alternating_rounds_by_hand():
     assert {item["model"] for item in found["sample"].values()} == {"artifacts/model/a-seed7/round4"}
 
 
+def test_each_sampled_round_has_its_own_instances_and_a_further_one_changes_no_other():
+    """In any order; 'all' leaves out the rounds of an alternating schedule that end without an averaged model."""
+    arms = {"rounds": 4, "shard": {"num_shards": 2}, "redistribute": MSR | {"schedule": "alternating"}}
+    one, two = (listed(only(arms | {"sample_rounds": rounds})) for rounds in ([2], [4, 2]))
+    assert list(two["sample"]) == [f"a-seed3-round{r}-part{p}" for r in (2, 4) for p in (0, 1)]
+    assert list(two["score"]) == ["a-seed3-round2", "a-seed3-round4"]
+    assert [two["sample"][f"a-seed3-round{r}-part1"]["model"] for r in (2, 4)] == [
+        f"artifacts/model/a-seed3/round{r}" for r in (2, 4)
+    ]
+    assert one["sample"].items() < two["sample"].items() and one["score"].items() < two["score"].items()
+    assert {block: items for block, items in one.items() if block not in ("sample", "score")} == {
+        block: items for block, items in two.items() if block not in ("sample", "score")
+    }
+    assert listed(only(arms | {"sample_rounds": "all"})) == two
+    of_all = only(arms) | {"sample_rounds": [2]}
+    assert listed(of_all) == one
+    expanded = plan.expand(only(arms | {"sample_rounds": [4, 2]}))
+    part, scores = expanded["sample@a-seed3-round2-part1"], expanded["score@a-seed3-round2"]
+    assert part.arguments == "--arm a --seed 3 --round 2 --part 1" and scores.arguments == "--arm a --seed 3 --round 2"
+    assert part.outputs() == [Path("artifacts/samples/a-seed3/round2/part1")]
+    assert scores.place == "a-seed3/round2" and scores.outputs() == [Path("artifacts/results/score/a-seed3/round2")]
+
+
 def test_without_redistribution_the_index_lists_of_round_1_hold_throughout():
     found = listed(only({"rounds": 3, "shard": {"num_shards": 2}}, seeds=[0]))
     assert found["redistribute"] == {}
@@ -164,8 +193,10 @@ def test_one_shard_and_one_round():
 
 def test_every_seed_has_instances_of_its_own_and_an_arm_its_own_parts():
     found = listed(experiment(seeds=[5, 2], arms__ddpm__sample={"parts": 3}))
-    assert set(found["score"]) == {f"{arm}-seed{s}" for arm in ("ddpm", "iet_agc_plus") for s in (5, 2)}
-    assert [key for key in found["sample"] if key.startswith("ddpm-seed2")] == [f"ddpm-seed2-part{p}" for p in range(3)]
+    runs = {f"{arm}-seed{s}-round{r}" for arm, r in (("ddpm", 1), ("iet_agc_plus", 2)) for s in (5, 2)}
+    assert set(found["score"]) == runs
+    of_ddpm = [key for key in found["sample"] if key.startswith("ddpm-seed2")]
+    assert of_ddpm == [f"ddpm-seed2-round1-part{p}" for p in range(3)]
     assert len([key for key in found["sample"] if key.startswith("iet")]) == 2 * 2
     two = found["train_next"]["iet_agc_plus-seed2-round2-shard1"]
     assert all("seed2" in two[key] for key in ("index", "model", "state"))
@@ -206,7 +237,7 @@ def test_an_arm_that_samples_the_model_of_another_arm_trains_nothing_whatever_th
         "iet_agc_plus",
     }
     for seed in (5, 2):
-        item = found["sample"][f"b-seed{seed}-part0"]
+        item = found["sample"][f"b-seed{seed}-round2-part0"]
         assert (item["section"], item["method"]) == ("generator", "stages/methods/agc")
         assert item["model"] == f"artifacts/model/iet_agc_plus-seed{seed}/round2"
 
@@ -224,10 +255,12 @@ def test_every_run_is_analysed_where_the_section_is_there():
     """On its final model; nothing else changes."""
     without, with_section = experiment(seeds=[5, 2]), experiment(seeds=[5, 2], analyse={})
     before, after = listed(without), listed(with_section)
-    assert before["analyse"] == {} and after["analyse"].keys() == after["score"].keys() and len(after["analyse"]) == 4
+    assert before["analyse"] == {} and len(after["analyse"]) == 4
+    assert {item["run"] for item in after["analyse"].values()} == {item["run"] for item in after["score"].values()}
     assert after["analyse"]["iet_agc_plus-seed2"] == PIXELS | {
         "arm": "iet_agc_plus", "seed": 2, "run": "iet_agc_plus-seed2", "method": "stages/methods/agc",
-        "model": "artifacts/model/iet_agc_plus-seed2/round2", "nearest": "artifacts/results/score/iet_agc_plus-seed2",
+        "model": "artifacts/model/iet_agc_plus-seed2/round2", "nearest": "artifacts/results/score/iet_agc_plus-seed2/round2",
+        "samples": "artifacts/samples/iet_agc_plus-seed2/round2",
     }  # fmt: skip
     assert after | {"analyse": {}} == before
     one, other = plan.expand(without), plan.expand(with_section)
@@ -332,7 +365,7 @@ def test_dvc_resolves_dvc_yaml_to_exactly_these_instances(folder, monkeypatch):
         f"shard@{run}",
         *(f"train@{run}-round1-shard{k}" for k in (0, 1)),
     }
-    assert waits_for[f"sample@{run}-part1"] == {"data", f"aggregate@{run}-round2"}
+    assert waits_for[f"sample@{run}-round2-part1"] == {"data", f"aggregate@{run}-round2"}
     assert waits_for["plan"] == set()
 
 
@@ -386,15 +419,23 @@ def test_an_arm_that_left_goes_whole_and_new_rounds_remove_nothing(folder):
     plan.refresh(old)
     make(old)
     before, lock = tree(), lock_entries()
-    plan.refresh(plan.expand(experiment(arms__iet_agc_plus__rounds=4)))
+    longer = experiment(arms__iet_agc_plus__rounds=4, arms__iet_agc_plus__sample_rounds=[2, 4])
+    plan.refresh(plan.expand(longer))
     assert tree() == before and lock_entries() == lock  # a structural change loses no record
+
+    plan.refresh(plan.expand(experiment(arms__iet_agc_plus__rounds=4)))  # its second round is no longer sampled
+    measured = [f"artifacts/{name}/iet_agc_plus-seed3/round2" for name in ("samples", "results/score")]
+    assert tree() == {path: text for path, text in before.items() if not path.startswith(tuple(measured))}
+    assert lock.keys() - lock_entries().keys() == {
+        "score@iet_agc_plus-seed3-round2", *(f"sample@iet_agc_plus-seed3-round2-part{p}" for p in (0, 1)),
+    }  # fmt: skip
 
     tiny = experiment()
     del tiny["arms"]["ddpm"]
     plan.refresh(plan.expand(tiny))
     runs = {part for path in tree() for part in Path(path).parts if "-seed" in part}
     assert runs == {"iet_agc_plus-seed3"} and "artifacts/data/content" in tree()
-    assert {name for name in lock if "ddpm-" in name} == lock.keys() - lock_entries().keys()
+    assert not [name for name in lock_entries() if "ddpm-" in name]
 
 
 def test_a_dry_run_writes_the_plan_and_removes_nothing(folder):

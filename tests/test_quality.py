@@ -466,14 +466,23 @@ def test_instances_of_the_phase_by_hand():
     section = {"weights": "my/inception.pth", "protocols": ["pytorch_fid"], "batch_size": 8}
     rules.check(with_quality(**section))
     found = plan.expand(with_quality(**section) | {"seeds": [3, 4]})
-    runs = [f"{arm}-seed{seed}" for arm in ("ddpm", "iet_agc_plus") for seed in (3, 4)]
+    runs = [f"{arm}-seed{seed}-round{r}" for arm, r in (("ddpm", 1), ("iet_agc_plus", 2)) for seed in (3, 4)]
     names = [name for name in found if name.startswith("quality")]
     assert names == ["quality_reference@reference", *(f"quality@{run}" for run in runs)]
     assert found["quality_reference@reference"].item() == {"run": "reference", "network": "my/inception.pth"}
-    assert found["quality@ddpm-seed4"].item() == {"run": "ddpm-seed4", "arm": "ddpm", "seed": 4}
-    for run in ("reference", "ddpm-seed3"):
-        (name,) = [name for name in names if name.endswith(f"@{run}")]
-        assert found[name].outputs() == [Path(f"artifacts/results/quality/{run}")]
+    assert found["quality@ddpm-seed4-round1"].item() == {
+        "run": "ddpm-seed4",
+        "place": "ddpm-seed4/round1",
+        "arm": "ddpm",
+        "seed": 4,
+        "round": 1,
+        "arguments": "--arm ddpm --seed 4 --round 1",
+    }
+    for name, place in (
+        ("quality_reference@reference", "reference"),
+        ("quality@ddpm-seed3-round1", "ddpm-seed3/round1"),
+    ):
+        assert found[name].outputs() == [Path(f"artifacts/results/quality/{place}")]
     fetched = plan.expand(with_quality(download=True, protocols=["pytorch_fid"], batch_size=8))
     assert fetched["quality_reference@reference"].network == "requirements.txt"
 
@@ -485,11 +494,13 @@ def made(tmp_path, monkeypatch, weights_file):
     tiny = with_six_images(with_quality(weights=str(weights_file), protocols=PROTOCOLS, batch_size=4))
     write_params(tiny)
     files.save_array(files.DATA / "train.npy", random_images(20, 5))
+    files.save_array(files.DATA / "heldout.npy", HELDOUT)
     write_samples("ddpm-seed3", {weights: random_images(21, 6, brightest=b) for weights, b in BRIGHTEST.items()})
     return tiny
 
 
 BRIGHTEST = {"raw": 200, "ema": 120}
+HELDOUT = random_images(22, 9, brightest=160)  # more than training images
 
 
 def frechet_in_the_span(sample, train):
@@ -501,16 +512,20 @@ def frechet_in_the_span(sample, train):
 
 def test_the_stage_measures_every_kind_of_weights_under_both_protocols(made, network, capfd):
     quality.main(["--reference"])
-    quality.main(["--arm", "ddpm", "--seed", "3"])
-    path = files.folder("results/quality", "ddpm-seed3") / "scores.json"
+    quality.main(["--arm", "ddpm", "--seed", "3", "--round", "1"])
+    path = files.folder("results/quality", "ddpm-seed3", 1) / "scores.json"
     scores, fids = json.loads(path.read_text()), []
     for protocol in PROTOCOLS:
         train = files.load_arrays(files.folder("results/quality", "reference") / f"{protocol}.safetensors")["features"]
         assert np.array_equal(train, inception.features(network, random_images(20, 5), protocol, 4)[0])
+        words = np.random.SeedSequence([24, 0]).generate_state(2, np.uint32)
+        drawn = np.random.default_rng(int(words[0]) | int(words[1]) << 32).choice(9, 5, replace=False)
+        heldout = inception.features(network, HELDOUT[np.sort(drawn)], protocol, 4)[0]
         for weights, brightest in BRIGHTEST.items():
             sample = inception.features(network, random_images(21, 6, brightest=brightest), protocol, 4)[0]
             found = scores[weights][protocol]
-            assert list(found) == ["fid", "fid_50k", "kid", "is", "precision", "recall"]
+            assert list(found) == ["fid", "fid_50k", "kid", "is", "precision", "recall", "fid_heldout"]
+            assert found["fid_heldout"] == pytest.approx(frechet_in_the_span(sample, heldout), rel=1e-4)
             assert found["fid"] == pytest.approx(frechet_in_the_span(sample, train), rel=1e-4)
             assert found["precision"] == pytest.approx(manifold_share(sample.astype(float), train.astype(float)))
             fids.append(found["fid"])
@@ -522,11 +537,11 @@ def test_the_stage_measures_every_kind_of_weights_under_both_protocols(made, net
     made["quality"] |= {"weights": "gone.pth", "protocols": ["pytorch_fid"]}
     made["sample"]["weights"] = ["raw"]
     Path("params.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
-    quality.main(["--arm", "ddpm", "--seed", "3"])
+    quality.main(["--arm", "ddpm", "--seed", "3", "--round", "1"])
     assert json.loads(path.read_text()) == {"raw": {"pytorch_fid": scores["raw"]["pytorch_fid"]}}
 
 
-@pytest.mark.parametrize("arguments", [["--reference"], ["--arm", "ddpm", "--seed", "3"]])
+@pytest.mark.parametrize("arguments", [["--reference"], ["--arm", "ddpm", "--seed", "3", "--round", "1"]])
 def test_a_stage_of_a_phase_that_is_left_out_says_how_to_turn_it_on(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(TINY)
@@ -539,7 +554,15 @@ def test_a_stage_of_a_phase_that_is_left_out_says_how_to_turn_it_on(tmp_path, mo
 
 def scores_of(level):
     """Scores of a run under two protocols; those of the second are ten times as large. Without a fid_50k."""
-    entry = {"fid": 20 + level / 10, "fid_50k": None, "kid": 0.01, "is": 2.5, "precision": 0.75, "recall": 0.5}
+    entry = {
+        "fid": 20 + level / 10,
+        "fid_heldout": 30 + level / 10,
+        "fid_50k": None,
+        "kid": 0.01,
+        "is": 2.5,
+        "precision": 0.75,
+        "recall": 0.5,
+    }
     tenfold = {name: value and 10 * value for name, value in entry.items()}
     raw = {"pytorch_fid": entry, "torch_fidelity": tenfold}
     return {"raw": raw, "ema": raw | {"pytorch_fid": entry | {"fid": 5.0}}}
@@ -548,7 +571,8 @@ def scores_of(level):
 def write_quality(settings, levels):
     for arm, seed in ((arm, seed) for arm in settings["arms"] for seed in settings["seeds"]):
         files.write_json(
-            files.folder("results/quality", f"{arm}-seed{seed}") / "scores.json", scores_of(levels[arm][seed])
+            files.folder("results/quality", f"{arm}-seed{seed}", settings["arms"][arm]["rounds"]) / "scores.json",
+            scores_of(levels[arm][seed]),
         )
 
 
@@ -575,10 +599,22 @@ def test_report_with_quality(built, capsys):
         assert chosen.fid_50k_pytorch_fid.isna().all()
         page = (root / "report.html").read_text()
         section = page[page.index('id="quality"') : page.index('id="curves"')]
-        assert page.count("<svg") == 11 and "FID (pytorch_fid), lower = more faithful" in section
-        heads = ["FID raw", "FID ema", "KID raw", "KID ema", "Inception score raw"]  # side by side
+        assert (
+            page.count("<svg") == 15
+            and "FID held out (pytorch_fid), lower = more faithful" in section
+            and "FID (pytorch_fid), lower = more faithful" in section
+        )
+        heads = [
+            "FID raw",
+            "FID ema",
+            "FID held out raw",
+            "FID held out ema",
+            "KID raw",
+            "KID ema",
+            "Inception score raw",
+        ]  # side by side
         assert "".join(f"<th scope=col>{head}</th>" for head in heads) in section and "FID of 50,000 raw" not in section
-        assert "<th scope=row>iet</th><td>21.5</td><td>5</td><td>0.01</td>" in section
+        assert "<th scope=row>iet</th><td>21.5</td><td>5</td><td>31.5</td><td>31.5</td><td>0.01</td>" in section
         assert "Protocol torch_fidelity" in section and "215" in section
 
         capsys.readouterr()
@@ -625,8 +661,8 @@ def test_the_phase_through_snakemake_turned_off_and_on_again(tmp_path, weights_f
     metrics = json.loads((project.root / "metrics.json").read_text())["ddpm"]
     assert metrics["raw"]["fid"]["pytorch_fid"] > 0 and 0 <= metrics["ema"]["recall"]["pytorch_fid"] <= 1
     assert "FID by pytorch_fid" in done.text and "left out" not in done.text
-    log = (project.root / "logs/quality/ddpm-seed3.log").read_text()
-    assert "quality@ddpm-seed3 ema pytorch_fid: 6/6 images" in log and "Inception" not in log
+    log = (project.root / "logs/quality/ddpm-seed3-round1.log").read_text()
+    assert "quality@ddpm-seed3-round1 ema pytorch_fid: 6/6 images" in log and "Inception" not in log
     assert "Nothing to be done" in project.run("snakemake", "-n").text
     check_turned_off_and_on(project, "quality", LEFT_OUT, "fid")
 
@@ -638,10 +674,10 @@ def test_dvc_knows_what_each_instance_reads_and_writes(tmp_path, weights_file, m
     waits_for, reads, commands, outs = seen_by_dvc(project)
     reference = "quality_reference@reference"
     assert waits_for[reference] == {"data"} and str(weights_file) in reads[reference]
-    assert waits_for["quality@ddpm-seed3"] == {reference, "sample@ddpm-seed3-part0"}
-    assert {reference, "quality@ddpm-seed3", "score@ddpm-seed3"} < waits_for["report"]
+    assert waits_for["quality@ddpm-seed3-round1"] == {reference, "sample@ddpm-seed3-round1-part0"}
+    assert {reference, "quality@ddpm-seed3-round1", "score@ddpm-seed3-round1"} < waits_for["report"]
     assert commands[reference] == "python -m stages.quality --reference"
-    assert commands["quality@ddpm-seed3"] == "python -m stages.quality --arm ddpm --seed 3"
+    assert commands["quality@ddpm-seed3-round1"] == "python -m stages.quality --arm ddpm --seed 3 --round 1"
     assert {path for i in plan.expand(project.params()).values() for path in i.outputs()} <= outs
 
 

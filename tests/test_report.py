@@ -120,7 +120,7 @@ def test_page_needs_nothing_from_outside_and_escapes_keys(one_seed):
     assert "<b>" not in page and "&lt;b&gt;3&amp;7.png" in page
     assert "://" not in page and "<script" not in page and "@import" not in page
     assert {url.split(",")[0] for url in re.findall(r'src="?([^">]+)', page)} == {"data:image/png;base64"}
-    assert page.count("<svg") == 9 and "nothing was skipped: plain" in page
+    assert page.count("<svg") == 11 and "nothing was skipped: plain" in page
     text = re.sub(r"<style.*?</style>|<pre>.*?</pre>", "", page, flags=re.DOTALL)
     assert "{" not in text and "None" not in text  # every f-string has its f
     ids = re.findall(r' id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
@@ -174,46 +174,52 @@ def test_without_any_skipping_no_axes_are_drawn():
     assert figures.over_epochs(epochs, ["a"], "skipped_share", "skipped") is None
 
 
-def results_of(arms, weights="raw"):
-    """One row an arm and seed: arms maps a name to its (fidelity, excess of 100 images) per seed."""
+def rounds_of(arms, weights="raw"):
+    """One row an arm, seed and round: arms maps a name to lists, one a seed, of (fidelity, excess of 200 images) per round."""
     rows = [
-        {
-            "arm": arm,
-            "seed": seed,
-            "weights": weights,
-            "protocol": "code_sq",
-            "threshold": 0.5,
-            "fd_pixels": x,
-            "excess": y,
-        }
-        | {"excess_low": y - 3, "excess_high": y + 3, "count": y + 20, "num_images": 100}
-        for arm, points in arms.items()
-        for seed, (x, y) in enumerate(points)
+        {"arm": arm, "seed": seed, "round": r, "weights": weights, "fd_pixels": x, "fd_pixels_heldout": 1000 * x}
+        | {"excess": y, "excess_low": y - 3, "excess_high": y + 3, "count": y + 20, "num_images": 200}
+        for arm, seeds in arms.items()
+        for seed, points in enumerate(seeds)
+        for r, (x, y) in enumerate(points, start=1)
     ]
     return pd.DataFrame(rows)
 
 
-def test_the_trade_off_names_each_arm_once_and_draws_what_stopping_early_buys():
-    points = {
-        "plain": [(1, 60), (2, 50)],
-        "ours": [(2, 10), (3, 12)],
-        "early": [(5, 20), (4, 30)],
-        "earlier": [(8, 2), (9, 3)],
+CURVES = {"plain": [[(3, 2), (2, 50)], [(3.5, 10), (2.5, 40)]], "ours": [[(4, 1), (2.2, 12), (1.9, 50)]]}
+
+
+def drawn(fidelity="fd_pixels", rounds=None, weights="raw"):
+    rounds = rounds_of(CURVES) if rounds is None else rounds
+    return figures.excess_against_fidelity(rounds, list(CURVES), weights, 0.5, "code_sq", fidelity, "the label")
+
+
+def test_the_trade_off_names_each_arm_once_and_draws_a_line_a_run():
+    svg = drawn()
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert [words.count(word) for word in ("plain", "ours", "undominated", "the label, lower = more faithful")] == [
+        1
+    ] * 4
+    assert "excess at 0.5 (% of generated images)" in words and drawn(weights="ema") is None
+
+
+def test_the_trade_off_is_drawn_against_the_fidelity_that_is_asked_for():
+    numbers = {
+        fidelity: {float(word) for word in re.findall(r">([0-9.,]+)</text>", drawn(fidelity).replace(",", ""))}
+        for fidelity in ("fd_pixels", "fd_pixels_heldout")
     }
-    drawn = figures.excess_against_fidelity(
-        results_of(points), list(points), ["earlier", "early"], "raw", "code_sq", 0.5
-    )
-    words = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
-    assert [words.count(word) for word in ["plain", "ours", "early", "earlier", "plain stopped early"]] == [1] * 5
-    assert drawn.count("stroke-dasharray") == 2  # the line, and its sample in the legend
-    without = figures.excess_against_fidelity(results_of(points), list(points), [], "raw", "code_sq", 0.5)
-    assert "stopped early" not in without and "stroke-dasharray" not in without
-    assert figures.excess_against_fidelity(results_of(points), list(points), [], "ema", "code_sq", 0.5) is None
+    assert max(numbers["fd_pixels"]) <= 30 and max(numbers["fd_pixels_heldout"]) >= 2000  # shares go up to 26.5 %
 
 
-def test_a_line_between_means_is_straight_in_their_own_scale():
-    x, y = figures._straight(np.array([1.0, 2.0, 10.0]), np.array([0.0, 4.0, 20.0]), num_points=4)
-    assert x.tolist() == [1, 1.25, 1.5, 1.75, 2, 4, 6, 8, 10] and y.tolist() == [0, 1, 2, 3, 4, 8, 12, 16, 20]
+def test_without_held_out_images_the_trade_off_has_counts():
+    rounds = rounds_of(CURVES)
+    rounds[["excess", "excess_low", "excess_high"]] = np.nan
+    assert "memorised, MQ at 0.5" in drawn(rounds=rounds)
+
+
+def test_points_that_no_other_beats_by_hand():
+    x, y = np.array([3, 2, 2, 1, 4, 1]), np.array([1, 5, 4, 9, 1, 9])
+    assert figures.undominated(x, y).tolist() == [True, False, True, True, False, True]
 
 
 def test_the_page_holds_the_published_tables_of_its_data_set(tmp_path, monkeypatch):
@@ -240,7 +246,7 @@ def test_the_page_holds_the_published_tables_of_its_data_set(tmp_path, monkeypat
 def test_the_page_has_no_section_of_published_numbers_where_none_match(one_seed):
     page = (one_seed[0] / "report.html").read_text()
     assert "#published" not in page and 'id="published"' not in page
-    assert "No arm is the baseline plain trained for less" in page[page.index('id="trade_off"') :]
+    assert "a curve needs two rounds" in page[page.index('id="trade_off"') :]
 
 
 def test_the_links_at_the_top_lead_to_the_sections_there_are(tmp_path):
@@ -320,9 +326,9 @@ def test_without_held_out_images(tmp_path):
     "missing",
     [
         "artifacts/results/counts/iet-seed0/round2/shard1/counts.safetensors",
-        "artifacts/results/score/plain-seed0/curves.parquet",
-        "artifacts/results/score/iet-seed0/scores.json",
-        "artifacts/results/score/iet-seed0/images.parquet",
+        "artifacts/results/score/plain-seed0/round1/curves.parquet",
+        "artifacts/results/score/iet-seed0/round2/scores.json",
+        "artifacts/results/score/iet-seed0/round2/images.parquet",
     ],
 )
 def test_a_missing_file_is_named(one_seed, missing):
@@ -348,7 +354,9 @@ def test_table_fits_a_terminal(one_seed, capsys):
     report.main(["--table"])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 120 and lines[-1] == "report.html"
-    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(("plain", "iet"))}
+    verdict = "iet: no verdict against training plain less, as a curve needs two rounds that are each more faithful"
+    assert verdict in " ".join(lines) and "plain: no verdict" not in " ".join(lines)
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(("plain ", "iet "))}
     assert list(rows) == ["plain", "iet"]
     assert " ".join(rows["iet"]) == "15 25 35 15 [11, 20] 12.5 3 0.348 50.0 20.0 2 1"
 
@@ -383,7 +391,7 @@ def test_columns_give_way_before_names_are_cut(one_seed, length, left_out, cut):
     lines = table.text_table(settings, {"plain": metrics["plain"], name: metrics["iet"]}).splitlines()
     assert {"simplic.", "distinct"} - set(lines[1].split()) == left_out
     assert ("and distinct" in lines[0]) == ("distinct" not in left_out)
-    assert ("…" in lines[-1], name in lines[-1]) == (cut, not cut) and max(map(len, lines)) <= 120
+    assert ("…" in lines[4], name in lines[4]) == (cut, not cut) and max(map(len, lines)) <= 120
 
 
 def test_page_alone_takes_what_records_there_are(own):
@@ -431,6 +439,6 @@ def test_the_arm_that_memorises_least_is_the_one_with_the_lowest_share(metrics_c
 
 
 def test_curves_without_a_threshold_of_the_table_are_refused(tmp_path):
-    write_scores(tmp_path, "iet-seed0", 15)
+    write_scores(tmp_path, "iet-seed0", 15, 2)
     with pytest.raises(ValueError, match="no single row for raw weights, code_sq at 0.45: run its score phase again"):
-        results.read_scores(tmp_path / "artifacts/results/score/iet-seed0", [0.4, 0.45])
+        results.read_scores(tmp_path / "artifacts/results/score/iet-seed0/round2", [0.4, 0.45])

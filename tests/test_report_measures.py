@@ -17,6 +17,7 @@ from stages.report.sections import measures
 from stages.run import params
 
 GRAIN = {
+    "per": "run",
     "title": "Grain & dust",
     "columns": {
         "sharp": {"title": "sharpness", "meaning": "How <sharp> it is.", "show": "number", "short": "sharp"},

@@ -30,7 +30,7 @@ def test_rounds_no_longer_needed_by_hand():
     assert after(f"train_next@{IET}-round3-shard1") == [1]  # writes round 3 and reads round 2
     assert after(f"train_next@{IET}-round4-shard0") == [1, 2]
     assert after(f"aggregate@{IET}-round1") == [2, 3]
-    assert after(f"redistribute@{IET}-round1", f"sample@{IET}-part0", "report") == [1, 2, 3]  # read none of it
+    assert after(f"redistribute@{IET}-round1", f"sample@{IET}-round2-part0", "report") == [1, 2, 3]  # read none of it
     assert after(*(name for name in expanded if name.startswith("train"))) == []
 
 

@@ -59,7 +59,7 @@ def test_what_a_real_run_left_is_what_was_estimated(finished, monkeypatch):
             assert 0.85 * sizes[name] < estimate < 1.15 * sizes[name], (name, sizes[name], estimate)
     assert made.keys() == finished.lock().keys()
     pixels = 25 * 2 * 64  # images of a part, raw and ema, 8x8: some whole batches more in one part than in the other
-    assert made["sample@ddpm-seed3-part0"][1] == pixels
+    assert made["sample@ddpm-seed3-round1-part0"][1] == pixels
     assert (
         sum(s for _, s in made.values()) > 0.85 * sum(sizes.values()) - 20 * 4096
     )  # tables of a few rows are mostly headers
@@ -91,7 +91,7 @@ def test_a_model_with_captions_takes_its_own_weights(tmp_path, monkeypatch, ema_
     made = sizes_of(experiment)
     assert made["train@default-seed0-round1-shard0"][1] == kept * 4 * num
     assert made["aggregate@default-seed0-round1"][1] == averaged * 4 * num
-    assert made["sample@default-seed0-part0"][1] == 3 * 16 * 16 * 3
+    assert made["sample@default-seed0-round1-part0"][1] == 3 * 16 * 16 * 3
     weights.write_bytes(b"\xff" * 100)
     with pytest.raises(
         ValueError,
@@ -128,7 +128,7 @@ def test_too_little_room_is_refused_in_one_sentence(tmp_path, monkeypatch, capsy
         room.check(sizes_of(cifar10))
     told = str(caught.value)
     assert told.startswith(
-        f"this run writes about {files.text_of_size(total)} (train 1251 GiB, aggregate 69 GiB, sample "
+        f"this run writes about {files.text_of_size(total)} (train 1252 GiB, aggregate 70 GiB, sample "
     )
     assert f"are free on the disk of {tmp_path}: make room, ask for fewer rounds" in told and "\n" not in told
     room.check(sizes_of(cifar10), dry_run=True)
@@ -193,6 +193,6 @@ def test_the_reference_of_the_quality_phase_counts_with_its_features(tmp_path):
     made = sizes_of(EXPERIMENT | {"quality": quality})
     assert made["quality_reference@reference"] == (
         files.folder("results/quality", "reference"),
-        2 * (4 * 2048 * 60 + 8 * 2048**2) + quality_phase.INCEPTION_BYTES,
+        2 * (4 * 2048 * 60 + 2 * 8 * 2048**2) + quality_phase.INCEPTION_BYTES,
     )
-    assert made[f"quality@{IET}"] == (files.folder("results/quality", IET), instance.LIGHT_BYTES)
+    assert made[f"quality@{IET}-round2"] == (files.folder("results/quality", IET, 2), instance.LIGHT_BYTES)

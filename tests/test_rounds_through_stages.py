@@ -127,7 +127,7 @@ class Shard:
     """What one shard keeps from round to round."""
 
     def __init__(self, experiment):
-        self.network = unet.build(experiment["model"], (1, 8, 8))
+        self.network = unet.build(experiment["model"] | {"dropout": experiment["train"]["dropout"]}, (1, 8, 8))
         weights.load(self.network, initial_weights.initial_weights(self.network, SEED), "the initialisation")
         self.ema = [p.detach().clone() for p in self.network.parameters()]
         self.optimiser = torch.optim.Adam(

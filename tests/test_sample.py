@@ -76,12 +76,12 @@ def interrupted(finished, tmp_path, monkeypatch):
 
         monkeypatch.setattr(progress.Progress, "update", update)
         try:
-            sample.main(["--arm", "iet_agc_plus", "--seed", "3", "--part", "1"])
+            sample.main(["--arm", "iet_agc_plus", "--seed", "3", "--round", "2", "--part", "1"])
         finally:
             start.told = told
 
     start.checkpoints = lambda: list((project.root / "scratch/sample").rglob("*.safetensors"))
-    start.output = project.root / f"artifacts/samples/{IET}/part1"
+    start.output = project.root / f"artifacts/samples/{IET}/round2/part1"
     yield start
     torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, handler)
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_other_settings_or_weights_is_not_taken_up(interrupted, 
 
     with pytest.raises(Killed):
         interrupted(0, kill)
-    model = interrupted.output.parents[2] / f"model/{IET}/round2/raw.safetensors"
+    model = interrupted.output.parents[3] / f"model/{IET}/round2/raw.safetensors"
     content = bytearray(model.read_bytes())
     content[-1] ^= 1
     written_anew(model, bytes(content))

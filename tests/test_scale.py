@@ -19,9 +19,9 @@ def test_65536_images_in_parts(tmp_path):
         sample__weights=["raw"],
     )
     project.run("snakemake", timeout=1800)
-    folders = [project.root / f"artifacts/samples/ddpm-seed3/part{p}" for p in range(5)]
+    folders = [project.root / f"artifacts/samples/ddpm-seed3/round1/part{p}" for p in range(5)]
     sizes = [len(np.load(folder / "raw.npy")) for folder in folders]
     assert sum(sizes) == 65536 and len(set(sizes)) > 1
-    table = pd.read_parquet(project.root / "artifacts/results/score/ddpm-seed3/images.parquet")
+    table = pd.read_parquet(project.root / "artifacts/results/score/ddpm-seed3/round1/images.parquet")
     assert np.array_equal(table.image, np.arange(65536))
     assert json.loads((project.root / "metrics.json").read_text())["ddpm"]["num_images"] == 65536

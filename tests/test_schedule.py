@@ -23,12 +23,12 @@ LIGHT = START_UP // 4
 TO_RUN = {
     "train@ddpm-seed3-round1-shard0": [],
     "aggregate@ddpm-seed3-round1": ["train@ddpm-seed3-round1-shard0"],
-    "sample@ddpm-seed3-part0": ["aggregate@ddpm-seed3-round1"],
+    "sample@ddpm-seed3-round1-part0": ["aggregate@ddpm-seed3-round1"],
     f"train@{IET}-round1-shard0": [],
     f"train@{IET}-round1-shard1": [],
     f"aggregate@{IET}-round1": [f"train@{IET}-round1-shard{k}" for k in (0, 1)],
-    f"sample@{IET}-part1": [f"aggregate@{IET}-round1"],
-    "report": ["sample@ddpm-seed3-part0", f"sample@{IET}-part1"],
+    f"sample@{IET}-round2-part1": [f"aggregate@{IET}-round1"],
+    "report": ["sample@ddpm-seed3-round1-part0", f"sample@{IET}-round2-part1"],
 }
 
 
@@ -36,7 +36,7 @@ def test_work_by_hand():
     work = schedule.work_of(TO_RUN, yaml.safe_load(TINY))
     assert list(work) == list(TO_RUN)
     assert work["train@ddpm-seed3-round1-shard0"] == DDPM_TRAIN and work[f"train@{IET}-round1-shard1"] == IET_TRAIN
-    assert work[f"sample@{IET}-part1"] == SAMPLE_PART
+    assert work[f"sample@{IET}-round2-part1"] == SAMPLE_PART
     assert (work["aggregate@ddpm-seed3-round1"], work["report"]) == (LIGHT, START_UP)
 
 

@@ -245,11 +245,18 @@ def test_without_weights_the_phase_is_left_out(experiment, sentences):
 def test_instances_of_the_phase_by_hand():
     section = {"weights": "my/sscd.pt", "preprocess": "dcr", "batch_size": 8}
     found = plan.expand(with_similarity(**section) | {"seeds": [3, 4]})
-    runs = [f"{arm}-seed{seed}" for arm in ("ddpm", "iet_agc_plus") for seed in (3, 4)]
+    runs = [f"{arm}-seed{seed}-round{r}" for arm, r in (("ddpm", 1), ("iet_agc_plus", 2)) for seed in (3, 4)]
     names = [name for name in found if name.startswith("similarity")]
     assert names == ["similarity_reference@reference", *(f"similarity@{run}" for run in runs)]
     assert found["similarity_reference@reference"].item() == {"run": "reference", "network": "my/sscd.pt"}
-    assert found["similarity@ddpm-seed4"].item() == {"run": "ddpm-seed4", "arm": "ddpm", "seed": 4}
+    assert found["similarity@ddpm-seed4-round1"].item() == {
+        "run": "ddpm-seed4",
+        "place": "ddpm-seed4/round1",
+        "arm": "ddpm",
+        "seed": 4,
+        "round": 1,
+        "arguments": "--arm ddpm --seed 4 --round 1",
+    }
 
 
 @pytest.fixture
@@ -272,8 +279,8 @@ SAMPLES["raw"][[1, 5]] = TRAIN[3]
 
 def test_the_stage_finds_copies_and_names_what_it_used(made, weights_file, capfd):
     similarity.main(["--reference"])
-    similarity.main(["--arm", "ddpm", "--seed", "3"])
-    folder = files.folder("results/similarity", "ddpm-seed3")
+    similarity.main(["--arm", "ddpm", "--seed", "3", "--round", "1"])
+    folder = files.folder("results/similarity", "ddpm-seed3", 1)
     table, scores = pd.read_parquet(folder / "nearest.parquet"), json.loads((folder / "scores.json").read_text())
     assert [scores[key] for key in ("weights", "preprocess")] == ["sscd_tiny.torchscript.pt", "dcr"]
     assert scores["sha256"] == hashlib.sha256(weights_file.read_bytes()).hexdigest()
@@ -304,7 +311,7 @@ def test_the_stage_finds_copies_and_names_what_it_used(made, weights_file, capfd
     made["similarity"] |= {"weights": "gone.pt", "show_images": 2}
     write_params(made)
     before = (folder / "nearest.parquet").read_bytes()
-    similarity.main(["--arm", "ddpm", "--seed", "3"])
+    similarity.main(["--arm", "ddpm", "--seed", "3", "--round", "1"])
     assert (folder / "nearest.parquet").read_bytes() == before
     pictures = files.load_arrays(folder / "pictures.safetensors")
     shown = pictures["raw.copy_image"]
@@ -314,7 +321,7 @@ def test_the_stage_finds_copies_and_names_what_it_used(made, weights_file, capfd
     assert np.array_equal(pictures["ema.first"], SAMPLES["ema"][:2])
 
 
-@pytest.mark.parametrize("arguments", [["--reference"], ["--arm", "ddpm", "--seed", "3"]])
+@pytest.mark.parametrize("arguments", [["--reference"], ["--arm", "ddpm", "--seed", "3", "--round", "1"]])
 def test_a_stage_of_a_phase_that_is_left_out_says_how_to_turn_it_on(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(TINY)
@@ -332,8 +339,8 @@ def test_where_images_have_prompts_each_is_compared_with_the_image_of_its_own(ma
     made["similarity"]["show_images"] = 3
     write_params(made)
     similarity.main(["--reference"])
-    similarity.main(["--arm", "ddpm", "--seed", "3"])
-    folder = files.folder("results/similarity", "ddpm-seed3")
+    similarity.main(["--arm", "ddpm", "--seed", "3", "--round", "1"])
+    folder = files.folder("results/similarity", "ddpm-seed3", 1)
     table = pd.read_parquet(folder / "nearest.parquet")
     raw = table[table.weights == "raw"].set_index("image")
     assert list(raw.own_train) == [0, 4, 0, 1, 3, 3] and raw.prompt[4] == "line\n4"
@@ -373,7 +380,10 @@ def write_similarity_phase(settings, levels):
     show_images = settings["similarity"]["show_images"]
     for arm, seed in ((arm, seed) for arm in settings["arms"] for seed in settings["seeds"]):
         write_similarities(
-            files.folder("results/similarity", f"{arm}-seed{seed}"), used, levels[arm][seed], show_images
+            files.folder("results/similarity", f"{arm}-seed{seed}", settings["arms"][arm]["rounds"]),
+            used,
+            levels[arm][seed],
+            show_images,
         )
 
 
@@ -489,10 +499,10 @@ def test_dvc_knows_what_each_instance_reads_and_writes(tmp_path, weights_file, m
     waits_for, reads, commands, outs = seen_by_dvc(project)
     reference = "similarity_reference@reference"
     assert waits_for[reference] == {"data"} and str(weights_file) in reads[reference]
-    assert waits_for["similarity@ddpm-seed3"] == {"data", reference, "sample@ddpm-seed3-part0"}
-    assert {reference, "similarity@ddpm-seed3"} < waits_for["report"]
+    assert waits_for["similarity@ddpm-seed3-round1"] == {"data", reference, "sample@ddpm-seed3-round1-part0"}
+    assert {reference, "similarity@ddpm-seed3-round1"} < waits_for["report"]
     assert commands[reference] == "python -m stages.similarity --reference"
-    assert commands["similarity@ddpm-seed3"] == "python -m stages.similarity --arm ddpm --seed 3"
+    assert commands["similarity@ddpm-seed3-round1"] == "python -m stages.similarity --arm ddpm --seed 3 --round 1"
     assert {path for i in plan.expand(project.params()).values() for path in i.outputs()} <= outs
 
 
@@ -507,6 +517,9 @@ def test_the_phase_through_snakemake_turned_off_and_on_again(tmp_path, weights_f
     project.run("snakemake")
     kept = json.loads((project.root / "metrics.json").read_text())
     assert 0 < kept["ddpm"]["raw"]["similarity"]["percentile_95"] <= 1
-    assert "similarity@ddpm-seed3 ema: 6/6 images" in (project.root / "logs/similarity/ddpm-seed3.log").read_text()
+    assert (
+        "similarity@ddpm-seed3-round1 ema: 6/6 images"
+        in (project.root / "logs/similarity/ddpm-seed3-round1.log").read_text()
+    )
     assert "Nothing to be done" in project.run("snakemake", "-n").text
     check_turned_off_and_on(project, "similarity", similarity.PHASE["left_out"], "similarity")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ARM, SEED, RUN = "iet", 5, "iet-seed5"
 SHAPE, NUM_CLASSES, SIZE, DRAWS, STRIDE = (4, 6, 1), 3, 4, 2, 6
-MODEL = {"block_channels": [4, 8], "attention_levels": [], "layers_per_block": 1, "dropout": 0.5, "norm_groups": 4, "class_conditional": True}  # fmt: skip
+MODEL = {"block_channels": [4, 8], "attention_levels": [], "layers_per_block": 1, "norm_groups": 4, "class_conditional": True}  # fmt: skip
 RANDOM = np.random.default_rng(3)
 TRAIN = RANDOM.integers(0, 256, (24, *SHAPE), dtype=np.uint8)
 HELDOUT = (RANDOM.random((9, 1, 1, 1)) * RANDOM.integers(0, 256, (9, *SHAPE))).astype(np.uint8)
@@ -49,7 +49,7 @@ LOSS_NOISE, OTHERS, TIES, PAIRS = 19, 20, 21, 22  # purposes of draws, see stage
 
 
 def network():
-    return unet.build(MODEL, (SHAPE[2], *SHAPE[:2]), num_classes=NUM_CLASSES)
+    return unet.build(MODEL | {"dropout": 0.5}, (SHAPE[2], *SHAPE[:2]), num_classes=NUM_CLASSES)
 
 
 def planted(number):
@@ -60,6 +60,7 @@ def planted(number):
 def write_all(select):
     experiment = yaml.safe_load(TINY)
     experiment |= {"seeds": [3, SEED], "model": MODEL}
+    experiment["train"]["dropout"] = 0.5
     experiment["score"]["headline"] = {"protocol": "code_sq", "threshold": 0.4, "weights": "ema"}
     experiment["analyse"] = {
         "group_size": SIZE, "noise_draws": DRAWS, "timestep_stride": STRIDE, "batch_size": 5, "select": select, "extreme_share": 0.25,
@@ -79,12 +80,12 @@ def write_all(select):
             )
     for kind, images in SAMPLES.items():
         for part, rows in enumerate((slice(0, 2), slice(2, 4), slice(4, 7))):
-            files.save_array(files.folder("samples", RUN, part=part) / f"{kind}.npy", images[rows])
+            files.save_array(files.folder("samples", RUN, 2, part=part) / f"{kind}.npy", images[rows])
     ema = pd.DataFrame({"weights": "ema", "nearest_train": NEAREST, "train_code_sq": RATIO, "train_l2_from_gen": 0.1})
     raw = pd.DataFrame(
         {"weights": "raw", "nearest_train": NEAREST[::-1], "train_code_sq": 0.01, "train_l2_from_gen": 0.1}
     )
-    files.save_table(files.folder("results/score", RUN) / "images.parquet", pd.concat([raw, ema]))
+    files.save_table(files.folder("results/score", RUN, 2) / "images.parquet", pd.concat([raw, ema]))
     for r, shards in enumerate(SHARDS):
         for k, index in enumerate(shards):
             tenths = {"t_skipped": np.arange(10) * (r + 1) + k, "t_visited": np.arange(10) + 30 + 10 * r + k}

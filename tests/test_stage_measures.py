@@ -28,7 +28,8 @@ SAMPLES = {kind: RANDOM.integers(0, 256, (7, 3, 4, 1), dtype=np.uint8) for kind 
 KEYS = ["d.png", "b.png", "e.png", "a.png", "c.png"]
 OWN = [3, 0, 3, 4, 1, 1, 2]  # training image whose caption each image was asked for
 SETTINGS = {"num_images": 7, "batch_size": 2, "parts": 3, "weights": ["ema", "raw"]}
-ARGUMENTS = ["--arm", ARM, "--seed", str(SEED)]
+OF_RUN = ["--arm", ARM, "--seed", str(SEED)]
+ARGUMENTS = [*OF_RUN, "--round", "2"]
 
 
 def unit(vectors):
@@ -37,19 +38,20 @@ def unit(vectors):
 
 
 def write_experiment(experiment, asked=True, moved=1):
-    """The arm has settings of its own, in the place of two parts and raw weights; another seed has the same images, moved on by one."""
+    """The arm has settings of its own, in the place of two parts and raw weights; another seed has the same images, moved on by one, and so
+    has another round, moved on by two."""
     experiment["seeds"] = [3, SEED]
     experiment["sample"] |= {"parts": 2, "weights": ["raw"]}
     first = next(iter(experiment["arms"].values()))
     experiment["train"]["ema_decay"] = 0.9
-    experiment["arms"] = {"other": first, ARM: first | {"sample": SETTINGS}}
+    experiment["arms"] = {"other": first, ARM: first | {"rounds": 3, "sample_rounds": [1, 2], "sample": SETTINGS}}
     write_params(experiment)
     files.save_array(files.DATA / "train.npy", TRAIN)
     files.save_array(files.DATA / "heldout.npy", HELDOUT)
     files.write_json(files.DATA / "keys.json", {"heldout": ["x.png"] * 4, "train": KEYS})
-    for seed, by in ((SEED, 0), (3, moved)):
+    for seed, round_, by in ((SEED, 2, 0), (3, 2, moved), (SEED, 1, 2)):
         for part, rows in enumerate((slice(0, 2), slice(2, 4), slice(4, 7))):
-            folder = files.folder("samples", files.run_name(ARM, seed), part=part)
+            folder = files.folder("samples", files.run_name(ARM, seed), round_, part=part)
             for kind, images in SAMPLES.items():
                 files.save_array(folder / f"{kind}.npy", np.roll(images, by, axis=0)[rows])
             if asked:
@@ -98,7 +100,7 @@ def test_quality_compares_each_kind_of_weights_with_the_training_images_under_ea
 
     reference = files.folder("results/quality", "reference")
     assert files.load_arrays(reference / "inception.safetensors")["w"].tolist() == [0, 1, 2]
-    scores = files.load_json(files.folder("results/quality", f"{ARM}-seed{SEED}") / "scores.json")
+    scores = files.load_json(files.folder("results/quality", f"{ARM}-seed{SEED}", 2) / "scores.json")
     assert scores.keys() == {"raw", "ema"} and scores["raw"].keys() == scores["ema"].keys() == set(PROTOCOLS)
     words = np.random.SeedSequence([23, SEED]).generate_state(2, np.uint32)
     for kind, images in SAMPLES.items():
@@ -110,6 +112,10 @@ def test_quality_compares_each_kind_of_weights_with_the_training_images_under_ea
             np.testing.assert_allclose(mean, train.astype(float).mean(axis=0))
             np.testing.assert_allclose(cov, np.cov(train.astype(float), rowvar=False), atol=1e-8)
             assert rng_seed == words[0]
+            # Four held-out images, fewer than training images: all of them.
+            of_heldout = features_of(HELDOUT, protocol).astype(float)
+            moments = of_heldout.mean(axis=0), np.cov(of_heldout, rowvar=False)
+            assert scores[kind][protocol]["fid_heldout"] == pytest.approx(image_quality.fid(features, moments))
     assert len(calls) == 4
 
 
@@ -141,7 +147,7 @@ def test_similarity_finds_the_nearest_training_image_of_each_image(here, asked):
     here.setattr(sscd, "features", seen)
     similarity.main(["--reference"])
     similarity.main(ARGUMENTS)
-    similarity.main(["--arm", ARM, "--seed", "3"])
+    similarity.main(["--arm", ARM, "--seed", "3", "--round", "2"])
 
     # The interval of a run is over its prompts, where it has any: here each image has its own.
     assert groups == [None] + 4 * [list(range(7)) if asked else None]
@@ -158,7 +164,7 @@ def test_similarity_finds_the_nearest_training_image_of_each_image(here, asked):
     assert {name: scores[name] for name in used} == used
     assert scores["train"]["percentile_95"] == pytest.approx(np.percentile(among.max(axis=1), 95), abs=1e-6)
 
-    folder = files.folder("results/similarity", f"{ARM}-seed{SEED}")
+    folder = files.folder("results/similarity", f"{ARM}-seed{SEED}", 2)
     table, scores = pd.read_parquet(folder / "nearest.parquet"), files.load_json(folder / "scores.json")
     pictures = files.load_arrays(folder / "pictures.safetensors")
     assert table.weights.tolist() == ["ema"] * 7 + ["raw"] * 7 and scores.keys() == {*used, "raw", "ema"}
@@ -188,7 +194,7 @@ def test_similarity_finds_the_nearest_training_image_of_each_image(here, asked):
         assert shown["first_image"].tolist() == first and np.array_equal(shown["first"], images[first])
         originals = np.array(OWN)[first] if asked else nearest[first]
         assert np.array_equal(shown["first_originals"], TRAIN[originals])
-    other = files.load_json(files.folder("results/similarity", f"{ARM}-seed3") / "scores.json")
+    other = files.load_json(files.folder("results/similarity", f"{ARM}-seed3", 2) / "scores.json")
     assert other == scores  # of the same images: nothing is drawn at random
 
 
@@ -213,7 +219,7 @@ def test_clip_compares_each_image_with_its_own_prompts(here):
     here.setattr(clip_score, "image_embeddings", image_embeddings)
     clip.main(ARGUMENTS)
 
-    folder = files.folder("results/clip", f"{ARM}-seed{SEED}")
+    folder = files.folder("results/clip", f"{ARM}-seed{SEED}", 2)
     table, scores = pd.read_parquet(folder / "images.parquet"), files.load_json(folder / "scores.json")
     assert list(table.columns) == ["weights", "image", "original", "used"]
     assert table.weights.tolist() == ["ema"] * 7 + ["raw"] * 7
@@ -244,12 +250,18 @@ def test_detect_tells_captions_that_were_trained_on_from_others_with_each_kind_o
     files.write_json(files.DATA / "captions.json", captions)
     source = SimpleNamespace()
 
-    def made(job, arm, settings, sampler):
-        assert (job.arm, arm, settings["weights"], settings["mitigation"]) == (ARM, ARM, ["ema", "raw"], None)
+    def made(job, arm, round_, settings, sampler):
+        assert (job.arm, arm, round_, settings["weights"], settings["mitigation"]) == (
+            ARM,
+            ARM,
+            2,
+            ["ema", "raw"],
+            None,
+        )
         return source, []
 
-    def loaded(job, arm, kind, of):
-        assert (arm, of) == (ARM, source)
+    def loaded(job, arm, round_, kind, of):
+        assert (arm, round_, of) == (ARM, 2, source)
         of.kind = kind
 
     def magnitudes(of, prompts, settings, progress):
@@ -259,7 +271,7 @@ def test_detect_tells_captions_that_were_trained_on_from_others_with_each_kind_o
     here.setattr(models, "source", made)
     here.setattr(models, "load", loaded)
     here.setattr(detection, "magnitudes", magnitudes)
-    detect.main(ARGUMENTS)
+    detect.main(OF_RUN)
 
     folder = files.folder("results/detect", f"{ARM}-seed{SEED}")
     lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]

@@ -32,6 +32,7 @@ SETTINGS = {
     "seeds": SEEDS,
     "data": {"name": "digits", "num_train": NUM_TRAIN, "split_seed": 0},
     "compute": {"device": "cpu", "threads": 1},
+    "sample": {"weights": WEIGHTS},
     "score": {
         "neighbours": 5,
         "thresholds": THRESHOLDS,
@@ -117,7 +118,7 @@ def grey_of(arm, seed, side):
 
 
 def write_scores(arm, seed):
-    folder, num_images = files.folder("results/score", f"{arm}-seed{seed}"), ARMS[arm]
+    folder, num_images = files.folder("results/score", f"{arm}-seed{seed}", len(COUNTS[arm])), ARMS[arm]
     rows = [
         {"weights": w, "protocol": p, "threshold": t}
         | {column: float(NUMBERS[arm, seed, w, p, t, column]) for column in (*COUNTED, "excess_low", "excess_high")}
@@ -131,10 +132,10 @@ def write_scores(arm, seed):
         w: {name: DISTANCES[arm, seed, w, name] for name in ("fd_pixels", "fd_pixels_heldout")} for w in WEIGHTS
     }
     sizes = {"num_images": num_images, "num_train": NUM_TRAIN, "num_heldout": NUM_HELDOUT}
-    sizes["num_compared"] = NUM_TRAIN
+    sizes |= {"num_compared": NUM_TRAIN, "largest_hits": [1.0, 1.0]}
     files.write_json(folder / "scores.json", sizes | distances)
     images = [
-        {"weights": w, "image": i, "nearest_train": n, "nearest_key": f"{arm}{seed}{w}{n}", "train_code_sq": ratio, "train_l2_from_gen": 0.01}
+        {"weights": w, "image": i, "nearest_train": n, "nearest_key": f"{arm}{seed}{w}{n}", "train_code_sq": ratio, "train_l2_from_gen": 0.01, "excess": 0.0, "influence": 0.0}
         for w, (ratios, nearest) in NEAREST.items()
         for i, (ratio, n) in enumerate(zip(ratios_of(ratios, seed), nearest, strict=True))
     ]  # fmt: skip

@@ -15,14 +15,14 @@ from stages.run import files
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE, NUM_CLASSES, SEED = (4, 6, 2), 5, 9
-MODEL = {"block_channels": [4, 8], "attention_levels": [], "layers_per_block": 1, "dropout": 0.5, "norm_groups": 4}
+MODEL = {"block_channels": [4, 8], "attention_levels": [], "layers_per_block": 1, "norm_groups": 4}
 SAMPLE, NOISE, CLASS = "sample", 10, 12  # purposes of draws, see stages/randomness.py
 
 
 def planted(number, num_classes=None):
     """Weights that no other number has, large enough that the images of two of them differ."""
     random = np.random.default_rng(number)
-    network = unet.build(MODEL, (SHAPE[2], *SHAPE[:2]), num_classes=num_classes)
+    network = unet.build(MODEL | {"dropout": 0.5}, (SHAPE[2], *SHAPE[:2]), num_classes=num_classes)
     return {n: (0.2 * random.standard_normal(p.shape)).astype(np.float32) for n, p in network.named_parameters()}
 
 
@@ -33,7 +33,8 @@ def write_experiment(**changes):
     own = {"num_images": 7, "parts": 3, "batch_size": 2, "num_steps": 3, "weights": ["ema", "raw"]} | changes.get(
         "sample", {}
     )
-    arm = experiment["arms"]["iet_agc_plus"] | {"rounds": 3, "sample": own}
+    experiment["train"]["dropout"] = 0.5
+    arm = experiment["arms"]["iet_agc_plus"] | {"rounds": 3, "sample": own} | changes.get("arm", {})
     experiment["arms"] = {
         "first": experiment["arms"]["ddpm"] | {"method": {"name": "ambient", "p": 0.3, "delta": 0.1}},
         "iet": arm,
@@ -61,13 +62,17 @@ def drawn(purpose, image):
 
 
 @torch.no_grad()
-def expected(image, kind, num_steps, protocol="paper", conditional=False):
+def expected(image, kind, num_steps, protocol="paper", conditional=False, round_=3):
     """One image by itself: DDIM with 20 timesteps."""
-    network = unet.build(MODEL, (SHAPE[2], *SHAPE[:2]), num_classes=NUM_CLASSES if conditional else None)
+    network = unet.build(
+        MODEL | {"dropout": 0.5}, (SHAPE[2], *SHAPE[:2]), num_classes=NUM_CLASSES if conditional else None
+    )
     network.load_state_dict(
         {
             n: torch.from_numpy(w)
-            for n, w in planted(number_of(f"iet-seed{SEED}", 3, kind), NUM_CLASSES if conditional else None).items()
+            for n, w in planted(
+                number_of(f"iet-seed{SEED}", round_, kind), NUM_CLASSES if conditional else None
+            ).items()
         }
     )
     network.eval()
@@ -91,15 +96,15 @@ def check(found, kind, images, **how):
         assert difference.max() <= 1 and (difference > 0).mean() < 0.05, (kind, image)
 
 
-def part(run, number):
-    return files.folder("samples", run, part=number)
+def part(run, number, round_=3):
+    return files.folder("samples", run, round_, part=number)
 
 
 @pytest.mark.parametrize(("number", "images"), [(0, [0, 1]), (1, [2, 3]), (2, [4, 5, 6])])
 def test_a_part_has_its_own_images_of_the_last_round_with_each_kind_of_weights(tmp_path, monkeypatch, number, images):
     monkeypatch.chdir(tmp_path)
     write_experiment()
-    sample.main(["--arm", "iet", "--seed", str(SEED), "--part", str(number)])
+    sample.main(["--arm", "iet", "--seed", str(SEED), "--round", "3", "--part", str(number)])
     folder = part(f"iet-seed{SEED}", number)
     assert {path.name for path in folder.iterdir()} == {"raw.npy", "ema.npy", "checksums.json"}
     for kind in ("raw", "ema"):
@@ -108,10 +113,20 @@ def test_a_part_has_its_own_images_of_the_last_round_with_each_kind_of_weights(t
     assert np.abs(expected(images[0], "raw", 3) - expected(images[1], "raw", 3)).mean() > 5
 
 
+def test_a_part_of_an_earlier_round_has_the_images_of_that_rounds_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_experiment(arm={"sample_rounds": [1, 3]})
+    sample.main(["--arm", "iet", "--seed", str(SEED), "--round", "1", "--part", "1"])
+    for kind in ("raw", "ema"):
+        check(np.load(part(f"iet-seed{SEED}", 1, 1) / f"{kind}.npy"), kind, [2, 3], num_steps=3, round_=1)
+    assert np.abs(expected(2, "raw", 3, round_=1) - expected(2, "raw", 3)).mean() > 5
+    assert not part(f"iet-seed{SEED}", 1).exists()
+
+
 def test_the_protocol_and_the_steps_are_those_of_the_arm(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_experiment(sample={"protocol": "clean", "num_steps": 4, "weights": ["raw"]})
-    sample.main(["--arm", "iet", "--seed", str(SEED), "--part", "1"])
+    sample.main(["--arm", "iet", "--seed", str(SEED), "--round", "3", "--part", "1"])
     assert not (part(f"iet-seed{SEED}", 1) / "ema.npy").exists()
     check(np.load(part(f"iet-seed{SEED}", 1) / "raw.npy"), "raw", [2, 3], num_steps=4, protocol="clean")
     assert np.abs(expected(2, "raw", 4, "clean") - expected(2, "raw", 4)).max() > 1
@@ -120,7 +135,7 @@ def test_the_protocol_and_the_steps_are_those_of_the_arm(tmp_path, monkeypatch):
 def test_the_class_of_each_image_is_asked_for_and_written_down(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_experiment(model={"class_conditional": True})
-    sample.main(["--arm", "iet", "--seed", str(SEED), "--part", "2"])
+    sample.main(["--arm", "iet", "--seed", str(SEED), "--round", "3", "--part", "2"])
     folder = part(f"iet-seed{SEED}", 2)
     labels = np.load(folder / "labels.npy")
     assert labels.dtype == np.int64 and labels.tolist() == [
@@ -133,7 +148,7 @@ def test_the_class_of_each_image_is_asked_for_and_written_down(tmp_path, monkeyp
 def test_an_arm_that_samples_from_another_arms_model_has_that_arms_images_under_its_own_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_experiment()
-    sample.main(["--arm", "copied", "--seed", str(SEED), "--part", "0"])
+    sample.main(["--arm", "copied", "--seed", str(SEED), "--round", "3", "--part", "0"])
     for kind in ("raw", "ema"):
         check(np.load(part(f"copied-seed{SEED}", 0) / f"{kind}.npy"), kind, [0, 1], num_steps=3)
     assert not part(f"iet-seed{SEED}", 0).exists()

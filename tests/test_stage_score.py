@@ -76,11 +76,11 @@ def write_experiment(heldout=HELDOUT, heldout_labels=HELDOUT_LABELS, train_label
         for part, rows in enumerate(
             (images[:5], images[5:], images[::-1])
         ):  # the last is a part that the arm does not have
-            files.save_array(files.folder("samples", RUN, part=part) / f"{weights}.npy", rows)
+            files.save_array(files.folder("samples", RUN, 1, part=part) / f"{weights}.npy", rows)
 
 
 def results():
-    folder = files.folder("results/score", RUN)
+    folder = files.folder("results/score", RUN, 1)
     images, curves = (pd.read_parquet(folder / f"{name}.parquet") for name in ("images", "curves"))
     return images, curves, files.load_json(folder / "scores.json"), files.load_arrays(folder / "gallery.safetensors")
 
@@ -91,8 +91,8 @@ def scored(tmp_path_factory, one_thread):
         patch.chdir(tmp_path_factory.mktemp("score"))
         patch.setattr(score, "GALLERY_IMAGES", 4)
         write_experiment()
-        score.main(["--arm", ARM, "--seed", str(SEED)])
-        assert {path.name for path in files.folder("results/score", RUN).iterdir()} == {
+        score.main(["--arm", ARM, "--seed", str(SEED), "--round", "1"])
+        assert {path.name for path in files.folder("results/score", RUN, 1).iterdir()} == {
             "images.parquet", "curves.parquet", "scores.json", "gallery.safetensors", "checksums.json",
         }  # fmt: skip
         yield results()
@@ -194,6 +194,24 @@ def test_the_excess_at_every_threshold_by_loops_over_the_parts(scored):
             assert excess == pytest.approx(expected), (weights, protocol, threshold)
 
 
+def test_what_each_image_contributes_sums_to_the_excess_of_the_headline(scored):
+    """As planted above, at the headline's own protocol and threshold."""
+    planted = {"raw": [-3, 1, -3, 1, 0, 1, -3, 0, 0], "ema": [1, 0, 0, 1, -3, 1, 1, 0, 0]}
+    for weights, rows in scored[0].groupby("weights"):
+        assert rows.excess.tolist() == pytest.approx(planted[weights], abs=1e-12)
+    assert scored[2]["largest_hits"] == [1, 3] and "prompt" not in scored[0]
+
+
+def test_influences_are_those_on_the_distance_to_held_out_images(scored):
+    """What an image's influence says the distance gains where it is there twice, against the distance of ten images by scipy."""
+    rows = scored[0][scored[0].weights == "ema"]
+    many, none = np.repeat(EMA, 40, axis=0), frechet(np.repeat(EMA, 40, axis=0), HELDOUT)
+    for i in (0, 4, 8):
+        moved = frechet(np.concatenate([many, EMA[i : i + 1]]), HELDOUT) - none
+        assert moved * 361 == pytest.approx(rows.influence.to_numpy()[i], rel=0.1, abs=0.05), i
+    assert np.ptp(rows.influence) > 1
+
+
 def test_images_of_one_prompt_are_counted_together(tmp_path, monkeypatch):
     """The same images with prompts: of four that are copies three have the same one."""
     monkeypatch.chdir(tmp_path)
@@ -212,8 +230,8 @@ def test_images_of_one_prompt_are_counted_together(tmp_path, monkeypatch):
     asked = [{"prompt_original": prompt, "train_key": KEYS[0]} for prompt in prompts]
     for part, lines in enumerate((asked[:5], asked[5:])):
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        files.write_text(files.folder("samples", RUN, part=part) / "generations.jsonl", text)
-    score.main(["--arm", ARM, "--seed", str(SEED)])
+        files.write_text(files.folder("samples", RUN, 1, part=part) / "generations.jsonl", text)
+    score.main(["--arm", ARM, "--seed", str(SEED), "--round", "1"])
     row = results()[1].set_index(["weights", "protocol", "threshold"]).loc[("ema", "code_sq", 0.25)]
     of_prompts = np.array([-3.0, 3, 1, 0, 0])
     expected = intervals.sum_of_differences(of_prompts, 3 * 1, 3 * 3)
@@ -241,11 +259,11 @@ def test_the_strict_protocols_leave_out_what_lies_on_the_threshold(tmp_path, mon
     """Every ratio lies on the threshold exactly."""
     monkeypatch.chdir(tmp_path)
     write_experiment()
-    monkeypatch.setattr(score, "thresholds_of", lambda protocol, settings: [0.5])
+    monkeypatch.setattr(score, "thresholds_of", lambda protocol, settings: [0.25])
     monkeypatch.setattr(
-        memorisation, "ratios", lambda distances, around: dict.fromkeys(PROTOCOLS, np.full(len(distances), 0.5))
+        memorisation, "ratios", lambda distances, around: dict.fromkeys(PROTOCOLS, np.full(len(distances), 0.25))
     )
-    score.main(["--arm", ARM, "--seed", str(SEED)])
+    score.main(["--arm", ARM, "--seed", str(SEED), "--round", "1"])
     curves = results()[1]
     strict = curves.protocol.isin(["code_sq", "third"])
     assert set(curves[strict]["count"]) == {0} and set(curves[~strict]["count"]) == {9}
@@ -265,7 +283,7 @@ def frechet(one, two):
 
 def test_numbers_of_images_and_frechet_distances_of_both_sets(scored):
     scores = scored[2]
-    assert set(scores) == {"num_images", "num_train", "num_heldout", "num_compared", "raw", "ema"}
+    assert set(scores) == {"num_images", "num_train", "num_heldout", "num_compared", "largest_hits", "raw", "ema"}
     assert scores["num_compared"] == 11
     assert (scores["num_images"], scores["num_train"], scores["num_heldout"]) == (9, 11, 8)
     for weights, samples in SAMPLES.items():
@@ -291,7 +309,7 @@ def test_the_gallery_has_each_leaked_image_once_beside_its_copy_with_the_headlin
 def test_without_held_out_images_what_rests_on_them_is_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_experiment(HELDOUT[:0], HELDOUT_LABELS[:0])
-    score.main(["--arm", ARM, "--seed", str(SEED)])
+    score.main(["--arm", ARM, "--seed", str(SEED), "--round", "1"])
     images, curves, scores, _ = results()
     assert not [name for name in images if name.startswith("heldout")]
     assert curves[["excess", "excess_low", "excess_high", "simplicity"]].isna().all(axis=None)

@@ -24,7 +24,6 @@ MODEL = {
     "block_channels": [4, 8],
     "attention_levels": [],
     "layers_per_block": 1,
-    "dropout": 0.3,
     "norm_groups": 4,
     "class_conditional": True,
 }
@@ -49,7 +48,7 @@ CASES = {  # schedule, round: folder of the weights, round of the state, round o
 
 
 def network():
-    return unet.build(MODEL, (SHAPE[2], *SHAPE[:2]), num_classes=NUM_CLASSES)
+    return unet.build(MODEL | {"dropout": 0.3}, (SHAPE[2], *SHAPE[:2]), num_classes=NUM_CLASSES)
 
 
 def shapes():
@@ -84,6 +83,7 @@ def write_experiment(schedule, method=None, length=None, **own):
         "ema_decay": 0.1,
         "flip": False,
         "warmup_steps": WARMUP,
+        "dropout": 0.3,
     }
     settings = (
         (length or {"epochs": 2})

@@ -156,19 +156,19 @@ def test_three_doors_at_once_on_one_stage(finished, tmp_path):
 DAMAGED = {
     "artifacts/data/train.npy": "train --arm ddpm --seed 3 --round 1 --shard 0",
     "artifacts/data/train_labels.npy": "shard --arm ddpm --seed 3",
-    "artifacts/data/keys.json": "score --arm ddpm --seed 3",
-    "artifacts/data/heldout.npy": "score --arm ddpm --seed 3",
+    "artifacts/data/keys.json": "score --arm ddpm --seed 3 --round 1",
+    "artifacts/data/heldout.npy": "score --arm ddpm --seed 3 --round 1",
     f"artifacts/shards/{IET}/round2/shard1.npy": "train --arm iet_agc_plus --seed 3 --round 2 --shard 1",
     f"artifacts/shards/{IET}/round1/shard1.npy": "redistribute --arm iet_agc_plus --seed 3 --round 1",
     f"artifacts/train/{IET}/round1/shard0/state.safetensors": "train --arm iet_agc_plus --seed 3 --round 2 --shard 0",
     f"artifacts/train/{IET}/round1/shard1/ema.safetensors": "aggregate --arm iet_agc_plus --seed 3 --round 1",
     f"artifacts/results/counts/{IET}/round1/shard1/counts.safetensors": "redistribute --arm iet_agc_plus --seed 3 --round 1",
     f"artifacts/model/{IET}/round1/raw.safetensors": "train --arm iet_agc_plus --seed 3 --round 2 --shard 0",
-    f"artifacts/model/{IET}/round2/raw.safetensors": "sample --arm iet_agc_plus --seed 3 --part 0",
-    "artifacts/samples/ddpm-seed3/part1/raw.npy": "score --arm ddpm --seed 3",
-    "artifacts/results/score/ddpm-seed3/images.parquet": "report",
-    "artifacts/results/score/ddpm-seed3/gallery.safetensors": "report",
-    "artifacts/results/score/ddpm-seed3/scores.json": "report",
+    f"artifacts/model/{IET}/round2/raw.safetensors": "sample --arm iet_agc_plus --seed 3 --round 2 --part 0",
+    "artifacts/samples/ddpm-seed3/round1/part1/raw.npy": "score --arm ddpm --seed 3 --round 1",
+    "artifacts/results/score/ddpm-seed3/round1/images.parquet": "report",
+    "artifacts/results/score/ddpm-seed3/round1/gallery.safetensors": "report",
+    "artifacts/results/score/ddpm-seed3/round1/scores.json": "report",
 }
 
 
@@ -252,8 +252,8 @@ WRITERS = {
     "train --arm ddpm --seed 3 --round 1 --shard 0": "artifacts/results/counts/ddpm-seed3/round1/shard0",
     "aggregate --arm iet_agc_plus --seed 3 --round 1": f"artifacts/model/{IET}/round1",
     "redistribute --arm iet_agc_plus --seed 3 --round 1": f"artifacts/shards/{IET}/round2",
-    "sample --arm ddpm --seed 3 --part 0": "artifacts/samples/ddpm-seed3/part0",
-    "score --arm ddpm --seed 3": "artifacts/results/score/ddpm-seed3",
+    "sample --arm ddpm --seed 3 --round 1 --part 0": "artifacts/samples/ddpm-seed3/round1/part0",
+    "score --arm ddpm --seed 3 --round 1": "artifacts/results/score/ddpm-seed3/round1",
     "report": "artifacts/report",
 }
 

@@ -196,5 +196,5 @@ def test_a_batch_of_images_that_does_not_fit_is_made_in_halves(with_captions, mo
 
 
 def made(part):
-    sample.main([*RUN, "--part", str(part)])
-    return np.load(files.folder("samples", "default-seed0", part=part) / "raw.npy")
+    sample.main([*RUN, "--round", "1", "--part", str(part)])
+    return np.load(files.folder("samples", "default-seed0", 1, part=part) / "raw.npy")

@@ -32,15 +32,19 @@ def test_an_experiment_with_captions_has_both_phases_and_others_must_not():
     experiment = text_experiment(clip=CLIP, detect=DETECT)
     rules.check(experiment)
     found = plan.expand(experiment)
-    run = {"run": "default-seed0", "arm": "default", "seed": 0}
-    assert found["clip@default-seed0"].item() == run | {"model": "clip"}
+    run = {"run": "default-seed0", "place": "default-seed0", "arm": "default", "seed": 0}
+    words = "--arm default --seed 0"
+    clip_item = run | {"place": "default-seed0/round1", "round": 1, "arguments": f"{words} --round 1", "model": "clip"}
+    assert found["clip@default-seed0-round1"].item() == clip_item
     assert found["detect@default-seed0"].item() == run | {
+        "arguments": words,
         "model": "artifacts/model/default-seed0/round1",
         "architecture": "model",
         "method": "stages/methods/ddpm.py",
     }
-    for name in ("clip", "detect"):
-        assert found[f"{name}@default-seed0"].outputs() == [Path(f"artifacts/results/{name}/default-seed0")]
+    places = {"clip@default-seed0-round1": "clip/default-seed0/round1", "detect@default-seed0": "detect/default-seed0"}
+    for name, place in places.items():
+        assert found[name].outputs() == [Path(f"artifacts/results/{place}")]
     for name, section in (("clip", CLIP), ("detect", DETECT)):
         with pytest.raises(ValueError, match=f"the section {name} looks into images that were made from prompts"):
             rules.check({**yaml.safe_load(TINY), name: section})
@@ -96,7 +100,7 @@ def test_a_stage_that_is_left_out_says_how_to_turn_it_on(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     write_params(text_experiment())
     with pytest.raises(ValueError, match=f"{told}.*: add a section"):
-        stage.main(RUN)
+        stage.main(RUN if stage is detect else [*RUN, "--round", "1"])
 
 
 # CLIP score.
@@ -120,8 +124,8 @@ def made(tmp_path, monkeypatch):
 
 
 def test_scores_of_a_run_are_means_over_its_images(made):
-    clip.main(RUN)
-    folder = files.folder("results/clip", "default-seed0")
+    clip.main([*RUN, "--round", "1"])
+    folder = files.folder("results/clip", "default-seed0", 1)
     table, scores = pd.read_parquet(folder / "images.parquet"), json.loads((folder / "scores.json").read_text())
     model = clip_score.load("clip")
     shown = clip_score.image_embeddings(model, IMAGES, "clip", 6)
@@ -136,16 +140,16 @@ def test_scores_of_a_run_are_means_over_its_images(made):
 
 def test_images_without_prompts_have_no_score(made):
     for part in (0, 1):
-        (files.folder("samples", "default-seed0", part=part) / "generations.jsonl").unlink()
+        (files.folder("samples", "default-seed0", 1, part=part) / "generations.jsonl").unlink()
     with pytest.raises(ValueError, match="images of default-seed0 have no prompts, so there is no CLIP score"):
-        clip.main(RUN)
+        clip.main([*RUN, "--round", "1"])
 
 
 def test_prompts_of_a_part_that_cannot_be_read(made):
-    path = files.folder("samples", "default-seed0", part=1) / "generations.jsonl"
+    path = files.folder("samples", "default-seed0", 1, part=1) / "generations.jsonl"
     path.write_text('{"index": 4, "promp')
     with pytest.raises(ValueError, match=r"part1/generations.jsonl cannot be read .*remove it and run"):
-        clip.main(RUN)
+        clip.main([*RUN, "--round", "1"])
 
 
 # Detector.
@@ -214,12 +218,18 @@ def test_the_stage_measures_both_kinds_of_prompts(tmp_path, monkeypatch):
 # The report.
 
 
+def rounds_of(settings, arm):
+    return settings["arms"][arm]["rounds"]
+
+
 def write_clip_and_detector(settings, levels):
     for arm in settings["arms"]:
         level = levels[arm][0]
         used = {"model": "tiny", "sha256": {"model.safetensors": "cd" * 32}, "preprocess": "clip"}
         scores = {w: {"original": level + 0.5, "used": level + 0.25} for w in ("raw", "ema")}
-        files.write_json(files.folder("results/clip", f"{arm}-seed0") / "scores.json", used | scores)
+        files.write_json(
+            files.folder("results/clip", f"{arm}-seed0", rounds_of(settings, arm)) / "scores.json", used | scores
+        )
         entry = {"trained": 0.5, "unseen": 0.25 if arm == "plain" else None}
         if arm == "plain":
             entry |= {"auc": 0.75, "low": 0.5, "high": 1.0, "found_at_1_percent": 0.125}
@@ -273,7 +283,7 @@ def test_all_measures_of_an_experiment_with_captions_through_snakemake(tmp_path)
     page = (project.root / "report.html").read_text()
     assert 'id="similarity"' in page and 'id="prompts"' in page
     # Each image beside that of its own prompt: keys, prompts and similarities agree with each other.
-    table = pd.read_parquet(project.root / "artifacts/results/similarity/default-seed0/nearest.parquet")
+    table = pd.read_parquet(project.root / "artifacts/results/similarity/default-seed0/round1/nearest.parquet")
     keys = json.loads((project.root / "artifacts/data/keys.json").read_text())["train"]
     captions = json.loads((project.root / "artifacts/data/captions.json").read_text())["train"]
     assert list(table.prompt) == [captions[own][0] for own in table.own_train]

@@ -37,8 +37,8 @@ def trained():
 
 def sampled(arm="default"):
     """The images of an arm, and what they were asked for."""
-    sample.main(["--arm", arm, "--seed", "0", "--part", "0"])
-    return files.load_samples(f"{arm}-seed0", 1, "raw"), files.load_generations(f"{arm}-seed0", 1)
+    sample.main(["--arm", arm, "--seed", "0", "--round", "1", "--part", "0"])
+    return files.load_samples(f"{arm}-seed0", 1, 1, "raw"), files.load_generations(f"{arm}-seed0", 1, 1)
 
 
 def test_captions_that_are_cut_stand_in_the_counts_of_training(with_captions):
@@ -79,10 +79,10 @@ def test_a_fixed_text_stands_in_the_place_of_all_captions(with_captions, monkeyp
 
     tiny_sscd.save("sscd.pt")
     similarity.main(["--reference"])
-    similarity.main(RUN)
-    table = pd.read_parquet(files.folder("results/similarity", "default-seed0") / "nearest.parquet")
+    similarity.main([*RUN, "--round", "1"])
+    table = pd.read_parquet(files.folder("results/similarity", "default-seed0", 1) / "nearest.parquet")
     assert "own_train" not in table and "prompt" not in table and len(table) == 6
-    pictures = files.load_arrays(files.folder("results/similarity", "default-seed0") / "pictures.safetensors")
+    pictures = files.load_arrays(files.folder("results/similarity", "default-seed0", 1) / "pictures.safetensors")
     train_images = np.load(files.DATA / "train.npy")
     assert np.array_equal(pictures["raw.first_originals"], train_images[table.nearest_train[:2]])
 
@@ -228,7 +228,9 @@ def looked_into(with_captions):
         visits, tenth = np.full(12, 10, np.int32), np.full(10, 12)
         counts = {"index": np.arange(12), "skips": SKIPS.astype(np.int32), "visits": visits, "augmented": 0 * visits}
         files.save_arrays(files.counts_file(name, 1, 0), counts | {"t_skipped": np.arange(10), "t_visited": tenth})
-        files.save_array(files.folder("samples", name, part=0) / "raw.npy", 255 - np.load(files.DATA / "train.npy")[:6])
+        files.save_array(
+            files.folder("samples", name, 1, part=0) / "raw.npy", 255 - np.load(files.DATA / "train.npy")[:6]
+        )
         rows = {"image": range(6), "nearest_train": NEAREST}
         other = pd.DataFrame({"weights": "ema", "similarity": 0.99, "train_l2_from_gen": 0.01, **rows})
         rows = pd.DataFrame(
@@ -238,8 +240,8 @@ def looked_into(with_captions):
             ("results/similarity", "nearest"),
             ("results/score", "images"),
         ):
-            files.folder(folder, name).mkdir(parents=True, exist_ok=True)
-            pd.concat([other, rows]).to_parquet(files.folder(folder, name) / f"{file}.parquet")
+            files.folder(folder, name, 1).mkdir(parents=True, exist_ok=True)
+            pd.concat([other, rows]).to_parquet(files.folder(folder, name, 1) / f"{file}.parquet")
         analyse.main(RUN)
         return files.load_json(files.folder("results/analyse", name) / "summary.json"), files.folder(
             "results/analyse", name
@@ -308,8 +310,10 @@ def test_the_plan_of_analyses_names_what_they_read():
     rules.check(experiment)
     (found,) = [instance for instance in plan.expand(experiment).values() if instance.block == "analyse"]
     assert (found.kind, found.architecture) == ("stages/text", experiment["model"]["pipeline"])
-    assert found.nearest == "artifacts/results/score/default-seed0"
+    assert found.nearest == "artifacts/results/score/default-seed0/round1"
     experiment["similarity"] = {"weights": "sscd.pt", "preprocess": "dcr", "batch_size": 8}
-    assert plan.expand(experiment)["analyse@default-seed0"].nearest == "artifacts/results/similarity/default-seed0"
+    assert (
+        plan.expand(experiment)["analyse@default-seed0"].nearest == "artifacts/results/similarity/default-seed0/round1"
+    )
     with pytest.raises(ValueError, match="analyse.group_size is 7, expected at most half of the 12 training images"):
         phases.check_sizes(experiment | {"analyse": ANALYSE | {"group_size": 7}}, 12)

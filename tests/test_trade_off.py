@@ -1,162 +1,362 @@
-"""The comparison at equal fidelity: numbers worked out by hand, and which arms are controls."""
+"""Curves at equal fidelity: numbers worked out by hand, intervals against the truth of simulations, and the words of the page."""
 
 import copy
-import math
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from stages.measures.trade_off import Comparison, Point, compare, curve_at
-from stages.report import trade_off
-
-# Trained for 1, 2 and 4 units: from (8, 2) over (4, 10) to (2, 30).
-CURVE = [Point(8.0, 2.0, 3.0), Point(4.0, 10.0, 4.0), Point(2.0, 30.0, 8.0)]
+from stages.measures import trade_off
+from stages.report import trade_off as told
+from stages.run import files
 
 
-def test_the_curve_is_straight_between_its_points():
-    # a quarter of the way from (4, 10) to (2, 30); the half widths 3/4 of 4 and 1/4 of 8 add up in squares: sqrt(9 + 4)
-    assert curve_at(CURVE, 3.5) == pytest.approx((3.5, 15.0, math.sqrt(13)))
-    # 1/8 of the way from (8, 2) to (4, 10)
-    assert curve_at(CURVE, 7.5) == pytest.approx((7.5, 3.0, math.hypot(7 / 8 * 3, 1 / 8 * 4)))
-    for point in CURVE:
-        assert curve_at(CURVE, point.fidelity) == point
-    assert curve_at(CURVE, 1.999) is None and curve_at(CURVE, 8.001) is None
+def curve(fidelity, shares, num_images=1000, influences=0.0):
+    """A curve whose round r has round(shares[r] * num_images) copies, the first images."""
+    excess = [(np.arange(num_images) < round(share * num_images)).astype(float) for share in shares]
+    return trade_off.Curve(
+        np.array(fidelity, float), [np.full(num_images, influences)] * len(fidelity), excess, (1.0, 1.0)
+    )
 
 
-def test_where_the_curve_turns_back_its_lowest_point_counts():
-    # The longest training is less faithful again, so fidelity 5 is passed twice: at excess 8 and, half way back, at 25.
-    turning = [Point(8.0, 2.0, 0.0), Point(4.0, 10.0, 1.0), Point(6.0, 40.0, 2.0)]
-    assert curve_at(turning, 5.0) == pytest.approx((5.0, 8.0, 0.75))
-    assert curve_at(turning[::-1], 5.0) == pytest.approx((5.0, 8.0, 0.75))
-    upright = [Point(4.0, 10.0, 1.0), Point(4.0, 6.0, 2.0)]
-    assert curve_at(upright, 4.0) == Point(4.0, 6.0, 2.0)
+def test_the_difference_by_hand():
+    """Over [3, 6]: the arm's line from (6, 0.02) to (3, 0.08) has the mean 0.05; the baseline's, (8, 0.02), (4, 0.10), (2, 0.30), has
+    0.06 at 6, 0.10 at 4 and 0.20 at 3: (2 * 0.08 + 1 * 0.15) / 3."""
+    found = trade_off.difference(curve([6, 3], [0.02, 0.08]), curve([8, 4, 2], [0.02, 0.10, 0.30]))
+    assert (found.best, found.worst) == (3, 6)
+    assert found.value == pytest.approx(0.05 - (2 * 0.08 + 0.15) / 3)
+    assert found.low < found.value < found.high < 0 and trade_off.verdict(found) == "less"
+    swapped = trade_off.difference(curve([8, 4, 2], [0.02, 0.10, 0.30]), curve([6, 3], [0.02, 0.08]))
+    assert (swapped.value, swapped.low, swapped.high) == pytest.approx((-found.value, -found.high, -found.low))
+    assert trade_off.verdict(swapped) == "more"
 
 
-@pytest.mark.parametrize(
-    ("excess", "half_width", "verdict"),
-    [
-        # The line is at 15 +- sqrt(13) = 3.606 there. With 6 of the arm's own the difference has +- 7: sqrt(36 + 13).
-        (7.9, 6.0, "below"),
-        (
-            8.1,
-            6.0,
-            "not told apart",
-        ),  # lower than the line by 6.9; its interval, up to 14.1, does not reach the line's 15
-        (21.9, 6.0, "not told apart"),
-        (22.1, 6.0, "above"),
-        (15.0, 0.0, "not told apart"),
-    ],
-)
-def test_an_arm_is_told_from_the_line_by_the_interval_of_the_difference(excess, half_width, verdict):
-    found = compare(Point(3.5, excess, half_width), CURVE)
-    assert found.verdict == verdict
-    assert found[1:] == pytest.approx((15.0, excess - 15.0, math.hypot(half_width, math.sqrt(13))))
+def test_weights_are_means_of_hat_functions():
+    # Hats of 8, 4, 2 over [3, 6]: that of 8 rises from 0 at 4 to 1/2 at 6; that of 2 falls from 1/2 at 3 to 0 at 4.
+    assert trade_off.mean_weights(np.array([8.0, 4.0, 2.0]), 3, 6) == pytest.approx([1 / 6, 3 / 4, 1 / 12])
+    assert trade_off.mean_weights(np.array([6.0, 3.0]), 3, 6) == pytest.approx([1 / 2, 1 / 2])
 
 
-def test_outside_the_range_nothing_is_compared():
-    assert compare(Point(1.9, 0.0, 0.0), CURVE) == Comparison("more faithful")
-    assert compare(Point(8.1, 0.0, 0.0), CURVE) == Comparison("less faithful")
+def test_rounds_that_buy_no_fidelity_are_left_out():
+    """From the third round on the model moves away from the held-out images, and memorises more: no interpolation backwards."""
+    turning = curve([8, 4, 5, 4, 2, 3], [0.0, 0.1, 0.2, 0.3, 0.3, 0.6])
+    assert turning.frontier().tolist() == [0, 1, 4]
+    straight = curve([8, 4, 2], [0.0, 0.1, 0.3])
+    other = curve([7, 3], [0.05, 0.2])
+    assert trade_off.difference(turning, other) == trade_off.difference(straight, other)
 
 
-def arm(**changes):
-    recipe = {"rounds": 1, "method": {"name": "ddpm"}, "shard": {"num_shards": 1}, "train": {"epochs": 12}}
-    return {**recipe, "redistribute": {}, "sample": {}, **changes}
+def test_nothing_is_drawn_out_beyond_the_ends():
+    base = curve([8, 4, 2], [0.02, 0.1, 0.3])
+    assert "more faithful" in trade_off.difference(curve([1.9, 1.5], [0.2, 0.3]), base).reason
+    assert "less faithful" in trade_off.difference(curve([20, 9], [0.0, 0.1]), base).reason
+    assert "two rounds" in trade_off.difference(curve([4], [0.1]), base).reason
+    assert "two rounds" in trade_off.difference(curve([4, 5], [0.1, 0.2]), base).reason  # the second buys nothing
+    short = trade_off.difference(curve([2.5, 1.0], [0.1, 0.2]), base)  # 0.5 of 6
+    assert "too short" in short.reason and (short.best, short.worst) == (2, 2.5)
+    assert trade_off.difference(curve([2.7, 1.0], [0.1, 0.2]), base).value is not None  # 0.7 of 6
+    for found in (short, trade_off.difference(curve([4], [0.1]), base)):
+        assert found.value is None and trade_off.verdict(found) is None
 
 
-ARMS = {
-    "plain": arm(),
-    "half": arm(train={"epochs": 6}),
-    "longer": arm(train={"epochs": 24}),
-    "same_length": arm(rounds=2, train={"epochs": 6}),
-    "third": arm(rounds=2, train={"epochs": 2, "batch_size": 5}),  # the shared batch size, written out
-    "other_batch": arm(train={"epochs": 6, "batch_size": 7}),
-    "other_method": arm(train={"epochs": 6}, method={"name": "agc"}),
-    "other_shards": arm(train={"epochs": 6}, shard={"num_shards": 2}),
-    "theirs": {"generator": {"folder": "x"}, "sample": {}},
+def test_what_both_arms_share_cancels():
+    """The same images are copies in both: no evidence for a difference. Other images, as many: much room for one."""
+    arm, base = curve([8, 2], [0.2, 0.2]), curve([8, 2], [0.2, 0.2])
+    other = arm._replace(excess=[values[::-1].copy() for values in arm.excess])
+    widths = [found.high - found.low for found in (trade_off.difference(arm, base), trade_off.difference(other, base))]
+    assert widths[0] < widths[1] / 3
+
+
+def test_the_error_of_fidelity_widens_the_interval():
+    """Only where the curve is steep: with equal excess in all rounds an error of fidelity changes nothing."""
+    rng = np.random.default_rng(0)
+    noise = [20 * rng.normal(size=1000) for _ in range(3)]
+    for shares, factor in (([0.02, 0.05, 0.3], 1.2), ([0.2, 0.2, 0.2], 1.0)):
+        arm, base = curve([8, 5, 2], shares), curve([9, 1.5], [0.1, 0.1])
+        exact, noisy = trade_off.difference(arm, base), trade_off.difference(arm._replace(influences=noise), base)
+        assert noisy.value == exact.value
+        assert (noisy.high - noisy.low > factor * (exact.high - exact.low)) == (factor > 1)
+
+
+def test_images_of_one_prompt_count_once():
+    arm, base = curve([8, 2], [0.1, 0.1]), curve([8, 2], [0.3, 0.3])
+    alone = trade_off.difference(arm, base)
+    together = trade_off.difference(arm, base, np.arange(1000) // 10)
+    assert together.value == pytest.approx(alone.value)
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_over_seeds_it_is_the_t_interval_of_their_differences():
+    found = [trade_off.Difference(value, value - 0.001, value + 0.001, 2.0, 4.0) for value in (-0.02, -0.05, -0.08)]
+    mean = trade_off.over_seeds(found)
+    half = 4.3027 * 0.03 / np.sqrt(3)  # t with 2 degrees of freedom
+    assert mean[:3] == pytest.approx((-0.05, -0.05 - half, -0.05 + half), rel=1e-4)
+    assert trade_off.verdict(mean) == "not told apart"  # though each seed by itself is clear: the mutant says less
+    assert trade_off.over_seeds(found[:1]) is found[0]
+    without = trade_off.over_seeds([*found, trade_off.Difference(reason="it is short")])
+    assert without.value is None and "1 of 4 seeds have no difference: it is short" in without.reason
+
+
+# Simulations.
+
+BASELINE = ([0.35, 0.24, 0.195, 0.174, 0.16], [0.003, 0.01, 0.04, 0.09, 0.15])
+BETTER = ([0.33, 0.26, 0.2, 0.175, 0.163], [0.001, 0.003, 0.015, 0.035, 0.07])
+CHANCE = 0.02  # of simple images, which are half
+
+
+def drawn(rng, fidelity, copied, num_images, spread, common):
+    """A curve as sampling would show it: half of the images are copies in the same cases as in the other arm, by the noise they share."""
+    uniform = np.where(common["shares"], common["uniform"], rng.random(num_images))
+    pull = 0.7 * common["pull"] + np.sqrt(1 - 0.49) * rng.normal(size=num_images)
+    found, influences, excess = [], [], []
+    for true_fidelity, share in zip(fidelity, copied):
+        by_chance = [common["simple"] & (rng.random(num_images) < CHANCE) for _ in range(2)]
+        excess.append(((uniform < share) | by_chance[0]).astype(float) - by_chance[1])
+        psi = spread * (0.8 * pull + 0.6 * rng.normal(size=num_images))
+        found.append(true_fidelity + psi.mean())
+        influences.append(psi - psi.mean())
+    return trade_off.Curve(np.array(found), influences, excess, (1.0, 1.0))
+
+
+def simulated(arm, num_images, spread, num_draws, seed=0):
+    """Share of intervals that hold the truth, and of verdicts by name."""
+    rng, held, verdicts = np.random.default_rng(seed), [], []
+    best = max(arm[0][-1], BASELINE[0][-1])
+    worst = min(arm[0][0], BASELINE[0][0])
+    means = [
+        trade_off.mean_weights(np.array(fidelity), best, worst) @ copied * (1 - CHANCE / 2)
+        for fidelity, copied in (arm, BASELINE)
+    ]
+    for _ in range(num_draws):
+        common = {
+            "shares": rng.random(num_images) < 0.5,
+            "uniform": rng.random(num_images),
+            "simple": rng.random(num_images) < 0.5,
+            "pull": rng.normal(size=num_images),
+        }
+        curves = [drawn(rng, *each, num_images, spread, common) for each in (arm, BASELINE)]
+        found = trade_off.difference(*curves)
+        held.append(found.low <= means[0] - means[1] <= found.high)
+        verdicts.append(trade_off.verdict(found))
+    return np.mean(held), {name: verdicts.count(name) / num_draws for name in ("less", "more", "not told apart")}
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.5])
+def test_the_truth_is_held_and_equal_arms_are_not_told_apart(spread):
+    """Short form of the slow test: 60 draws."""
+    held, verdicts = simulated(BASELINE, 512, spread, 60)
+    assert held >= 0.93 - 3 * np.sqrt(0.93 * 0.07 / 60) and verdicts["not told apart"] >= 0.85
+    held, verdicts = simulated(BETTER, 2048, spread, 60)
+    assert held >= 0.93 - 3 * np.sqrt(0.93 * 0.07 / 60)
+    assert verdicts["more"] == 0 and verdicts["less"] > 0.3  # and where there is a difference it is found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_images", [256, 1024, 4096])
+@pytest.mark.parametrize("spread", [0.02, 0.2, 0.5])
+def test_the_truth_is_held_in_93_of_100_draws(num_images, spread):
+    held, verdicts = simulated(BASELINE, num_images, spread, 1000)
+    print(f"equal arms, {num_images} images, spread {spread}: held {held:.3f}, {verdicts}")
+    assert held >= 0.93 and verdicts["less"] <= 0.05 and verdicts["more"] <= 0.05
+    held, verdicts = simulated(BETTER, num_images, spread, 1000)
+    print(f"a better arm, {num_images} images, spread {spread}: held {held:.3f}, {verdicts}")
+    assert held >= 0.93 and verdicts["more"] <= 0.01
+
+
+# Words and landmarks.
+
+
+def test_landmarks_of_the_rounds():
+    """Two seeds. The excess of round 2 is above 0 in one of them; the fidelity is best in round 3 in the mean."""
+    rows = pd.DataFrame(
+        [
+            {"seed": 0, "round": 1, "steps": 100, "excess_low": -3.0, "fd_pixels_heldout": 0.5},
+            {"seed": 0, "round": 2, "steps": 200, "excess_low": 1.0, "fd_pixels_heldout": 0.3},
+            {"seed": 0, "round": 3, "steps": 300, "excess_low": -1.0, "fd_pixels_heldout": 0.25},
+            {"seed": 0, "round": 4, "steps": 400, "excess_low": 9.0, "fd_pixels_heldout": 0.2},
+            {"seed": 1, "round": 1, "steps": 100, "excess_low": -2.0, "fd_pixels_heldout": 0.5},
+            {"seed": 1, "round": 2, "steps": 200, "excess_low": -1.0, "fd_pixels_heldout": 0.3},
+            {"seed": 1, "round": 3, "steps": 300, "excess_low": 0.0, "fd_pixels_heldout": 0.25},
+            {"seed": 1, "round": 4, "steps": 400, "excess_low": 9.0, "fd_pixels_heldout": 0.4},
+        ]
+    )
+    assert told.landmarks(rows) == {"last_without_excess": 300, "t_mem": 200, "t_gen": 300}
+    assert told.landmarks(rows[rows["round"] == 4])["last_without_excess"] is None
+    assert told.landmarks(rows[rows["round"] == 1])["t_mem"] is None
+
+
+# From the files of a run to metrics.json.
+
+FIDELITY = {("plain", 4): [8, 4, 2], ("ours", 4): [6, 3], ("plain", 7): [9, 5, 2.5], ("ours", 7): [7, 3]}
+SHARES = {("plain", 4): [0.02, 0.10, 0.30], ("ours", 4): [0.02, 0.08], ("plain", 7): [0.0, 0.12, 0.4], ("ours", 7): [0.01, 0.2]}  # fmt: skip
+STEPS = {"plain": [[5], [7], [11]], "ours": [[2, 3], [4, 6]]}  # of each round and shard
+TOLD = {
+    "seeds": [4, 7],
+    "sample": {"weights": ["ema", "raw"]},
+    "sample_rounds": "all",
+    "arms": {
+        "theirs": {"generator": {"folder": "x"}, "sample": {}},
+        "plain": {"rounds": 3, "shard": {"num_shards": 1}, "redistribute": {}, "sample": {}},
+        "ours": {"rounds": 2, "shard": {"num_shards": 2}, "redistribute": {}, "sample": {}},
+    },
 }
 
 
-def test_controls_are_the_baseline_trained_for_less_and_nothing_else():
-    settings = {"train": {"batch_size": 5}, "arms": ARMS}
-    assert trade_off.controls(settings) == ["third", "half"]  # the shortest first, not in their order
-    audit = {"train": {}, "arms": {"theirs": ARMS["theirs"], "plain": ARMS["plain"]}}
-    assert trade_off.controls(audit) == []
-
-
-HEADLINE = {
-    "seeds": [0],
-    "score": {"headline": {"protocol": "code_sq", "threshold": 0.5, "weights": "ema"}},
-    "train": {"batch_size": 5},
-}
-
-
-def measured(fidelity, excess, num_images, half_width=4.0):
-    cell = {"excess": excess, "excess_low": excess - half_width, "excess_high": excess + half_width}
-    return {"num_images": num_images, "ema": {"fd_pixels": fidelity, "code_sq": {"0.5": cell}}}
+def planted(arm, seed, weights):
+    """The curve of a run: with raw weights half as many images more are copies, and models are half as faithful. Images have pulls of their own."""
+    more, factor = (1.5, 2.0) if weights == "raw" else (1.0, 1.0)
+    own = curve([factor * f for f in FIDELITY[arm, seed]], [share * more for share in SHARES[arm, seed]])
+    pulls = [np.random.default_rng([r, seed, arm == "ours"]).normal(size=1000) for r in range(len(own.fidelity))]
+    return own._replace(influences=pulls)
 
 
 @pytest.fixture
-def experiment():
-    """Percent of the images: half 4, plain 20, third 1. At fidelity 3 the line is at 12."""
-    settings = copy.deepcopy(HEADLINE) | {
-        "arms": {n: ARMS[n] for n in ("plain", "half", "third", "longer", "other_method")}
-    }
-    metrics = {
-        "plain": measured(2.0, 20.0, 100),
-        "half": measured(4.0, 8.0, 200),
-        "third": measured(9.0, 1.0, 100),
-        "longer": measured(1.0, 30.0, 100),
-        "other_method": measured(3.0, 6.0, 300),
-    }
-    return settings, metrics
+def of_files(tmp_path, monkeypatch):
+    """entries(prompts) -> what metrics.json would hold, by arm and weights; prompts: dict arm -> numbers of its images' prompts."""
+    monkeypatch.chdir(tmp_path)
+    rounds = []
+    for (arm, seed), fidelities in FIDELITY.items():
+        run = f"{arm}-seed{seed}"
+        for r in range(len(fidelities)):
+            for k, steps in enumerate(STEPS[arm][r]):
+                files.save_arrays(files.counts_file(run, r + 1, k), {"optimizer_steps": np.array([steps])})
+            steps = told.steps_until(TOLD["arms"][arm], run, r + 1)
+            scores = {"largest_hits": [1.0, 1.0]}
+            for weights in ("ema", "raw"):
+                own = planted(arm, seed, weights)
+                scores[weights] = {"fd_pixels": 10.0 - own.fidelity[r], "fd_pixels_heldout": own.fidelity[r]}
+                row = {
+                    "arm": arm,
+                    "seed": seed,
+                    "weights": weights,
+                    "round": r + 1,
+                    "steps": steps,
+                    "excess": own.excess[r].sum(),
+                }
+                rounds.append(row | {"excess_low": own.excess[r].sum() - 50, "fd_pixels_heldout": own.fidelity[r]})
+            files.write_json(files.folder("results/score", run, r + 1) / "scores.json", scores)
+
+    def entries(prompts=None):
+        for (arm, seed), fidelities in FIDELITY.items():
+            for r in range(len(fidelities)):
+                tables = []
+                for weights in ("raw", "ema"):
+                    own = planted(arm, seed, weights)
+                    table = {"weights": weights, "influence": own.influences[r], "excess": own.excess[r]}
+                    tables.append(pd.DataFrame(table | ({"prompt": prompts[arm]} if prompts else {})))
+                path = files.folder("results/score", f"{arm}-seed{seed}", r + 1) / "images.parquet"
+                files.save_table(path, pd.concat(tables, ignore_index=True))
+        found = told.entries_of(SimpleNamespace(settings=TOLD, rounds=pd.DataFrame(rounds)))
+        return {(arm, weights): entry for arm, weights, entry in found}
+
+    return entries
 
 
-def test_the_page_says_where_each_arm_lies(experiment):
-    settings, metrics = experiment
-    view = trade_off.view(settings, metrics)
-    assert "stopped early (third, half) by" in view.caption
-    assert (
-        "With ema weights, at equal fidelity, below the line: other_method; outside: more faithful than the baseline at any "
-        "training length: longer." in view.caption
+def expected(weights, groups=None):
+    """Of the planted curves themselves."""
+    differences = [
+        trade_off.difference(planted("ours", seed, weights), planted("plain", seed, weights), groups) for seed in (4, 7)
+    ]
+    return trade_off.over_seeds(differences)
+
+
+def test_metrics_hold_the_difference_of_the_curves_that_the_files_have(of_files):
+    found = of_files()
+    assert list(found) == [("plain", "ema"), ("plain", "raw"), ("ours", "ema"), ("ours", "raw")]
+    for weights in ("ema", "raw"):
+        assert "against_training_less" not in found["plain", weights]
+        entry, truth = found["ours", weights]["against_training_less"], expected(weights)
+        assert [entry[name] for name in ("difference", "low", "high", "best", "worst")] == pytest.approx(
+            [truth.value, truth.low, truth.high, truth.best, truth.worst], rel=1e-5
+        )
+        assert entry["verdict"] == trade_off.verdict(truth)
+    assert expected("ema").value != pytest.approx(expected("raw").value, rel=0.01)
+
+
+def test_landmarks_are_in_optimiser_steps_of_all_shards_up_to_the_round(of_files):
+    """Excess less 50 lies above 0 from 51 copies on: of seed 4 in round 2, of seed 7 in rounds 2 of both arms."""
+    found = of_files()
+    assert found["plain", "ema"]["rounds"] == {"last_without_excess": 5, "t_mem": 12, "t_gen": 23}
+    assert found["ours", "ema"]["rounds"] == {"last_without_excess": 5, "t_mem": 15, "t_gen": 15}
+
+
+def test_images_of_one_prompt_are_taken_together_where_both_arms_have_the_same_prompts(of_files):
+    prompts = np.arange(1000) // 4
+    same, others = of_files({"plain": prompts, "ours": prompts}), of_files({"plain": prompts, "ours": prompts[::-1]})
+    found = {
+        name: entry["ours", "ema"]["against_training_less"] for name, entry in (("same", same), ("others", others))
+    }
+    by_prompt, by_image = (
+        trade_off.difference(planted("ours", 4, "ema"), planted("plain", 4, "ema"), groups)
+        for groups in (prompts, None)
     )
-    rows = {row["arm"]: row for row in view.rows}
-    assert list(rows) == ["longer", "other_method"]
-    # 2 % of its 300 images less 12 %; half widths 4/3 of the arm, and of the line half of 4 % and half of 2 %
-    half_width = math.sqrt((4 / 3) ** 2 + 2**2 + 1**2)
-    assert rows["other_method"] == {
-        "arm": "other_method",
+    assert by_prompt.high - by_prompt.low > 1.2 * (by_image.high - by_image.low)  # four images in a row are copies
+    assert found["same"]["difference"] == found["others"]["difference"]
+    one_seed = TOLD | {"seeds": [4]}
+    report = SimpleNamespace(settings=one_seed, rounds=None)
+    told_of = {}
+    for name, of_ours in (("same", prompts), ("others", prompts[::-1])):
+        of_files({"plain": prompts, "ours": of_ours})
+        told_of[name] = told._difference(report, "ours", "plain", 4, "ema")
+    assert (told_of["same"].low, told_of["same"].high) == pytest.approx((by_prompt.low, by_prompt.high))
+    assert (told_of["others"].low, told_of["others"].high) == pytest.approx((by_image.low, by_image.high))
+
+
+SETTINGS = {
+    "seeds": [0],
+    "score": {"headline": {"protocol": "code_sq", "threshold": 0.5, "weights": "ema"}},
+    "arms": {"plain": {}, "ours": {}, "short": {}, "theirs": {"generator": {"folder": "x"}}},
+}
+ROUNDS = {"last_without_excess": 480, "t_mem": 960, "t_gen": None}
+LESS = {"verdict": "less", "difference": -0.0123, "low": -0.02, "high": -0.004, "best": 0.17, "worst": 0.3}
+METRICS = {
+    "plain": {"ema": {"rounds": ROUNDS}, "raw": {"rounds": ROUNDS}},
+    "ours": {"ema": {"rounds": ROUNDS, "against_training_less": LESS}, "raw": {"rounds": ROUNDS}},
+    "short": {"ema": {"rounds": ROUNDS, "against_training_less": {"verdict": None, "reason": "it is too short"}}},
+    "theirs": {"raw": {}},
+}
+
+
+def test_the_verdict_in_words():
+    assert told.sentence(SETTINGS, METRICS, "ours", "ema") == (
+        "ours memorises less than training less: at equal fidelity to held-out images its excess is −1.2 % [−2, −0.4] of the generated "
+        "images, compared with plain stopped early (ema weights)."
+    )
+    more = copy.deepcopy(METRICS)
+    more["ours"]["ema"]["against_training_less"] |= {"verdict": "not told apart", "high": 0.004}
+    assert "not distinguishable from training less" in told.sentence(SETTINGS, more, "ours", "ema")
+    assert "no verdict against training plain less, as it is too short" in told.sentence(
+        SETTINGS, METRICS, "short", "ema"
+    )
+    assert (
+        told.sentence(SETTINGS, METRICS, "theirs", "raw") is None
+        and told.sentence(SETTINGS, METRICS, "ours", "raw") is None
+    )
+
+
+def test_the_table_of_the_page():
+    view = told.view(SETTINGS, METRICS)
+    rows = {(row["arm"], row["weights"]): row for row in view.rows}
+    assert list(rows) == [("plain", "ema"), ("ours", "ema"), ("short", "ema"), ("plain", "raw"), ("ours", "raw")]
+    assert rows["ours", "ema"] == {
+        "arm": "ours",
         "weights": "ema",
-        "fd_pixels": "3",
-        "excess %": "2",
-        "line %": "12",
-        "difference [95 %]": f"−10 [−{10 + half_width:.3g}, −{10 - half_width:.3g}]",
-        "verdict": "below the line",
+        "difference at equal fidelity [95 %]": "−1.2 % [−2, −0.4]",
+        "verdict": "memorises less than training less",
+        "fidelities compared": "0.17 to 0.3",
+        "last round without excess": "step 480",
+        "t_mem": "step 960",
+        "t_gen": "none",
     }
-    assert rows["longer"]["line %"] == rows["longer"]["difference [95 %]"] == "–"
-    assert "this holds for these models, not yet for the methods" in view.caption  # one seed
-    assert "not yet" not in trade_off.view(settings | {"seeds": [0, 1]}, metrics).caption
+    assert rows["plain", "ema"]["verdict"] == "the baseline"
+    assert rows["short", "ema"]["verdict"] == "none: it is too short"
+    assert "this holds for these models, not yet for the methods" in view.caption
+    several = told.view(SETTINGS | {"seeds": [0, 1]}, METRICS).caption
+    assert "not yet for the methods" not in several and "and the seeds" in several
 
 
-def test_both_kinds_of_weights_are_compared_the_headline_first(experiment):
-    settings, metrics = experiment
-    for arm_metrics in metrics.values():
-        arm_metrics["raw"] = copy.deepcopy(arm_metrics["ema"])
-    metrics["other_method"]["raw"]["fd_pixels"] = 100.0
-    view = trade_off.view(settings, metrics)
-    assert [row["weights"] for row in view.rows] == ["ema", "ema", "raw", "raw"]
-    assert view.caption.index("With ema") < view.caption.index("With raw")
-    assert (
-        "less faithful than the baseline at any training length: other_method" in view.caption.partition("With raw")[2]
-    )
-
-
-def test_without_controls_or_held_out_images_the_page_says_so(experiment):
-    settings, metrics = experiment
-    cell = metrics["other_method"]["ema"]["code_sq"]["0.5"]
-    cell.update(excess=None, excess_low=None, excess_high=None)
-    assert trade_off.view(settings, metrics)[1:3] == (
-        "There is no held-out set, so there is no excess to compare.",
-        (),
-    )
-    del settings["arms"]["half"], settings["arms"]["third"]
-    view = trade_off.view(settings, metrics)
-    assert "No arm is the baseline plain trained for less" in view.caption and not view.rows
+def test_without_held_out_images_or_an_arm_that_is_trained_the_page_says_so():
+    assert "no held-out set" in told.view(SETTINGS, {arm: {"ema": {}} for arm in METRICS}).caption
+    audit = SETTINGS | {"arms": {"theirs": SETTINGS["arms"]["theirs"]}}
+    assert "No arm is trained here" in told.view(audit, METRICS).caption

@@ -58,7 +58,7 @@ def build(model, image_shape, network_channels=None, num_classes=None):
     """An uninitialised network for images of one shape.
 
     model         dict: block_channels [L] multiples of norm_groups, attention_levels (positions in block_channels),
-                  layers_per_block, dropout, norm_groups
+                  layers_per_block, norm_groups, and dropout where it is not 0
     image_shape   (C, H, W)
     network_channels   (in, out) channels of the network where they are not those of an image
     num_classes   makes the network class-conditional: called with class_labels [B] int64
@@ -84,7 +84,7 @@ def build(model, image_shape, network_channels=None, num_classes=None):
         layers_per_block=model["layers_per_block"],
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-        dropout=model["dropout"],
+        dropout=model.get("dropout", 0.0),
         norm_num_groups=model["norm_groups"],
         norm_eps=1e-5,
         attention_head_dim=None,  # one head; the default of 8 would make heads of 8 channels, another architecture

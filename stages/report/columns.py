@@ -19,7 +19,8 @@ from stages.report.html import DASH, number, percent, tally, with_sd
 SHOW = {"number": number, "tally": tally, "percent": percent}
 SECTIONS = Path(__file__).parent / "sections"
 SHOWN_BY = {"score": "arms", "clip": "prompts", "detect": "prompts"}  # sections of another name than their phase
-FIDELITY = "fd_pixels"  # column of the score phase: how far an arm's images are from the data, lower is more faithful
+FIDELITY = "fd_pixels"  # column of the score phase: how far an arm's images are from the training images, lower is more faithful
+FIDELITY_HELDOUT = "fd_pixels_heldout"  # the same to held-out images
 
 
 def of(phase):

@@ -2,6 +2,8 @@
 
 metrics[arm]                                   num_seeds, num_images, training, and a dict for each kind of weights
 metrics[arm][weights]                          columns of the score phase, a dict for each protocol and for each other phase
+metrics[arm][weights]["against_training_less"] verdict, difference, low, high of the curves; see stages.report.trade_off
+metrics[arm][weights]["rounds"]                steps of rounds that stand out
 metrics[arm][weights][protocol][threshold]     count, distinct, excess, excess_low, excess_high, simplicity
 """
 

@@ -17,8 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from PIL import Image
 
-from stages.report.columns import FIDELITY
-
 INK = "#010101"  # becomes currentColor
 ARM_COLOURS = [f"#0{i}0{i}fe" for i in range(1, 9)]  # become var(--arm-1) ... var(--arm-8)
 MARKERS = "os^DvPX<>"  # 9 markers, 8 colours: 72 arms before two look the same
@@ -85,38 +83,31 @@ def mq_curve(results, arms, weights, protocol, marks, column="share", reference=
         return _svg(figure, f"{name} against the threshold, protocol {protocol}, {weights} weights")
 
 
-def excess_against_fidelity(
-    results,
-    arms,
-    controls,
-    weights,
-    protocol,
-    threshold,
-    fidelity=FIDELITY,
-    fidelity_label=f"{FIDELITY} (squared [0, 1] pixel range)",
-):
-    """One point per arm and seed: fidelity across, memorisation up, with the paired 95 % interval; an arm's seeds are joined.
+def excess_against_fidelity(rounds, arms, weights, threshold, protocol, fidelity, fidelity_label):
+    """Curves of memorisation over fidelity: a line per arm and seed, a marker per round, with 95 % intervals.
 
-    controls  arms that are the first one stopped early, the earliest first: hollow in its colour, on a dashed line through
-              their means to its own
-    fidelity  column of results; fidelity_label names it at the axis
+    Rings mark the points that no other point of the figure beats in both directions. Up to the shaded height there are points whose
+    excess is not distinguishable from 0.
+
+    rounds           frame as Report.rounds
+    fidelity         column of rounds; fidelity_label names it at the axis
     """
-    at = (results.weights == weights) & (results.protocol == protocol) & np.isclose(results.threshold, threshold)
-    rows = results[at & results[fidelity].notna()]
+    rows = rounds[(rounds.weights == weights) & rounds[fidelity].notna()]
     if rows.empty:
         return None
     held_out = rows.excess.notna().all()
     shares = rows[["excess", "excess_low", "excess_high", "count"]].mul(100 / rows.num_images, axis=0)
-    shares = shares.assign(arm=rows.arm, x=rows[fidelity], y=shares["excess" if held_out else "count"])
+    shares = shares.assign(arm=rows.arm, seed=rows.seed, x=rows[fidelity], y=shares["excess" if held_out else "count"])
     with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _axes(len(arms) + 1, height=4.2)
-        _draw_stopped_early(axes, shares, [*controls, arms[0]])
+        figure, axes = _axes(len(arms), height=4.2)
         for number, arm in enumerate(arms):
-            of_arm = shares[shares.arm == arm]
-            if not of_arm.empty:  # an arm may be sampled from other weights alone
-                look = _look(0 if arm in controls else number) | {"linestyle": "none", "markersize": 6}
-                _draw_points(axes, of_arm, look, held_out, arm in controls)
+            for i, (_, of_seed) in enumerate(shares[shares.arm == arm].groupby("seed", sort=False)):
+                _draw_curve(axes, of_seed, _look(number) | {"markersize": 5}, held_out, arm if i == 0 else None)
+        front = undominated(shares.x.to_numpy(), shares.y.to_numpy())
+        axes.plot(shares.x[front], shares.y[front], "o", mfc="none", mec=INK, ms=10, mew=0.9, label="undominated")
         axes.axhline(0, color=INK, alpha=0.4, lw=1)
+        if held_out and (unclear := shares.y[shares.excess_low <= 0]).size:
+            axes.axhspan(min(0, unclear.min()), max(0, unclear.max()), color=INK, alpha=0.06, lw=0)
         axes.margins(0.1)
         if shares.x.max() > 10 * shares.x.min() > 0:  # one very unfaithful arm would push all others together
             _log_scale(axes, "x")
@@ -126,32 +117,22 @@ def excess_against_fidelity(
             ylabel=f"{what} at {threshold:g} (% of generated images)",
         )
         axes.set_title(f"{protocol}, {weights} weights")
-        return _svg(figure, f"{what} against {fidelity}, one point per arm and seed")
+        return _svg(figure, f"{what} against {fidelity}, a line per arm and seed, a point per round")
 
 
-def _draw_stopped_early(axes, shares, arms):
-    """The dashed line through the means of the baseline's controls to its own; arms: their names, the baseline last."""
-    line = shares.groupby("arm")[["x", "y"]].mean().reindex(arms).dropna()
-    if len(line) > 1:
-        x, y = _straight(line.x.to_numpy(), line.y.to_numpy())
-        axes.plot(x, y, color=INK, alpha=0.6, lw=1, linestyle="--", label=f"{arms[-1]} stopped early")
+def undominated(x, y):
+    """Which points no other point beats: none is lower in one and at most as high in the other. x, y [P] float; returns [P] bool."""
+    beaten = (x[None] <= x[:, None]) & (y[None] <= y[:, None]) & ((x[None] < x[:, None]) | (y[None] < y[:, None]))
+    return ~beaten.any(axis=1)
 
 
-def _draw_points(axes, of_arm, look, held_out, is_control):
-    """The points of one arm, one per seed. A control is hollow, and named at its point in the place of the legend."""
-    arm = of_arm.arm.iloc[0]
-    if is_control:
-        look |= {"markerfacecolor": "none", "zorder": 4}
-        for _, point in of_arm.groupby("arm")[["x", "y"]].mean().iterrows():
-            axes.annotate(arm, (point.x, point.y), xytext=(6, 5), textcoords="offset points", fontsize=7.5, alpha=0.8)
-    label = None if is_control else arm
-    if len(of_arm) > 1:
-        axes.plot(of_arm.x, of_arm.y, color=look["color"], lw=0.8, alpha=0.6)
+def _draw_curve(axes, of_seed, look, held_out, label):
+    """The rounds of one run, joined in their order."""
     if held_out:
-        bars = [of_arm.y - of_arm.excess_low, of_arm.excess_high - of_arm.y]
-        axes.errorbar(of_arm.x, of_arm.y, np.maximum(bars, 0), elinewidth=0.9, label=label, **look)
+        bars = [of_seed.y - of_seed.excess_low, of_seed.excess_high - of_seed.y]
+        axes.errorbar(of_seed.x, of_seed.y, np.maximum(bars, 0), elinewidth=0.8, label=label, **look)
     else:
-        axes.plot(of_arm.x, of_arm.y, label=label, **look)
+        axes.plot(of_seed.x, of_seed.y, label=label, **look)
 
 
 def over_epochs(epochs, arms, column, label, log=False):
@@ -333,12 +314,6 @@ def _axes(num_labels, height=3.4):
     """A figure as wide as a phone can show with readable text; it grows with its legend."""
     figure = Figure(figsize=(4.8, height + 0.19 * math.ceil(num_labels / 2)), layout="constrained")
     return figure, figure.add_subplot()
-
-
-def _straight(x, y, num_points=40):
-    """Straight lines between neighbouring points as many short ones, which stay true on an axis of another scale."""
-    steps = np.linspace(0, len(x) - 1, num_points * (len(x) - 1) + 1)
-    return np.interp(steps, np.arange(len(x)), x), np.interp(steps, np.arange(len(x)), y)
 
 
 def _look(number):

@@ -34,7 +34,9 @@ def read(settings):
     for arm in settings["arms"]:
         for seed in experiments.seeds_of(settings, arm):
             images = files.load_table(
-                files.folder("results/score", files.run_name(arm, seed)) / "images.parquet", columns
+                files.folder("results/score", files.run_name(arm, seed), experiments.last_sampled(settings, arm))
+                / "images.parquet",
+                columns,
             )
             for weights, of_weights in images.groupby("weights", sort=False):
                 frames.append(_of_one(of_weights, ratio, headline).assign(arm=arm, seed=seed, weights=weights))

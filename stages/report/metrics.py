@@ -3,7 +3,7 @@
 import numpy as np
 
 from stages.measures import intervals
-from stages.report import columns, sections
+from stages.report import columns, sections, trade_off
 from stages.report.entries import PROTOCOLS, mean_and_sd, rounded
 from stages.report.results import TRAINING
 
@@ -25,6 +25,8 @@ def summarise(report):
         of_arm = report.training[report.training.arm == arm]
         if not of_arm.empty:
             metrics[arm]["training"] = _training(of_arm)
+    for arm, weights, entry in trade_off.entries_of(report):
+        metrics[arm][weights] |= entry
     return metrics
 
 

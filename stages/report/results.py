@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stages import experiments
-from stages.report import columns, entries, leaks, sections
+from stages.report import columns, entries, leaks, sections, trade_off
 from stages.run import files, params
 
 RUN = ["arm", "seed"]  # the first columns of every frame
@@ -22,7 +22,10 @@ class Report:
     settings      params.yaml, checked
     params_text   its text, comments included
     results       frame, one row per arm, seed, kind of weights, protocol and threshold: curves.parquet of the run, fd_pixels and numbers
-                  of images, what sections add (with_columns), excess_share = excess / num_images, then the columns of `training`
+                  of images, what sections add (with_columns), of the last round that is sampled; excess_share = excess / num_images, then the columns of `training`
+    rounds        frame, one row per arm, seed, kind of weights and round that is sampled, at the headline's protocol and
+                  threshold: columns as in results, with round and steps, the optimiser steps of all shards up to then (NaN for a
+                  generator from elsewhere)
     training      frame, one row per arm and seed that is trained here: columns TRAINING, and spent.<name> of what methods spent
     epochs        frame, one row per arm, seed and epoch: round, loss, skipped_share, augmented_share
     histogram     frame, one row per arm, seed and number of skips: images that were skipped so often
@@ -33,6 +36,7 @@ class Report:
     settings: dict
     params_text: str
     results: pd.DataFrame
+    rounds: pd.DataFrame
     training: pd.DataFrame
     epochs: pd.DataFrame
     histogram: pd.DataFrame
@@ -63,9 +67,13 @@ class Report:
         """Names of the arm's runs, one per seed."""
         return [files.run_name(arm, seed) for seed in experiments.seeds_of(self.settings, arm)]
 
-    def first_run(self, arm):
-        """Name of the run that pictures and histograms of an arm are of."""
-        return files.run_name(arm, self.first_seed)
+    def places(self, arm):
+        """Where the results of the arm's last sampled round lie below artifacts/results/<phase>, one per seed."""
+        return [files.place(run, experiments.last_sampled(self.settings, arm)) for run in self.runs(arm)]
+
+    def first_place(self, arm):
+        """That of the run that pictures and histograms of an arm are of."""
+        return self.places(arm)[0]
 
 
 def read(settings):
@@ -73,35 +81,46 @@ def read(settings):
 
     Raises   ValueError: a file of a run is missing
     """
-    results, training, epochs, histogram = [], [], [], []
+    results, rounds, training, epochs, histogram = [], [], [], [], []
     for arm, recipe in settings["arms"].items():
         for seed in experiments.seeds_of(settings, arm):
             run = files.run_name(arm, seed)
-            scores = read_scores(files.folder("results/score", run), settings["score"]["thresholds"])
-            for section in sections.having("with_columns"):
-                scores = section.with_columns(scores, settings, run)
+            for r in experiments.sampled_rounds(settings, arm):
+                scores = read_scores(files.folder("results/score", run, r), settings["score"]["thresholds"])
+                for section in sections.having("with_columns"):
+                    scores = section.with_columns(scores, settings, files.place(run, r))
+                at = scores[_at_headline(scores, settings)]
+                rounds.append(at.assign(arm=arm, seed=seed, round=r, steps=trade_off.steps_until(recipe, run, r)))
             results.append(scores.assign(arm=arm, seed=seed))
             if "generator" in recipe:  # trained elsewhere
                 continue
-            rounds = experiments.load_counts(recipe, run)
-            training.append({"arm": arm, "seed": seed, **totals(rounds)})
-            epochs.append(pd.DataFrame(epoch_means(rounds)).assign(arm=arm, seed=seed))
-            skips, images = skip_counts(rounds)
+            counted = experiments.load_counts(recipe, run)
+            training.append({"arm": arm, "seed": seed, **totals(counted)})
+            epochs.append(pd.DataFrame(epoch_means(counted)).assign(arm=arm, seed=seed))
+            skips, images = skip_counts(counted)
             histogram.append(pd.DataFrame({"skips": skips, "images": images}).assign(arm=arm, seed=seed))
     training = pd.DataFrame(training, columns=None if training else [*RUN, *TRAINING])
     epochs = pd.concat(epochs) if epochs else pd.DataFrame(columns=[*RUN, *epoch_means([])])
     histogram = pd.concat(histogram) if histogram else pd.DataFrame(columns=[*RUN, "skips", "images"])
-    results, training, epochs, histogram = map(_run_first, (pd.concat(results), training, epochs, histogram))
+    results, rounds = pd.concat(results), pd.concat(rounds)
+    results, rounds, training, epochs, histogram = map(_run_first, (results, rounds, training, epochs, histogram))
     results = results.assign(excess_share=results.excess / results.num_images)
     return Report(
         settings=settings,
         params_text=Path(params.PARAMS_FILE).read_text(encoding="utf-8"),
         results=results.merge(training, how="left", on=RUN, validate="many_to_one"),
+        rounds=rounds,
         training=training,
         epochs=epochs,
         histogram=histogram,
         leaks=leaks.read(settings),
     )
+
+
+def _at_headline(scores, settings):
+    """The rows of a run's scores that are of the headline's protocol and threshold, with any weights."""
+    _, protocol, threshold = entries.headline(settings)
+    return (scores.protocol == protocol) & np.isclose(scores.threshold, threshold)
 
 
 def _run_first(frame):

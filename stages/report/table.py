@@ -1,6 +1,8 @@
 """The text table of `--table`: the headline of all arms, from metrics.json alone."""
 
-from stages.report import columns, entries
+import textwrap
+
+from stages.report import columns, entries, trade_off
 from stages.report.html import DASH, interval_text, percent, tally
 
 GIVE_WAY = ("simplic.", "distinct")  # columns that are left out where the table is too wide: the page has them
@@ -9,7 +11,7 @@ SHORTEST_NAME = 8
 
 def text_table(settings, metrics, width=120):
     """The headline table as plain text, at most `width` columns: where it is wider, without what the page shows too, then with
-    names cut.
+    names cut. Below it whether each arm memorises less than training less.
 
     metrics   as in metrics.json
     Raises    KeyError: metrics lack an arm of params.yaml, or its headline
@@ -22,7 +24,10 @@ def text_table(settings, metrics, width=120):
         first += f"; FID by {fid_protocol}"
     if "Sim" in heads:
         first += "; Sim: 95th percentile"
-    return "\n".join(line[:width].rstrip() for line in [first, *_lines(rows, width)])
+    lines = [line[:width].rstrip() for line in [first, *_lines(rows, width)]]
+    for arm in settings["arms"]:
+        lines += textwrap.wrap(trade_off.sentence(settings, metrics, arm, weights) or "", width)
+    return "\n".join(lines)
 
 
 def _rows(settings, metrics):

@@ -1,113 +1,193 @@
-"""The trade-off: each arm's excess compared with the excess of the baseline, trained for less, at the same fidelity."""
+"""Does an arm memorise less than training less does, and which round of it may be released: from the curves of all arms.
+
+The baseline is the first arm that is trained here. Its curve is what training for less gives: a baseline with one shard is one
+training run, whatever the number of its rounds.
+"""
+
+import numpy as np
 
 from stages import experiments
-from stages.measures.trade_off import Point, compare
+from stages.measures import trade_off
 from stages.report import entries
-from stages.report.columns import FIDELITY
-from stages.report.html import DASH, View, number
+from stages.report.html import DASH, View, number, tally
+from stages.run import files
 
 WORDS = {
-    "below": "below the line",
-    "above": "above the line",
-    "not told apart": "no clear difference from the line",
-    "more faithful": "outside: more faithful than the baseline at any training length",
-    "less faithful": "outside: less faithful than the baseline at any training length",
+    "less": "memorises less than training less",
+    "more": "memorises more than training less",
+    "not told apart": "is not distinguishable from training less",
 }
 
 
-def controls(settings):
-    """Arms that are the baseline trained for less and otherwise the same: fewer rounds, epochs or steps.
+def baseline_of(settings):
+    """The first arm that is trained here, whose curve the others are compared with; None where all are generators from elsewhere."""
+    return next(iter(experiments.trained(settings)), None)
 
-    settings   params.yaml; the first arm that is trained is the baseline
-    Returns    list of names, the shortest training first
+
+def entries_of(report):
+    """What metrics.json holds of curves: list of (arm, weights, dict).
+
+    against_training_less   of all arms but the baseline that are trained here: verdict (see measures.trade_off.verdict), difference, low,
+                            high (shares of the generated images), best, worst (fidelities); reason in the place of a verdict
+    rounds                  last_without_excess, t_mem, t_gen, see `landmarks`
+    Both only with held-out images.
     """
-    baseline, *others = experiments.trained(settings)
+    settings, found = report.settings, []
+    if not report.rounds.excess.notna().all():
+        return []
+    baseline = baseline_of(settings)
+    for arm in experiments.trained(settings):
+        for weights in experiments.section(settings, "sample", arm)["weights"]:
+            rows = report.rounds[(report.rounds.arm == arm) & (report.rounds.weights == weights)]
+            entry = {"rounds": landmarks(rows)}
+            if arm != baseline and weights in experiments.section(settings, "sample", baseline)["weights"]:
+                each = [
+                    _difference(report, arm, baseline, seed, weights) for seed in experiments.seeds_of(settings, arm)
+                ]
+                entry["against_training_less"] = _told(trade_off.over_seeds(each))
+            found.append((arm, weights, entry))
+    return found
 
-    def passes(arm):
-        recipe = settings["arms"][arm]
-        train = recipe.get("train", {})  # an audited generator has none
-        return recipe.get("rounds", 0) * train.get("epochs", train.get("steps", 0))
 
-    def rest(arm):
-        recipe = settings["arms"][arm]
-        train = settings.get("train", {}) | recipe.get("train", {})
-        unit = "steps" if "steps" in train else "epochs"
-        return {**recipe, "rounds": unit, "train": {key: value for key, value in train.items() if key != unit}}
+def steps_until(recipe, run, round_):
+    """Optimiser steps of all shards of a run up to the end of a round; NaN where none is trained here."""
+    if "generator" in recipe:
+        return np.nan
+    places = [(r, k) for r in range(1, round_ + 1) for k in range(recipe["shard"]["num_shards"])]
+    return sum(int(files.load_arrays(files.counts_file(run, r, k))["optimizer_steps"][0]) for r, k in places)
 
-    shorter = [arm for arm in others if rest(arm) == rest(baseline) and passes(arm) < passes(baseline)]
-    return sorted(shorter, key=passes)
+
+def landmarks(rows):
+    """Rounds of an arm that stand out, as optimiser steps of all shards.
+
+    rows      frame as Report.rounds, of one arm and kind of weights
+    Returns   dict: last_without_excess   the last round whose excess has an interval that includes 0, for each seed: the one to release
+                    t_mem                 the first round whose interval lies above 0, for any seed
+                    t_gen                 the round with the best fidelity to held-out images, in the mean over seeds
+                    None where there is no such round
+    """
+    steps = rows.groupby("round").steps.mean()
+    above = (rows.excess_low > 0).groupby(rows["round"]).any()
+    without, having = above.index[~above], above.index[above]
+    found = {
+        "last_without_excess": without.max() if len(without) else None,
+        "t_mem": having.min() if len(having) else None,
+        "t_gen": rows.groupby("round").fd_pixels_heldout.mean().idxmin(),
+    }
+    return {name: None if r is None else int(steps[r]) for name, r in found.items()}
+
+
+def _difference(report, arm, baseline, seed, weights):
+    """The measures.trade_off.Difference of one seed."""
+    curves, prompts = {}, {}
+    for name in (arm, baseline):
+        curves[name], prompts[name] = _curve(report, name, seed, weights)
+    shared = prompts[arm] if prompts[arm] is not None and np.array_equal(prompts[arm], prompts[baseline]) else None
+    return trade_off.difference(curves[arm], curves[baseline], shared)
+
+
+def _curve(report, arm, seed, weights):
+    """The measures.trade_off.Curve of a run, and the numbers of its images' prompts or None."""
+    run, fidelity, influences, excess, prompts = files.run_name(arm, seed), [], [], [], None
+    for r in experiments.sampled_rounds(report.settings, arm):
+        folder = files.folder("results/score", run, r)
+        scores, images = files.load_json(folder / "scores.json"), files.load_table(folder / "images.parquet")
+        images = images[images.weights == weights]
+        fidelity.append(scores[weights]["fd_pixels_heldout"])
+        influences.append(images.influence.to_numpy())
+        excess.append(images.excess.to_numpy())
+        prompts = images["prompt"].to_numpy() if "prompt" in images else None
+    return trade_off.Curve(np.array(fidelity), influences, excess, tuple(scores["largest_hits"])), prompts
+
+
+def _told(found):
+    """A Difference as metrics.json holds it."""
+    if found.value is None:
+        return {"verdict": None, "reason": found.reason}
+    numbers = {
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "best": found.best,
+        "worst": found.worst,
+    }
+    return {"verdict": trade_off.verdict(found)} | {name: entries.rounded(value) for name, value in numbers.items()}
+
+
+def sentence(settings, metrics, arm, weights):
+    """The verdict on an arm in words; None where it has none and no reason."""
+    found = metrics[arm].get(weights, {}).get("against_training_less")
+    if found is None:
+        return None
+    baseline = baseline_of(settings)
+    if found["verdict"] is None:
+        return f"{arm}: no verdict against training {baseline} less, as {found['reason']} ({weights} weights)."
+    return (
+        f"{arm} {WORDS[found['verdict']]}: at equal fidelity to held-out images its excess is {_interval(found)} of the generated "
+        f"images, compared with {baseline} stopped early ({weights} weights)."
+    )
+
+
+def _interval(found):
+    value, low, high = (f"{100 * found[name]:+.2g}".replace("-", "\u2212") for name in ("difference", "low", "high"))
+    return f"{value} % [{low}, {high}]"
 
 
 def view(settings, metrics):
-    """Table and sentences of the page on the trade-off, at the headline's protocol and threshold, for every kind of weights.
+    """Table and sentences of the page on the curves, for every arm and kind of weights, the headline's first.
 
     metrics   as in metrics.json
     Returns   View
     """
-    if not experiments.trained(settings):
-        return View("", "No arm is trained here, so there is no early-stopped baseline to compare with.")
-    baseline, stopped = next(iter(experiments.trained(settings))), controls(settings)
+    baseline = baseline_of(settings)
+    if baseline is None:
+        return View("", "No arm is trained here, so there is no curve of training less to compare with.")
     first, protocol, threshold = entries.headline(settings)
-    at = f"{threshold:g}"
-    if not stopped:
-        return View(
-            "",
-            f"No arm is the baseline {baseline} trained for less and otherwise the same, so it is unknown how much the excess would "
-            "fall by early stopping alone: add such an arm as a control.",
-        )
-    sentences, rows = [], []
+    rows = []
     for weights in [first, *(w for w in entries.WEIGHTS if w != first)]:
-        points = {
-            arm: _point(metrics[arm], weights, protocol, at) for arm in settings["arms"] if weights in metrics[arm]
-        }
-        if baseline not in points:
-            continue
-        if None in points.values():
-            return View("", "There is no held-out set, so there is no excess to compare.")
-        line = [points[arm] for arm in [*stopped, baseline] if arm in points]
-        if len(line) < 2:
-            continue
-        compared = {arm: compare(point, line) for arm, point in points.items() if arm not in (*stopped, baseline)}
-        sentences.append(_sentence(weights, compared))
-        rows += [_row(arm, weights, points[arm], comparison) for arm, comparison in compared.items()]
+        for arm in experiments.trained(settings):
+            of_weights = metrics[arm].get(weights, {})
+            if "rounds" in of_weights:
+                rows.append(_row(arm, weights, of_weights, arm == baseline))
+    if not rows:
+        return View("", "There is no held-out set, so there is no excess, and nothing to compare.")
     told = f" {entries.ONE_SEED}" if len(settings["seeds"]) == 1 else ""
     caption = (
-        f"The line joins the baseline {baseline} and the same recipe stopped early ({', '.join(stopped)}) by straight segments. "
-        f"The excess is for {protocol} at {at}, in % of the generated images. The interval of the difference includes the "
-        f"uncertainty of the line's end points, but not that of {FIDELITY}. {' '.join(sentences)}{told}"
+        f"Excess for {protocol} at {threshold:g}, in % of the generated images. The difference is that of the curves of an arm and of the "
+        f"baseline {baseline} at the same fidelity to held-out images, the mean over the range that both reach, straight between rounds. "
+        f"Its interval holds the draw of the generated images in both directions, excess and fidelity{_over(settings)}. Steps are "
+        "optimiser steps of all shards. t_mem: the first round whose excess lies above 0 (95 %). t_gen: the round that comes closest to "
+        f"the held-out images.{told}"
     )
     return View("", caption, rows)
 
 
-def _point(metrics_of_arm, weights, protocol, threshold):
-    """Point of an arm in % of its generated images; None without held-out images."""
-    cell = metrics_of_arm[weights][protocol][threshold]
-    if cell["excess"] is None:
-        return None
-    percent = 100 / metrics_of_arm["num_images"]
-    half_width = (cell["excess_high"] - cell["excess_low"]) / 2
-    return Point(metrics_of_arm[weights][FIDELITY], percent * cell["excess"], percent * half_width)
+def _over(settings):
+    return ", and the seeds" if len(settings["seeds"]) > 1 else ""
 
 
-def _sentence(weights, compared):
-    arms_by_verdict = {verdict: [] for verdict in WORDS}
-    for arm, comparison in compared.items():
-        arms_by_verdict[comparison.verdict].append(arm)
-    parts = [f"{WORDS[verdict]}: {', '.join(arms)}" for verdict, arms in arms_by_verdict.items() if arms]
-    return f"With {weights} weights, at equal fidelity, {'; '.join(parts) or 'there is no other arm to compare'}."
-
-
-def _row(arm, weights, point, comparison):
-    difference = DASH
-    if comparison.difference is not None:
-        low, high = comparison.difference - comparison.half_width, comparison.difference + comparison.half_width
-        difference = f"{number(comparison.difference)} [{number(low)}, {number(high)}]"
+def _row(arm, weights, of_weights, is_baseline):
+    found, rounds = of_weights.get("against_training_less"), of_weights["rounds"]
+    if is_baseline:
+        verdict, difference, shared = "the baseline", DASH, DASH
+    elif found is None:
+        verdict, difference, shared = "the baseline has no such weights", DASH, DASH
+    elif found["verdict"] is None:
+        verdict, difference, shared = f"none: {found['reason']}", DASH, DASH
+    else:
+        verdict, difference = WORDS[found["verdict"]], _interval(found)
+        shared = f"{number(found['best'])} to {number(found['worst'])}"
     return {
         "arm": arm,
         "weights": weights,
-        FIDELITY: number(point.fidelity),
-        "excess %": number(point.excess),
-        "line %": number(comparison.line),
-        "difference [95 %]": difference,
-        "verdict": WORDS[comparison.verdict],
+        "difference at equal fidelity [95 %]": difference,
+        "verdict": verdict,
+        "fidelities compared": shared,
+        "last round without excess": _steps(rounds["last_without_excess"]),
+        "t_mem": _steps(rounds["t_mem"]),
+        "t_gen": _steps(rounds["t_gen"]),
     }
+
+
+def _steps(steps):
+    return "none" if steps is None else f"step {tally(steps)}"

@@ -54,8 +54,10 @@ FIELDS = {
     "run": ("arm", "seed"),
     "round": ("arm", "seed", "round"),
     "shard": ("arm", "seed", "round", "shard"),
-    "part": ("arm", "seed", "part"),
+    "sampled": ("arm", "seed", "round"),
+    "part": ("arm", "seed", "round", "part"),
 }
+SAMPLED = ("sampled", "part")  # of these a generator from elsewhere has no round
 
 
 @contextlib.contextmanager
@@ -73,11 +75,12 @@ def stage(phase, description, arguments, prepare):
     if not of_all:
         parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=description)
         for field in FIELDS[phase["per"]]:
-            parser.add_argument(f"--{field}", type=str if field == "arm" else int, required=True)
+            needed = field != "round" or phase["per"] not in SAMPLED
+            parser.add_argument(f"--{field}", type=str if field == "arm" else int, required=needed)
         chosen = vars(parser.parse_args(arguments))
     job = SimpleNamespace(phase=name, params=params.load(), device="cpu", **chosen)
     prepare(job)
-    places = [f"{field}{value}" if field != "arm" else value for field, value in chosen.items()]
+    places = [f"{field}{value}" if field != "arm" else value for field, value in chosen.items() if value is not None]
     job.key = REFERENCE if of_all else "-".join(places) or name
 
     lock = processes.FileLock(files.SCRATCH / "locks" / f"{name}@{job.key}")

@@ -44,13 +44,19 @@ def folder(name, run, round_=None, shard=None, part=None):
            train            proxy model and state of one shard after a round; pruned as a whole
            results/counts   what happened to the images of one shard in a round
            model            the averaged model of a round: raw.safetensors, ema.safetensors
-           samples          generated images of one part: <weights>.npy, [M,H,W,C] uint8
-           results/<phase>  what a phase that measures found out about a run
+           samples          generated images of one part of a round: <weights>.npy, [M,H,W,C] uint8; a generator from elsewhere has no
+                            round
+           results/<phase>  what a phase that measures found out about a run, or about a round of it
     """
     path = ARTIFACTS / name / run
     for prefix, number in (("round", round_), ("shard", shard), ("part", part)):
         path = path if number is None else path / f"{prefix}{number}"
     return path
+
+
+def place(run, round_):
+    """The name of what is sampled and measured, below artifacts/samples and artifacts/results/<phase>: <run>[/round<r>]."""
+    return run if round_ is None else f"{run}/round{round_}"
 
 
 def counts_file(run, round_, shard):
@@ -377,21 +383,21 @@ def load_table(path, columns=None):
         return pd.read_parquet(path, columns=columns)
 
 
-def load_samples(run, num_parts, weights):
-    """All generated images of a run with one kind of weights: [M,H,W,C] uint8."""
+def load_samples(run, round_, num_parts, weights):
+    """All generated images of a run and round with one kind of weights: [M,H,W,C] uint8. round_: None without rounds."""
     import numpy as np
 
     return np.concatenate(
-        [load_array(folder("samples", run, part=part) / f"{weights}.npy") for part in range(num_parts)]
+        [load_array(folder("samples", run, round_, part=part) / f"{weights}.npy") for part in range(num_parts)]
     )
 
 
-def load_generations(run, num_parts):
-    """What each generated image of a run was asked for: a list of dicts with index, prompt_used, prompt_original, train_key (None
+def load_generations(run, round_, num_parts):
+    """What each generated image of a run and round was asked for: a list of dicts with index, prompt_used, prompt_original, train_key (None
     where one text stands for all images) and seed, in the order of the images; None where the images have no prompts."""
     lines = []
     for part in range(num_parts):
-        path = folder("samples", run, part=part) / "generations.jsonl"
+        path = folder("samples", run, round_, part=part) / "generations.jsonl"
         if part == 0 and not path.exists():
             return None
         with _reading(path, ValueError):

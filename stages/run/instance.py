@@ -82,6 +82,19 @@ class Instance:
         """What DVC calls it: <block>@<key>."""
         return f"{self.block}@{self.key}"
 
+    @property
+    def arguments(self):
+        """What its phase is told on the command line."""
+        if self.arm is None:
+            return "--reference"
+        places = ("arm", "seed", "round", "shard", "part")
+        return " ".join(f"--{p} {getattr(self, p)}" for p in places if getattr(self, p) is not None)
+
+    @property
+    def place(self):
+        """Folder below artifacts/<phase> of the round whose model it samples or measures: <run>[/round<r>]."""
+        return files.place(self.run, self.round)
+
     def outputs(self):
         """Folders and files of artifacts/ that it makes: list of paths."""
         return [files.folder(name, self.run, self.round, self.shard, self.part) for name in self.writes]
@@ -96,7 +109,10 @@ class Instance:
 
     def item(self):
         """Its fields as dvc.yaml reads them: dict, without those that it does not have."""
-        values = {"run": self.run} | {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {"run": self.run}
+        if self.arm is not None:
+            values |= {"place": self.place, "arguments": self.arguments}
+        values |= {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None and name != "block"}
 
 

@@ -5,7 +5,7 @@
 
 and, where the section brings numbers of a phase of its own,
 
-    with_columns(scores, settings, run)   the frame of a run's scores with columns of its own, see Report.results
+    with_columns(scores, settings, place) the frame of the scores of a run and round with columns of its own, see Report.results
     summary(report, arm, weights)         what it adds to metrics[arm][weights]: a dict
 
 Phases that declare columns and have no file here are shown by `measures`. The headline stands above the others, and has neither

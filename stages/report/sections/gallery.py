@@ -42,7 +42,7 @@ def section(report):
     parts = [html.quiet(text)]
     for arm in report.arms:
         copies = leaks.of_run(report.leaks, arm, report.first_seed, weights)
-        pairs = read(files.folder("results/score", report.first_run(arm)), weights, copies, pictures)
+        pairs = read(files.folder("results/score", report.first_place(arm)), weights, copies, pictures)
         parts.append(of_arm(arm, pairs, copies.tolist(), report.metrics[arm]["num_images"], report.num_train))
     return html.section(ANCHOR, "Training images that leaked", "\n".join(parts))
 

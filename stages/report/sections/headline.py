@@ -2,7 +2,7 @@
 
 from html import escape
 
-from stages.report import entries
+from stages.report import entries, trade_off
 from stages.report.columns import FIDELITY
 from stages.report.html import interval_text, number, tally
 
@@ -25,6 +25,8 @@ def sentences(settings, metrics):
         told.append(entries.ONE_SEED)
     if arms.others and arms.held_out:
         told.append(_intervals(arms))
+    weights = entries.headline(settings).weights
+    told += filter(None, (trade_off.sentence(settings, metrics, arm, weights) for arm in arms.others))
     told += _similarity(arms)
     if not arms.held_out:
         told.append("There is no held-out set, so it is unknown how much of these counts is memorisation.")

@@ -25,9 +25,9 @@ from stages.report.entries import mean_and_sd, weights_of
 from stages.run import files
 
 
-def folder_of(phase, run):
-    """Where a phase keeps what it measured of a run."""
-    return files.ARTIFACTS / "results" / phase / run
+def folder_of(phase, place):
+    """Where a phase keeps what it measured of a run, or of a round of it."""
+    return files.ARTIFACTS / "results" / phase / place
 
 
 class Measure:
@@ -39,7 +39,7 @@ class Measure:
 
     def summary(self, report, arm, weights):
         """{phase: mean of each column over the arm's seeds}; {} for an arm or kind of weights that it does not measure."""
-        runs = report.runs(arm)
+        runs = self._places(report, arm)
         if not any((folder_of(self.phase, run) / "scores.json").exists() for run in runs):
             return {}
         found = {run: read_scores(self.phase, folder_of(self.phase, run), weights) for run in runs}
@@ -50,6 +50,10 @@ class Measure:
                 f"{self.phase} phase again"
             )
         return {} if lacking else {self.phase: means(list(found.values()))}
+
+    def _places(self, report, arm):
+        """Where its results of an arm lie, one per seed: those of the last round that is sampled, or of the run."""
+        return report.places(arm) if self.declared["per"] == "sampled" else report.runs(arm)
 
     def section(self, report):
         rows = [
@@ -70,7 +74,7 @@ class Measure:
         assert kind == "histogram", f"PHASE of {self.phase} has a figure of kind {kind}, expected histogram"
         weights, values = report.headline.weights, {}
         for arm in report.arms:
-            path = folder_of(self.phase, report.first_run(arm)) / file
+            path = folder_of(self.phase, self._places(report, arm)[0]) / file
             if path.exists():
                 table = files.load_table(path, ["weights", column])
                 of_arm = table[table.weights == weights][column].to_numpy(float)

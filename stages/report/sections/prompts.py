@@ -22,7 +22,7 @@ def summary(report, arm, weights):
     settings, found = report.settings, {}
     # Images with prompts are those of all arms whose model is trained here. A model is looked at once, with the arm that trains it.
     if phases.module("clip").wanted(settings) and experiments.maker(settings, arm) is not None:
-        folders = [files.folder("results/clip", run) for run in report.runs(arm)]
+        folders = [files.folder("results/clip", place) for place in report.places(arm)]
         found["clip"] = measures.means([measures.read_scores("clip", folder, weights) for folder in folders])
     if phases.module("detect").wanted(settings) and arm in phases.module("detect").arms(settings):
         scores = [files.load_json(files.folder("results/detect", run) / "scores.json") for run in report.runs(arm)]
@@ -57,7 +57,7 @@ def _used(report):
     settings, parts = report.settings, []
     if phases.module("clip").wanted(settings):
         arm = next(iter(experiments.trained(settings)))
-        used = files.load_json(files.folder("results/clip", report.first_run(arm)) / "scores.json")
+        used = files.load_json(files.folder("results/clip", report.first_place(arm)) / "scores.json")
         sums = ", ".join(f"{name} sha256 {digest[:16]}…" for name, digest in used["sha256"].items())
         parts.append(f"CLIP model {used['model']} ({sums}), preprocessing {used['preprocess']}.")
     if phases.module("detect").wanted(settings):

@@ -24,9 +24,9 @@ def protocols(settings):
     return settings["quality"]["protocols"] if phases.module("quality").wanted(settings) else []
 
 
-def with_columns(scores, settings, run):
+def with_columns(scores, settings, place):
     """The rows of a run with a column <measure>_<protocol> for each, by the row's kind of weights; NaN where there is none."""
-    found = files.load_json(files.folder("results/quality", run) / "scores.json") if protocols(settings) else {}
+    found = files.load_json(files.folder("results/quality", place) / "scores.json") if protocols(settings) else {}
     for protocol in PROTOCOLS:
         for name in columns.of("quality"):
             by_weights = {weights: of_weights.get(protocol, {}).get(name) for weights, of_weights in found.items()}
@@ -53,7 +53,10 @@ def section(report):
         sentence = phases.declared("quality")["left_out"]
         return html.section(ANCHOR, "Quality", html.quiet(f"{sentence[0].upper()}{sentence[1:]}."))
     tables = [
-        html.table(_rows(report, protocol), f"Protocol {protocol}: generated against training images.")
+        html.table(
+            _rows(report, protocol),
+            f"Protocol {protocol}: generated against training images; FID held out against held-out ones.",
+        )
         for protocol in shown
     ]
     legend = html.legend(columns.meanings("quality") | {"protocol": PROTOCOL})
@@ -81,10 +84,16 @@ def _rows(report, protocol):
 def _figures(report, protocol):
     """Memorisation against FID, a figure for each kind of weights that has both."""
     caption = (
-        "Memorisation against FID, one point per arm and seed. Lower means less memorised, further left means closer to the "
-        "training images. Dashed: the baseline stopped early."
+        "Memorisation against FID to {}, one line per arm and seed, one marker per round. Lower means less memorised, further left means "
+        "closer to them."
     )
     headline = report.headline.weights
-    fid = {"fidelity": f"fid_{protocol}", "fidelity_label": f"FID ({protocol})"}
-    drawn = [trade_off.drawn(report, weights, **fid) for weights in (headline, "raw" if headline == "ema" else "ema")]
-    return [html.figure(svg, caption) for svg in drawn if svg]
+    drawn = [
+        (trade_off.drawn(report, weights, f"{name}_{protocol}", f"{title} ({protocol})"), to)
+        for name, title, to in (
+            ("fid_heldout", "FID held out", "held-out images"),
+            ("fid", "FID", "the training images"),
+        )
+        for weights in (headline, "raw" if headline == "ema" else "ema")
+    ]
+    return [html.figure(svg, caption.format(to)) for svg, to in drawn if svg]

@@ -28,15 +28,15 @@ def _measures(settings):
     return [name for name in columns.of("similarity") if name != OWN or experiments.is_text(settings)]
 
 
-def with_columns(scores, settings, run):
+def with_columns(scores, settings, place):
     """The rows of a run with a column similarity_<measure> for each, by the row's kind of weights."""
     if phases.module("similarity").wanted(settings):
-        found = files.load_json(files.folder("results/similarity", run) / "scores.json")
+        found = files.load_json(files.folder("results/similarity", place) / "scores.json")
         for name in [name for name in columns.of("similarity") if name != OWN] + INTERVAL:
             by_weights = {weights: found[weights][name] for weights in scores.weights.unique()}
             scores[f"similarity_{name}"] = scores.weights.map(by_weights).astype(float)
         if experiments.is_text(settings):
-            table = files.load_table(files.folder("results/similarity", run) / "nearest.parquet")
+            table = files.load_table(files.folder("results/similarity", place) / "nearest.parquet")
             own = table.groupby("weights").own_similarity.mean() if "own_similarity" in table else {}
             scores[f"similarity_{OWN}"] = scores.weights.map(own).astype(float)
     return scores
@@ -66,7 +66,7 @@ def section(report):
     nearest = {
         arm: table[table.weights == weights]
         for arm in report.arms
-        for table in [files.load_table(files.folder("results/similarity", report.first_run(arm)) / "nearest.parquet")]
+        for table in [files.load_table(files.folder("results/similarity", report.first_place(arm)) / "nearest.parquet")]
     }
     used = files.load_json(files.folder("results/similarity", REFERENCE) / "scores.json")
     told = (
@@ -137,7 +137,7 @@ def _pictures(report, nearest):
 def _pictures_of(report, arm):
     """The arrays of pictures.safetensors of one arm that are of the headline's weights, by name."""
     weights = report.headline.weights
-    arrays = files.load_arrays(files.folder("results/similarity", report.first_run(arm)) / "pictures.safetensors")
+    arrays = files.load_arrays(files.folder("results/similarity", report.first_place(arm)) / "pictures.safetensors")
     return {name.removeprefix(f"{weights}."): array for name, array in arrays.items() if name.startswith(weights)}
 
 

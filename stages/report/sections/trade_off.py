@@ -1,33 +1,42 @@
-"""Memorisation against fidelity, and how each arm compares with the baseline stopped early."""
+"""Curves of memorisation over fidelity, and whether each arm memorises less than training less does."""
 
-from stages import experiments
 from stages.report import figures, html, trade_off
+from stages.report.columns import FIDELITY, FIDELITY_HELDOUT
 
 ANCHOR, TITLE = "trade_off", "Trade-off"
+WHY = (
+    "Fidelity is a distance to held-out images. A distance to the training images, which the literature uses, rewards copies: a model that "
+    "learns them by heart comes closer to them, while it moves away from images that it has not seen."
+)
 
 
 def section(report):
-    weights, _, threshold = report.headline
-    caption = (
-        f"Memorisation against fidelity at threshold {threshold:g}, {{}} weights, one point per arm and seed, 95 % paired intervals. "
-        "Lower means less memorised, further left means closer to the training images. Dashed: the baseline stopped early."
+    headline, caption = (
+        report.headline.weights,
+        (
+            "Memorisation against fidelity, {} weights: one line per arm and seed, one marker per round, with 95 % intervals. Lower means less "
+            "memorised, further left more faithful. Rings: no other point is better in both. Shaded: as high as there are points whose excess is "
+            "not distinguishable from 0."
+        ),
     )
-    other_weights = "raw" if weights == "ema" else "ema"
-    panels = [html.figure(drawn(report, weights), caption.format(weights))]
-    if beside := drawn(report, other_weights):
-        panels.append(html.figure(beside, caption.format(other_weights)))
-    compared = html.view(trade_off.view(report.settings, report.metrics))
-    return html.section(ANCHOR, "Trade-off", f"{html.panels(panels)}\n{compared}")
+    held_out = report.rounds.excess.notna().all()
+    panels, paper = [], []
+    for weights in (headline, "raw" if headline == "ema" else "ema"):
+        if svg := drawn(report, weights, FIDELITY_HELDOUT if held_out else FIDELITY):
+            panels.append(html.figure(svg, caption.format(weights)))
+        if held_out and (svg := drawn(report, weights, FIDELITY)):
+            paper.append(html.figure(svg, f"The same against the distance to the training images, {weights} weights."))
+    parts = [html.panels(panels), html.view(trade_off.view(report.settings, report.metrics))]
+    if paper:
+        parts += [html.quiet(WHY), html.details("Against fidelity to the training images", html.panels(paper))]
+    return html.section(ANCHOR, "Trade-off", "\n".join(parts))
 
 
-def drawn(report, weights, **fidelity):
+def drawn(report, weights, fidelity, label=None):
     """SVG of memorisation against fidelity with one kind of weights, None where there is nothing to draw.
 
-    fidelity   the column to draw it against and its label, as figures.excess_against_fidelity takes them; fd_pixels without
+    fidelity, label   the column to draw it against, and its name at the axis
     """
-    settings = report.settings
-    stopped = trade_off.controls(settings) if experiments.trained(settings) else []
+    label = label or f"{fidelity} (squared [0, 1] pixel range)"
     _, protocol, threshold = report.headline
-    return figures.excess_against_fidelity(
-        report.results, report.arms, stopped, weights, protocol, threshold, **fidelity
-    )
+    return figures.excess_against_fidelity(report.rounds, report.arms, weights, threshold, protocol, fidelity, label)
