@@ -103,7 +103,7 @@ def copy(root):
 
 
 # A module that is there already when pytest starts cannot have its assertions rewritten, which pytest warns of and the project takes for an error.
-OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+OPTIONS = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 def _tested(place, tests):
