@@ -207,11 +207,13 @@ def test_one_recipe_under_two_names_is_not_told_apart(tmp_path, monkeypatch, one
     """The draws of training and sampling are keyed by seed, so the models are the same, and what they share cancels to nothing."""
     experiment = yaml.safe_load(TINY)
     recipe = experiment["arms"]["ddpm"] | {"rounds": 3, "train": {"epochs": 20}}
-    experiment |= {"seeds": [0, 1], "arms": {"one": recipe, "two": recipe}, "sample_rounds": "all"}
+    experiment |= {"seeds": [0], "arms": {"one": recipe, "two": recipe}, "sample_rounds": "all"}
     experiment["sample"] |= {"num_images": 60, "weights": ["ema"], "parts": 1}
     experiment["score"]["headline"] = {"protocol": "l2_from_gen", "threshold": 0.6, "weights": "ema"}
     monkeypatch.chdir(tmp_path)
     run_stages(experiment)
     found = json.loads(Path("metrics.json").read_text())["two"]["ema"]["against_training_less"]
     assert found["verdict"] == "not told apart", found
-    assert (found["difference"], found["low"], found["high"]) == (0, 0, 0)
+    assert (
+        found["difference"] == 0 and found["low"] == -found["high"] < 0
+    )  # what 60 images without a difference leave open

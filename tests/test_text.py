@@ -665,8 +665,8 @@ def test_every_mitigation_changes_what_the_network_sees_in_the_sample_phase(epsi
     }
 
     def run(**mitigation):
-        source, _ = models.source(job, "a", settings | ({"mitigation": mitigation} if mitigation else {}), sampling)
-        models.load(job, "a", "raw", source)
+        source, _ = models.source(job, "a", 1, settings | ({"mitigation": mitigation} if mitigation else {}), sampling)
+        models.load(job, "a", 1, "raw", source)
         seen = []
         source.network.register_forward_pre_hook(
             lambda _, args, kwargs: seen.append((args[0], kwargs["encoder_hidden_states"])), with_kwargs=True
