@@ -49,7 +49,7 @@ def test_after_pruning_what_is_left_is_pushed_and_pulled(finished, tmp_path):
     assert "up to date" in other.run("dvc", "repro", "--allow-missing").text
     other.edit(arms__iet_agc_plus__rounds=3)  # the last round's states came along: one more round needs no old one
     listed = other.run("snakemake", "-n", "--quiet", "progress").text
-    assert f"train {IET}-round3-shard1" in listed and f"train {IET}-round2" not in listed
+    assert f"train_next {IET}-round3-shard1" in listed and f"train_next {IET}-round2" not in listed
 
 
 @pytest.mark.slow
