@@ -181,6 +181,13 @@ def with_six_images(experiment):
     return experiment | {"sample": experiment["sample"] | {"num_images": 6, "batch_size": 4}}
 
 
+def item_of_round(arm, seed, round_):
+    """What plan.json says of any instance that measures a sampled round, beside fields of its phase."""
+    run = f"{arm}-seed{seed}"
+    words = f"--arm {arm} --seed {seed} --round {round_}"
+    return {"run": run, "place": f"{run}/round{round_}", "arm": arm, "seed": seed, "round": round_, "arguments": words}
+
+
 def small_project(root, **sections):
     """A project of one arm, 12 training and 6 generated images, so that a large network takes seconds."""
     tiny = tiny_with(**sections)

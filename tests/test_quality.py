@@ -19,6 +19,7 @@ from conftest import (
     TINY,
     check_missing_file,
     check_turned_off_and_on,
+    item_of_round,
     random_images,
     seen_by_dvc,
     small_project,
@@ -470,14 +471,7 @@ def test_instances_of_the_phase_by_hand():
     names = [name for name in found if name.startswith("quality")]
     assert names == ["quality_reference@reference", *(f"quality@{run}" for run in runs)]
     assert found["quality_reference@reference"].item() == {"run": "reference", "network": "my/inception.pth"}
-    assert found["quality@ddpm-seed4-round1"].item() == {
-        "run": "ddpm-seed4",
-        "place": "ddpm-seed4/round1",
-        "arm": "ddpm",
-        "seed": 4,
-        "round": 1,
-        "arguments": "--arm ddpm --seed 4 --round 1",
-    }
+    assert found["quality@ddpm-seed4-round1"].item() == item_of_round("ddpm", 4, 1)
     for name, place in (
         ("quality_reference@reference", "reference"),
         ("quality@ddpm-seed3-round1", "ddpm-seed3/round1"),

@@ -16,6 +16,7 @@ from conftest import (
     TINY,
     check_missing_file,
     check_turned_off_and_on,
+    item_of_round,
     random_images,
     seen_by_dvc,
     small_project,
@@ -249,14 +250,7 @@ def test_instances_of_the_phase_by_hand():
     names = [name for name in found if name.startswith("similarity")]
     assert names == ["similarity_reference@reference", *(f"similarity@{run}" for run in runs)]
     assert found["similarity_reference@reference"].item() == {"run": "reference", "network": "my/sscd.pt"}
-    assert found["similarity@ddpm-seed4-round1"].item() == {
-        "run": "ddpm-seed4",
-        "place": "ddpm-seed4/round1",
-        "arm": "ddpm",
-        "seed": 4,
-        "round": 1,
-        "arguments": "--arm ddpm --seed 4 --round 1",
-    }
+    assert found["similarity@ddpm-seed4-round1"].item() == item_of_round("ddpm", 4, 1)
 
 
 @pytest.fixture

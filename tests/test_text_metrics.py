@@ -12,7 +12,7 @@ import tiny_sd
 import tiny_sscd
 import torch
 import yaml
-from conftest import TINY, Project, random_images, text_experiment, write_params, write_samples
+from conftest import TINY, Project, item_of_round, random_images, text_experiment, write_params, write_samples
 
 from stages import clip, detect, phases, plan, rules
 from stages.measures import clip_score
@@ -33,11 +33,9 @@ def test_an_experiment_with_captions_has_both_phases_and_others_must_not():
     rules.check(experiment)
     found = plan.expand(experiment)
     run = {"run": "default-seed0", "place": "default-seed0", "arm": "default", "seed": 0}
-    words = "--arm default --seed 0"
-    clip_item = run | {"place": "default-seed0/round1", "round": 1, "arguments": f"{words} --round 1", "model": "clip"}
-    assert found["clip@default-seed0-round1"].item() == clip_item
+    assert found["clip@default-seed0-round1"].item() == item_of_round("default", 0, 1) | {"model": "clip"}
     assert found["detect@default-seed0"].item() == run | {
-        "arguments": words,
+        "arguments": "--arm default --seed 0",
         "model": "artifacts/model/default-seed0/round1",
         "architecture": "model",
         "method": "stages/methods/ddpm.py",

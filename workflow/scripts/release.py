@@ -78,11 +78,12 @@ def _round(experiment, metrics, arm, weights):
             f"no round of {arm} has an excess that cannot be told from 0 ({weights} weights), or none was measured: say which one to "
             f"release in spite of that (ROUND=, one of {', '.join(map(str, experiments.sampled_rounds(experiment, arm)))})"
         )
-    run = files.run_name(arm, experiment["seeds"][0])
-    by_steps = {
-        trade_off.steps_until(experiment["arms"][arm], run, r): r for r in experiments.sampled_rounds(experiment, arm)
-    }
-    return by_steps[steps]
+    runs = [files.run_name(arm, seed) for seed in experiment["seeds"]]
+
+    def mean_steps(round_):  # as the report has them
+        return sum(trade_off.steps_until(experiment["arms"][arm], run, round_) for run in runs) / len(runs)
+
+    return min(experiments.sampled_rounds(experiment, arm), key=lambda round_: abs(mean_steps(round_) - steps))
 
 
 def _measured(job, round_, weights):
