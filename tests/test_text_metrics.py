@@ -272,7 +272,7 @@ def test_all_measures_of_an_experiment_with_captions_through_snakemake(tmp_path)
     experiment["arms"]["default"]["train"] = {"steps": 3}
     (tmp_path / "project").mkdir()
     project = Project.create(tmp_path / "project", yaml.safe_dump(experiment, sort_keys=False))
-    project.run("python", "-m", "stages.tiny_sd", "data/tiny")
+    project.run("python", "workflow/scripts/tiny_sd.py", "data/tiny")
     tiny_clip.build(project.root / "data/clip")
     project.run("snakemake")
     metrics = json.loads((project.root / "metrics.json").read_text())["default"]["raw"]
