@@ -42,9 +42,13 @@ def finished(tmp_path_factory):
     return project
 
 
+def samples_of(project, arm):
+    """The folder of an arm's images: plain arms have one round, those of IET and what is sampled from them two."""
+    return project.root / f"artifacts/samples/{arm}-seed0/round{1 if arm.startswith('default') else 2}/part0"
+
+
 def generations(project, arm):
-    path = project.root / f"artifacts/samples/{arm}-seed0/round1/part0/generations.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in (samples_of(project, arm) / "generations.jsonl").read_text().splitlines()]
 
 
 def test_every_phase_runs_and_nothing_runs_twice(finished):
@@ -56,7 +60,7 @@ def test_every_phase_runs_and_nothing_runs_twice(finished):
         for k in (0, 1)
     }
     for arm in finished.params()["arms"]:
-        images = np.load(finished.root / f"artifacts/samples/{arm}-seed0/round1/part0/raw.npy")
+        images = np.load(samples_of(finished, arm) / "raw.npy")
         assert images.shape == (16, 16, 16, 3) and images.dtype == np.uint8 and images.std() > 0
         assert any(line.startswith(f"{arm} ") for line in finished.output.splitlines()), arm  # of the table
     found = json.loads((finished.root / "artifacts/results/analyse/iet_agc_plus-seed0/summary.json").read_text())
@@ -99,7 +103,7 @@ def test_the_same_prompts_and_noise_for_every_arm_and_a_mitigation_that_changes_
         assert line["train_key"] == other["train_key"] and line["seed"] == other["seed"] == 0
     assert [line["train_key"] for line in generations(finished, "plus_wen")] == [line["train_key"] for line in plain]
     for arm, other in (("default", "default_rt"), ("iet_agc_plus", "plus_wen")):
-        one, two = (np.load(finished.root / f"artifacts/samples/{a}-seed0/round1/part0/raw.npy") for a in (arm, other))
+        one, two = (np.load(samples_of(finished, a) / "raw.npy") for a in (arm, other))
         assert all((a != b).any() for a, b in zip(one, two, strict=True)), arm
 
 
