@@ -211,6 +211,16 @@ def test_the_trade_off_is_drawn_against_the_fidelity_that_is_asked_for():
     assert max(numbers["fd_pixels"]) <= 30 and max(numbers["fd_pixels_heldout"]) >= 2000  # shares go up to 26.5 %
 
 
+def test_the_trade_off_has_intervals_in_both_directions_where_both_are_known():
+    rounds = rounds_of(CURVES)
+    assert len(rounds) == 7
+    both = drawn("fd_pixels_heldout", rounds.assign(fd_pixels_heldout_error=50.0))
+    assert (
+        both.count("<path") - drawn("fd_pixels_heldout", rounds).count("<path") == 7 + 2
+    )  # a bar a point and in the legend
+    assert drawn("fd_pixels", rounds.assign(fd_pixels_heldout_error=50.0)) == drawn("fd_pixels", rounds)
+
+
 def test_without_held_out_images_the_trade_off_has_counts():
     rounds = rounds_of(CURVES)
     rounds[["excess", "excess_low", "excess_high"]] = np.nan

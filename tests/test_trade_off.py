@@ -243,7 +243,12 @@ def of_files(tmp_path, monkeypatch):
                 tables = []
                 for weights in ("raw", "ema"):
                     own = planted(arm, seed, weights)
-                    table = {"weights": weights, "influence": own.influences[r], "excess": own.excess[r]}
+                    table = {
+                        "weights": weights,
+                        "image": range(1000),
+                        "influence": own.influences[r],
+                        "excess": own.excess[r],
+                    }
                     tables.append(pd.DataFrame(table | ({"prompt": prompts[arm]} if prompts else {})))
                 path = files.folder("results/score", f"{arm}-seed{seed}", r + 1) / "images.parquet"
                 files.save_table(path, pd.concat(tables, ignore_index=True))
@@ -251,6 +256,16 @@ def of_files(tmp_path, monkeypatch):
         return {(arm, weights): entry for arm, weights, entry in found}
 
     return entries
+
+
+@pytest.mark.parametrize("prompts", [None, np.repeat(np.arange(250), 4)], ids=["each by itself", "four a prompt"])
+def test_the_error_of_a_fidelity_is_that_of_a_mean_of_independent_draws(of_files, prompts):
+    of_files(None if prompts is None else {"plain": prompts, "ours": prompts})
+    found = told.fidelity_errors(files.folder("results/score", "ours-seed7", 2))
+    pulls = planted("ours", 7, "raw").influences[1]
+    draws = pulls if prompts is None else pulls.reshape(250, 4).mean(1)
+    by_hand = 1.96 * np.std(draws) / np.sqrt(len(draws))
+    assert found == {"raw": pytest.approx(by_hand, rel=1e-3), "ema": pytest.approx(by_hand, rel=1e-3)}
 
 
 def expected(weights, groups=None):

@@ -84,7 +84,8 @@ def mq_curve(results, arms, weights, protocol, marks, column="share", reference=
 
 
 def excess_against_fidelity(rounds, arms, weights, threshold, protocol, fidelity, fidelity_label):
-    """Curves of memorisation over fidelity: a line per arm and seed, a marker per round, with 95 % intervals.
+    """Curves of memorisation over fidelity: a line per arm and seed, a marker per round, with 95 % intervals of the
+    excess and, where rounds has them in the column <fidelity>_error, of the fidelity.
 
     Rings mark the points that no other point of the figure beats in both directions. Up to the shaded height there are points whose
     excess is not distinguishable from 0.
@@ -98,6 +99,7 @@ def excess_against_fidelity(rounds, arms, weights, threshold, protocol, fidelity
     held_out = rows.excess.notna().all()
     shares = rows[["excess", "excess_low", "excess_high", "count"]].mul(100 / rows.num_images, axis=0)
     shares = shares.assign(arm=rows.arm, seed=rows.seed, x=rows[fidelity], y=shares["excess" if held_out else "count"])
+    shares["x_error"] = rows.get(f"{fidelity}_error")
     with matplotlib.style.context(["default", STYLE]):
         figure, axes = _axes(len(arms), height=4.2)
         for number, arm in enumerate(arms):
@@ -130,7 +132,8 @@ def _draw_curve(axes, of_seed, look, held_out, label):
     """The rounds of one run, joined in their order."""
     if held_out:
         bars = [of_seed.y - of_seed.excess_low, of_seed.excess_high - of_seed.y]
-        axes.errorbar(of_seed.x, of_seed.y, np.maximum(bars, 0), elinewidth=0.8, label=label, **look)
+        x_bars = of_seed.x_error if of_seed.x_error.notna().all() else None
+        axes.errorbar(of_seed.x, of_seed.y, np.maximum(bars, 0), x_bars, elinewidth=0.8, label=label, **look)
     else:
         axes.plot(of_seed.x, of_seed.y, label=label, **look)
 

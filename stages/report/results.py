@@ -24,8 +24,8 @@ class Report:
     results       frame, one row per arm, seed, kind of weights, protocol and threshold: curves.parquet of the run, fd_pixels and numbers
                   of images, what sections add (with_columns), of the last round that is sampled; excess_share = excess / num_images, then the columns of `training`
     rounds        frame, one row per arm, seed, kind of weights and round that is sampled, at the headline's protocol and
-                  threshold: columns as in results, with round and steps, the optimiser steps of all shards up to then (NaN for a
-                  generator from elsewhere)
+                  threshold: columns as in results, with round; steps, the optimiser steps of all shards up to then (NaN for a
+                  generator from elsewhere); fd_pixels_heldout_error, half of the 95 % interval (NaN without held-out images)
     training      frame, one row per arm and seed that is trained here: columns TRAINING, and spent.<name> of what methods spent
     epochs        frame, one row per arm, seed and epoch: round, loss, skipped_share, augmented_share
     histogram     frame, one row per arm, seed and number of skips: images that were skipped so often
@@ -86,10 +86,12 @@ def read(settings):
         for seed in experiments.seeds_of(settings, arm):
             run = files.run_name(arm, seed)
             for r in experiments.sampled_rounds(settings, arm):
-                scores = read_scores(files.folder("results/score", run, r), settings["score"]["thresholds"])
+                folder = files.folder("results/score", run, r)
+                scores = read_scores(folder, settings["score"]["thresholds"])
                 for section in sections.having("with_columns"):
                     scores = section.with_columns(scores, settings, files.place(run, r))
                 at = scores[_at_headline(scores, settings)]
+                at = at.assign(fd_pixels_heldout_error=at.weights.map(trade_off.fidelity_errors(folder)))
                 rounds.append(at.assign(arm=arm, seed=seed, round=r, steps=trade_off.steps_until(recipe, run, r)))
             results.append(scores.assign(arm=arm, seed=seed))
             if "generator" in recipe:  # trained elsewhere

@@ -7,7 +7,7 @@ training run, whatever the number of its rounds.
 import numpy as np
 
 from stages import experiments
-from stages.measures import trade_off
+from stages.measures import intervals, trade_off
 from stages.report import entries
 from stages.report.html import DASH, View, number, tally
 from stages.run import files
@@ -98,6 +98,21 @@ def _curve(report, arm, seed, weights):
         excess.append(images.excess.to_numpy())
         prompts = images["prompt"].to_numpy() if "prompt" in images else None
     return trade_off.Curve(np.array(fidelity), influences, excess, tuple(scores["largest_hits"])), prompts
+
+
+def fidelity_errors(folder):
+    """Half of the 95 % interval of the fidelity to held-out images, from the draw of the generated images, by kind of weights.
+
+    folder    that of a score phase
+    Returns   dict weights -> float; empty where there are no held-out images
+    """
+    images = files.load_table(folder / "images.parquet")
+    if "influence" not in images:
+        return {}
+    groups = ["weights", "prompt" if "prompt" in images else "image"]
+    pulls = images.groupby(groups).influence.sum().groupby("weights")  # images of one prompt are no independent draws
+    numbers = images.groupby("weights").size()
+    return (intervals.NORMAL_97_5 * np.sqrt(pulls.size() * pulls.var(ddof=0)) / numbers).to_dict()
 
 
 def _told(found):

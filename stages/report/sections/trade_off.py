@@ -14,7 +14,7 @@ def section(report):
     headline, caption = (
         report.headline.weights,
         (
-            "Memorisation against fidelity, {} weights: one line per arm and seed, one marker per round, with 95 % intervals. Lower means less "
+            "Memorisation against fidelity, {} weights: one line per arm and seed, one marker per round, with 95 % intervals of the excess and of the fidelity to held-out images. Lower means less "
             "memorised, further left more faithful. Rings: no other point is better in both. Shaded: as high as there are points whose excess is "
             "not distinguishable from 0."
         ),
