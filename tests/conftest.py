@@ -229,16 +229,16 @@ def check_turned_off_and_on(project, phase, told, key):
     told   what is said of the phase that is left out
     key    of metrics.json: what the phase adds for raw weights
     """
-    kept, section = (project.root / "metrics.json").read_text(), project.params()[phase]
+    kept, section = (project.root / "artifacts/report/summary.json").read_text(), project.params()[phase]
     project.edit(**{phase: {}})
     done = project.run("snakemake")
     assert told in done.text and "3 of 3 steps (100%) done" in done.text  # plan, report and the rule all
-    assert key not in json.loads((project.root / "metrics.json").read_text())["ddpm"]["raw"]
+    assert key not in json.loads((project.root / "artifacts/report/summary.json").read_text())["ddpm"]["raw"]
     assert not list((project.root / "artifacts/results").glob(f"{phase}/*/*"))
     assert "up to date" in project.run("dvc", "status").text
     project.edit(**{phase: section})
     project.run("snakemake")
-    assert (project.root / "metrics.json").read_text() == kept
+    assert (project.root / "artifacts/report/summary.json").read_text() == kept
     assert "up to date" in project.run("dvc", "status").text
 
 

@@ -136,7 +136,7 @@ def built(root, levels, seeds=(0,), *, sections=None, write_more=None, **options
         if write_more:
             write_more(settings, levels)
         report.main([])
-        yield root, json.loads((root / "metrics.json").read_text())
+        yield root, json.loads((root / "artifacts/report/summary.json").read_text())
 
 
 ONE_SEED = {"plain": [60], "iet": [15]}

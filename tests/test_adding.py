@@ -97,7 +97,7 @@ def test_the_method_trained_an_arm_of_the_new_data_set(extended):
 
 
 def test_the_measure_has_its_numbers_in_the_metrics_in_the_table_and_on_the_page(extended):
-    metrics = json.loads((extended.root / "metrics.json").read_text())
+    metrics = json.loads((extended.root / "artifacts/report/summary.json").read_text())
     images = pd.read_parquet(extended.root / "artifacts/results/brightness/mine-seed3/round1/images.parquet")
     for weights in ("raw", "ema"):
         of_weights = images[images.weights == weights].brightness

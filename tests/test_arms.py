@@ -61,7 +61,7 @@ def test_the_audit_of_a_folder_equals_the_scores_of_the_arm_that_made_it(extende
         pd.testing.assert_frame_equal(found, expected)
     scores = [json.loads((folder / "scores.json").read_text()) for folder in (ours, theirs)]
     assert scores[0].pop("ema") and scores[0] == scores[1]
-    metrics = json.loads((extended.root / "metrics.json").read_text())
+    metrics = json.loads((extended.root / "artifacts/report/summary.json").read_text())
     ours = {name: value for name, value in metrics["ddpm"]["raw"].items() if name != "rounds"}
     assert metrics["theirs"]["raw"] == ours and "training" not in metrics["theirs"]
 
@@ -82,7 +82,7 @@ def test_the_leaks_of_a_generator_from_elsewhere_are_listed(extended):
 
 
 def test_a_method_in_a_new_file_is_an_arm_like_any_other(extended):
-    metrics = json.loads((extended.root / "metrics.json").read_text())
+    metrics = json.loads((extended.root / "artifacts/report/summary.json").read_text())
     assert metrics["mine"]["training"]["optimizer_steps"] == 18 and metrics["mine"]["raw"]["fd_pixels"] > 0
     lock = extended.lock()["train@mine-seed3-round1-shard0"]
     assert "stages/methods/min_snr.py" in [dep["path"] for dep in lock["deps"]]
@@ -109,7 +109,7 @@ def test_an_audit_alone_needs_no_training(extended, tmp_path):
     arms = project.params()["arms"]
     project.edit(arms={"theirs": arms["theirs"]})
     project.run("snakemake")
-    assert set(json.loads((project.root / "metrics.json").read_text())) == {"theirs"}
+    assert set(json.loads((project.root / "artifacts/report/summary.json").read_text())) == {"theirs"}
     assert "theirs" in (project.root / "report.html").read_text()
     assert "up to date" in project.run("dvc", "status").text
 
@@ -139,7 +139,7 @@ def every_method(tmp_path_factory, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("every"))
         run_stages(experiment)
-        return SimpleNamespace(root=Path.cwd(), metrics=json.loads(Path("metrics.json").read_text()))
+        return SimpleNamespace(root=Path.cwd(), metrics=json.loads(Path("artifacts/report/summary.json").read_text()))
 
 
 def last_round(arm):
@@ -198,7 +198,7 @@ def test_the_epsilon_that_was_spent_is_reported(every_method):
 def test_the_whole_tiny_experiment_of_every_arm(tmp_path):
     project = Project.create(tmp_path / "project", (ROOT / "experiments/tiny/digits.yaml").read_text())
     project.run("snakemake", timeout=3000)
-    metrics = json.loads((project.root / "metrics.json").read_text())
+    metrics = json.loads((project.root / "artifacts/report/summary.json").read_text())
     assert list(metrics) == list(project.params()["arms"]) and len(metrics) == 11
     assert all(found["raw"]["fd_pixels"] > 0 for found in metrics.values())
 
@@ -212,7 +212,7 @@ def test_one_recipe_under_two_names_is_not_told_apart(tmp_path, monkeypatch, one
     experiment["score"]["headline"] = {"protocol": "l2_from_gen", "threshold": 0.6, "weights": "ema"}
     monkeypatch.chdir(tmp_path)
     run_stages(experiment)
-    found = json.loads(Path("metrics.json").read_text())["two"]["ema"]["against_training_less"]
+    found = json.loads(Path("artifacts/report/summary.json").read_text())["two"]["ema"]["against_training_less"]
     assert found["verdict"] == "not told apart", found
     assert (
         found["difference"] == 0 and found["low"] == -found["high"] < 0

@@ -337,7 +337,11 @@ def test_dvc_resolves_dvc_yaml_to_exactly_these_instances(folder, monkeypatch):
         outs = {Path(out.fs_path).relative_to(root): name for name, stage in stages.items() for out in stage.outs}
         own_reports = {
             Path("metrics.json"),
-            *(Path("plots") / f"{n}.csv" for n in ("mq_curve", "training", "skip_histogram")),
+            *(
+                Path(f"plots/{n}.{kind}")
+                for n in ("mq_curve", "trade_off", "training", "skip_histogram")
+                for kind in ("csv", "svg")
+            ),
         }
         assert set(outs) == set(outputs(found)) | own_reports
         for name, instance in found.items():

@@ -652,7 +652,7 @@ def settings_of(weights):
 def test_the_phase_through_snakemake_turned_off_and_on_again(tmp_path, weights_file):
     project = small_project(tmp_path / "project", quality=settings_of(weights_file))
     done = project.run("snakemake")
-    metrics = json.loads((project.root / "metrics.json").read_text())["ddpm"]
+    metrics = json.loads((project.root / "artifacts/report/summary.json").read_text())["ddpm"]
     assert metrics["raw"]["fid"]["pytorch_fid"] > 0 and 0 <= metrics["ema"]["recall"]["pytorch_fid"] <= 1
     assert "FID by pytorch_fid" in done.text and "left out" not in done.text
     log = (project.root / "logs/quality/ddpm-seed3-round1.log").read_text()

@@ -105,8 +105,10 @@ def test_t_interval_of_three_values():
 
 def test_same_artifacts_give_the_same_bytes(own):
     root, _ = own
-    tracked = ["metrics.json", "plots/mq_curve.csv", "plots/training.csv", "plots/skip_histogram.csv"]
-    tracked += [f"artifacts/report/{name}" for name in ("results.parquet", "body.html", "leaks.parquet", "leaks.csv")]
+    tracked = ["metrics.json", *(str(path.relative_to(root)) for path in (root / "plots").iterdir())]
+    assert len(tracked) == 1 + 4 * 2
+    names = ("summary.json", "results.parquet", "body.html", "leaks.parquet", "leaks.csv")
+    tracked += [f"artifacts/report/{name}" for name in names]
     first = {name: (root / name).read_bytes() for name in tracked}
     (root / "logs/timing/report/report.json").unlink()
     report.main([])
@@ -373,7 +375,7 @@ def test_table_fits_a_terminal(one_seed, capsys):
 
 def test_table_of_older_metrics_is_refused(one_seed):
     settings = SETTINGS | {"arms": {**SETTINGS["arms"], "new": {}}}
-    with pytest.raises(ValueError, match="metrics.json has no 'new', which params.yaml names"):
+    with pytest.raises(ValueError, match="artifacts/report/summary.json has no 'new', which params.yaml names"):
         report.print_table(settings)
 
 

@@ -24,4 +24,4 @@ def test_65536_images_in_parts(tmp_path):
     assert sum(sizes) == 65536 and len(set(sizes)) > 1
     table = pd.read_parquet(project.root / "artifacts/results/score/ddpm-seed3/round1/images.parquet")
     assert np.array_equal(table.image, np.arange(65536))
-    assert json.loads((project.root / "metrics.json").read_text())["ddpm"]["num_images"] == 65536
+    assert json.loads((project.root / "artifacts/report/summary.json").read_text())["ddpm"]["num_images"] == 65536

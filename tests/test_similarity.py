@@ -509,7 +509,7 @@ def test_a_missing_file_is_told_by_both_doors(tmp_path):
 def test_the_phase_through_snakemake_turned_off_and_on_again(tmp_path, weights_file):
     project = small_project(tmp_path / "project", similarity=settings_of(weights_file))
     project.run("snakemake")
-    kept = json.loads((project.root / "metrics.json").read_text())
+    kept = json.loads((project.root / "artifacts/report/summary.json").read_text())
     assert 0 < kept["ddpm"]["raw"]["similarity"]["percentile_95"] <= 1
     assert (
         "similarity@ddpm-seed3-round1 ema: 6/6 images"

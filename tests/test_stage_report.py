@@ -12,6 +12,7 @@ import json
 import math
 import re
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -155,7 +156,7 @@ def built(tmp_path_factory):
             write_counts(f"{arm}-seed{seed}", COUNTS[arm], seed)
             write_scores(arm, seed)
         report.main([])
-        yield json.loads((root / "metrics.json").read_text()), (root / "report.html").read_text()
+        yield json.loads((root / "artifacts/report/summary.json").read_text()), (root / "report.html").read_text()
 
 
 def of_seeds(numbers, *key):
@@ -299,6 +300,21 @@ def test_the_table_of_training(built):
     ]  # fmt: skip
 
 
+def test_metrics_of_dvc_are_those_of_the_headline(built):
+    summary, found = built[0], json.loads(Path("metrics.json").read_text())
+    assert found["headline"] == {"weights": "ema", "protocol": "code_sq", "threshold": 0.45}
+    assert list(found["arms"]) == list(ARMS)
+    for arm, numbers in found["arms"].items():
+        cell = summary[arm]["ema"]["code_sq"]["0.45"]
+        expected = {"memorised": cell["count"]} | {n: cell[n] for n in ("excess", "excess_low", "excess_high")}
+        expected |= {n: summary[arm]["ema"][n] for n in ("fd_pixels", "fd_pixels_heldout")}
+        told = summary[arm]["ema"].get("against_training_less")
+        assert (told is None) == (arm == "plain")
+        if told:
+            expected["against_training_less"] = {"verdict": told["verdict"], "difference": told.get("difference")}
+        assert numbers == expected
+
+
 def test_the_plots_have_the_planted_numbers_of_each_run(built):
     curve = pd.read_csv("plots/mq_curve.csv")
     assert list(curve.columns) == ["arm", "seed", "weights", "protocol", "threshold", "share", "excess_share"]
@@ -307,6 +323,12 @@ def test_the_plots_have_the_planted_numbers_of_each_run(built):
         key, num_images = (row.arm, row.seed, row.weights, row.protocol, row.threshold), ARMS[row.arm]
         assert row.share == pytest.approx(NUMBERS[*key, "count"] / num_images, rel=1e-5)
         assert row.excess_share == pytest.approx(NUMBERS[*key, "excess"] / num_images, rel=1e-5)
+
+    rounds = pd.read_csv("plots/trade_off.csv")
+    assert len(rounds) == len(ARMS) * len(SEEDS) * 2
+    for row in rounds.itertuples(index=False):
+        expected = at_headline(row.arm, row.weights, "excess")[SEEDS.index(row.seed)]
+        assert row.excess == pytest.approx(expected, rel=1e-5)
 
     training = pd.read_csv("plots/training.csv")
     iet = training[(training.arm == "iet") & (training.seed == 4)]

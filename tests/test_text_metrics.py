@@ -275,7 +275,7 @@ def test_all_measures_of_an_experiment_with_captions_through_snakemake(tmp_path)
     project.run("python", "workflow/scripts/tiny_sd.py", "data/tiny")
     tiny_clip.build(project.root / "data/clip")
     project.run("snakemake")
-    metrics = json.loads((project.root / "metrics.json").read_text())["default"]["raw"]
+    metrics = json.loads((project.root / "artifacts/report/summary.json").read_text())["default"]["raw"]
     assert 0 < metrics["similarity"]["percentile_95"] <= 1.0001 and -100 < metrics["clip"]["original"] < 100
     assert metrics["clip"]["original"] == metrics["clip"]["used"] and 0 <= metrics["detect"]["auc"] <= 1
     page = (project.root / "report.html").read_text()

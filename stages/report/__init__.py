@@ -1,10 +1,11 @@
-"""Report: what all arms came to, as metrics.json, plots/*.csv, artifacts/report/ and the page report.html.
+"""Report: what all arms came to, as metrics.json, plots/, artifacts/report/ and the page report.html.
 
     python -m stages.report            all of it
     python -m stages.report --page     report.html alone, from artifacts/report/body.html and logs/timing/
-    python -m stages.report --table    the headline table as text, from metrics.json
+    python -m stages.report --table    the headline table as text, from artifacts/report/summary.json
 
-results.py reads the artifacts, metrics.py sums them up, sections/ has a file for each section of the page, and page.py puts
+results.py reads the artifacts, metrics.py sums them up (all of it in artifacts/report/summary.json, a few numbers an arm in
+metrics.json for `dvc metrics diff`), sections/ has a file for each section of the page, and page.py puts
 the page together.
 
 Everything but report.html depends on the artifacts alone, so the same results give the same bytes. report.html adds when and
@@ -25,7 +26,6 @@ from stages.run.instance import LIGHT_BYTES, Instance
 PHASE = {"name": "report", "per": "experiment", "final": True, "reads_phases": True}
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
-CURVE = ["arm", "seed", "weights", "protocol", "threshold", "share", "excess_share"]  # columns of plots/mq_curve.csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def main(arguments):
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--page", action="store_true", help="only renew report.html: wall time, machine, commit")
-    only.add_argument("--table", action="store_true", help="only print the headline table from metrics.json")
+    only.add_argument("--table", action="store_true", help="only print the headline table from summary.json")
     chosen = parser.parse_args(arguments)
     if chosen.table:
         print_table(params.load())
@@ -61,14 +61,14 @@ def main(arguments):
 def print_table(settings):
     """Prints the headline table and where the page is.
 
-    Raises   ValueError: metrics.json is missing, or of another experiment
+    Raises   ValueError: artifacts/report/summary.json is missing, or of another experiment
     """
-    metrics = files.load_json(files.METRICS)
+    metrics = files.load_json(files.SUMMARY)
     try:
         text = table.text_table(settings, metrics)
     except KeyError as key:
         raise ValueError(
-            f"{files.METRICS} has no {key}, which {params.PARAMS_FILE} names: run `snakemake` first"
+            f"{files.SUMMARY} has no {key}, which {params.PARAMS_FILE} names: run `snakemake` first"
         ) from None
     if len(settings["seeds"]) == 1:
         text += "\none seed: an interval holds for this one model, and leaves out how other runs of its method differ"
@@ -77,7 +77,7 @@ def print_table(settings):
 
 def build(settings):
     """Reads the artifacts of every run in params.yaml and writes all that DVC tracks."""
-    from stages.report import leaks, metrics, results
+    from stages.report import leaks, metrics, plots, results
 
     report = results.read(settings)
     report.metrics = metrics.summarise(report)
@@ -87,16 +87,14 @@ def build(settings):
         files.save_table(folder / "leaks.parquet", report.leaks)
         files.write_text(folder / "leaks.csv", leaks.csv_text(report.leaks))
         files.save_table(folder / "results.parquet", report.results)
+        files.write_json(folder / files.SUMMARY.name, report.metrics)
         files.write_text(folder / BODY.name, body)
-    plots = {
-        "mq_curve": report.results[CURVE],
-        "training": report.epochs.drop(columns="round"),
-        "skip_histogram": report.histogram,
-    }
-    for name, frame in plots.items():
+    for name, frame in plots.tables(report).items():
         text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         files.write_text(files.PLOTS / f"{name}.csv", text)
-    files.write_json(files.METRICS, report.metrics)
+    for name, svg in plots.drawings(report).items():
+        files.write_text(files.PLOTS / f"{name}.svg", svg)
+    files.write_json(files.METRICS, metrics.headline(report))
 
 
 def render_page(root="."):

@@ -1,6 +1,6 @@
 """Columns that a phase declares in plain data, PHASE["columns"] of its file, and all that the report derives from them.
 
-    name of the column in scores.json and metrics.json: {
+    name of the column in scores.json and summary.json: {
         "title":    its head on the page
         "meaning":  a sentence or two for "What the columns mean"
         "show":     "number", "tally" (a count) or "percent" (a share in [0, 1])

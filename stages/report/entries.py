@@ -1,4 +1,4 @@
-"""Entries of metrics.json: how a number of several seeds becomes one, and how the page reads them.
+"""Entries of summary.json: how a number of several seeds becomes one, and how the page reads them.
 
 metrics[arm]                                   num_seeds, num_images, training, and a dict for each kind of weights
 metrics[arm][weights]                          columns of the score phase, a dict for each protocol and for each other phase
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 WEIGHTS = ("raw", "ema")  # kinds of weights that images are generated with: as trained, and their running average
-PROTOCOLS = ("code_sq", "l2_from_gen")  # those of metrics.json and the page; results.parquet has all
+PROTOCOLS = ("code_sq", "l2_from_gen")  # those of summary.json and the page; results.parquet has all
 ONE_SEED = (
     "One training run per arm: this holds for these models, not yet for the methods. The intervals leave out how much another run "
     "of the same training would differ, which can be more than they are wide; give several seeds for that."

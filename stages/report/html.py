@@ -60,7 +60,7 @@ def duration(seconds):
 
 
 def with_sd(entry, name, show=tally):
-    """A number of an entry of metrics.json, with its standard deviation over seeds where there is one.
+    """A number of an entry of summary.json, with its standard deviation over seeds where there is one.
 
     entry   dict that holds name and perhaps <name>_sd
     show    function of a number that returns its text

@@ -1,9 +1,10 @@
-"""What goes into metrics.json; stages.report.entries says how it is laid out."""
+"""What all arms came to, as summary.json has it (stages.report.entries says how it is laid out), and the few numbers of metrics.json."""
 
 import numpy as np
 
 from stages.measures import intervals
 from stages.report import columns, sections, trade_off
+from stages.report.columns import FIDELITY, FIDELITY_HELDOUT
 from stages.report.entries import PROTOCOLS, mean_and_sd, rounded
 from stages.report.results import TRAINING
 
@@ -14,7 +15,7 @@ def summarise(report):
     excess_low and excess_high: with one seed the paired interval of the score phase, over the generated images; with several
     the 95 % t-interval of the mean over seeds, which also holds what differs from one training to the next.
 
-    Returns   dict, as in metrics.json
+    Returns   dict, as in summary.json
     """
     metrics = {}
     for arm in report.arms:
@@ -28,6 +29,25 @@ def summarise(report):
     for arm, weights, entry in trade_off.entries_of(report):
         metrics[arm][weights] |= entry
     return metrics
+
+
+def headline(report):
+    """What `dvc metrics show` and `dvc metrics diff` show: what the headline is of, and what each arm came to under it.
+
+    Returns   dict: headline: weights, protocol, threshold; arms: by name memorised (MQ), excess, excess_low, excess_high (numbers of
+              generated images), the two fidelities, and against_training_less with verdict and difference where there is one
+    """
+    weights, protocol, threshold = report.headline
+    arms = {}
+    for arm in report.arms:
+        entry = report.metrics[arm][weights]
+        cell = entry[protocol][f"{threshold:g}"]
+        arms[arm] = {"memorised": cell["count"]} | {n: cell[n] for n in ("excess", "excess_low", "excess_high")}
+        arms[arm] |= {name: entry[name] for name in (FIDELITY, FIDELITY_HELDOUT)}
+        if "against_training_less" in entry:
+            found = entry["against_training_less"]
+            arms[arm]["against_training_less"] = {"verdict": found["verdict"], "difference": found.get("difference")}
+    return {"headline": report.headline._asdict(), "arms": arms}
 
 
 def _of_weights(report, arm, weights, rows):

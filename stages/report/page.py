@@ -18,7 +18,7 @@ def page(body, wall_time):
     body        HTML, as from `body`
     wall_time   HTML, as from machines.section
     """
-    return _filled("page.html", css=_text("page.css"), body=body, machines=wall_time)
+    return _filled("page.html", css=css(), body=body, machines=wall_time)
 
 
 def body(report):
@@ -46,6 +46,11 @@ def _header(report, links):
     )
     nav = " · ".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in links)
     return _filled("header.html", data=escape(report.settings["data"]["name"]), facts=escape(facts), links=nav).rstrip()
+
+
+def css():
+    """The page's style sheet."""
+    return _text("page.css")
 
 
 def _filled(name, **parts):

@@ -51,7 +51,7 @@ def views(settings, metrics, num_train, published):
     """The tables that match the experiment: its data set, and at least two of its arms.
 
     settings    params.yaml
-    metrics     as in metrics.json; metrics[arm][weights] may hold fid, a dict by implementation, similarity and clip
+    metrics     as in summary.json; metrics[arm][weights] may hold fid, a dict by implementation, similarity and clip
     num_train   training images of our arms
     published   as from `read`
     Returns     list of View

@@ -30,7 +30,7 @@ class Report:
     epochs        frame, one row per arm, seed and epoch: round, loss, skipped_share, augmented_share
     histogram     frame, one row per arm, seed and number of skips: images that were skipped so often
     leaks         frame, see stages.report.leaks
-    metrics       what metrics.json holds, see stages.report.entries; empty until metrics.summarise has filled it
+    metrics       what summary.json holds, see stages.report.entries; empty until metrics.summarise has filled it
     """
 
     settings: dict

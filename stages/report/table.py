@@ -1,4 +1,4 @@
-"""The text table of `--table`: the headline of all arms, from metrics.json alone."""
+"""The text table of `--table`: the headline of all arms, from summary.json alone."""
 
 import textwrap
 
@@ -13,7 +13,7 @@ def text_table(settings, metrics, width=120):
     """The headline table as plain text, at most `width` columns: where it is wider, without what the page shows too, then with
     names cut. Below it whether each arm memorises less than training less.
 
-    metrics   as in metrics.json
+    metrics   as in summary.json
     Raises    KeyError: metrics lack an arm of params.yaml, or its headline
     """
     weights, protocol, threshold = entries.headline(settings)

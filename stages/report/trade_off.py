@@ -25,7 +25,7 @@ def baseline_of(settings):
 
 
 def entries_of(report):
-    """What metrics.json holds of curves: list of (arm, weights, dict).
+    """What summary.json holds of curves: list of (arm, weights, dict).
 
     against_training_less   of all arms but the baseline that are trained here: verdict (see measures.trade_off.verdict), difference, low,
                             high (shares of the generated images), best, worst (fidelities); reason in the place of a verdict
@@ -116,7 +116,7 @@ def fidelity_errors(folder):
 
 
 def _told(found):
-    """A Difference as metrics.json holds it."""
+    """A Difference as summary.json holds it."""
     if found.value is None:
         return {"verdict": None, "reason": found.reason}
     numbers = {
@@ -151,7 +151,7 @@ def _interval(found):
 def view(settings, metrics):
     """Table and sentences of the page on the curves, for every arm and kind of weights, the headline's first.
 
-    metrics   as in metrics.json
+    metrics   as in summary.json
     Returns   View
     """
     baseline = baseline_of(settings)

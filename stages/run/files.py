@@ -28,6 +28,7 @@ LOGS = Path("logs")
 PLAN_OK = ARTIFACTS / "plan.ok"
 DATA = ARTIFACTS / "data"
 REPORT = ARTIFACTS / "report"
+SUMMARY = REPORT / "summary.json"
 METRICS = Path("metrics.json")
 PLOTS = Path("plots")
 

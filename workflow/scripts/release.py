@@ -35,7 +35,7 @@ def main(words):
     _check(experiment, asked)
     seed = experiment["seeds"][0] if asked.seed is None else asked.seed
     weights = asked.weights or experiment["score"]["headline"]["weights"]
-    metrics = files.load_json(files.METRICS)
+    metrics = files.load_json(files.SUMMARY)
     round_ = _round(experiment, metrics, asked.arm, weights) if asked.round is None else asked.round
     job = SimpleNamespace(phase="sample", params=experiment, arm=asked.arm, seed=seed, device="cpu")
     found = _measured(job, round_, weights)

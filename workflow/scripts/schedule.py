@@ -165,7 +165,7 @@ def show_results(workflow):
     """The table, and where the page is; nothing after a dry run."""
     if hasattr(workflow, "redistribute_retention"):
         workflow.redistribute_retention.prune()
-    if not is_dry_run(workflow) and Path("metrics.json").exists():
+    if not is_dry_run(workflow) and files.SUMMARY.exists():
         for view in ("--page", "--table"):
             subprocess.run([sys.executable, "-m", "stages.report", view], check=False)
 

@@ -15,7 +15,7 @@ def section(report):
 def sentences(settings, metrics):
     """The result in a few sentences: list of texts.
 
-    metrics   as in metrics.json
+    metrics   as in summary.json
     """
     arms = _Arms(settings, metrics)
     told = (

@@ -1,4 +1,4 @@
-"""Measures that declare, in plain data, what the report needs: a section, entries of metrics.json, cells of the tables.
+"""Measures that declare, in plain data, what the report needs: a section, entries of summary.json, cells of the tables.
 
 Such a measure is a phase that declares
 

@@ -1,4 +1,4 @@
-"""What the CLIP score and the magnitude detector add to the report: entries of metrics.json, one section of the page."""
+"""What the CLIP score and the magnitude detector add to the report: entries of summary.json, one section of the page."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What the quality phase adds to the report: columns of results.parquet, entries of metrics.json, a section of the page.
+"""What the quality phase adds to the report: columns of results.parquet, entries of summary.json, a section of the page.
 
 Where the phase is left out the columns are empty, there is no entry, and the section says how to turn the phase on.
 """

@@ -1,4 +1,4 @@
-"""What the similarity phase adds to the report: columns of results.parquet, entries of metrics.json, a section of the page (Fig. 6, 7).
+"""What the similarity phase adds to the report: columns of results.parquet, entries of summary.json, a section of the page (Fig. 6, 7).
 
 Where the phase is left out there is neither column nor entry nor section. Training images are shown only where
 similarity.show_images asks for it; the page has keys and prompts otherwise.
