@@ -1,6 +1,7 @@
-"""Puts the page together: what all sections give, and the frame around them, page.html and page.css.
+"""Puts the page together: what all sections give, and the frame around them, page.html, page.css and page.js.
 
-One file without scripts or addresses: it can be mailed, and read on a phone, in light or dark.
+One file that loads nothing: it can be mailed, and read on a phone, in light or dark, or printed. Its script sorts tables and opens
+figures large; without it nothing is missing.
 """
 
 from html import escape
@@ -18,7 +19,7 @@ def page(body, wall_time):
     body        HTML, as from `body`
     wall_time   HTML, as from machines.section
     """
-    return _filled("page.html", css=css(), body=body, machines=wall_time)
+    return _filled("page.html", css=css(), script=_text("page.js"), body=body, machines=wall_time)
 
 
 def body(report):
@@ -31,7 +32,8 @@ def body(report):
     shown = [(section, section.section(report)) for section in sections.of_page()]
     links = [(section.ANCHOR, section.TITLE) for section, html in shown if html and section.TITLE]
     top = _header(report, [*links, (machines.ANCHOR, machines.TITLE)])
-    return "\n".join([top, sections.headline.section(report), *(html for _, html in shown)])
+    first = [sections.in_short.section(report), sections.headline.section(report)]
+    return "\n".join([top, *first, *(html for _, html in shown)])
 
 
 def _header(report, links):

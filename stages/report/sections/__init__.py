@@ -8,7 +8,7 @@ and, where the section brings numbers of a phase of its own,
     with_columns(scores, settings, place) the frame of the scores of a run and round with columns of its own, see Report.results
     summary(report, arm, weights)         what it adds to metrics[arm][weights]: a dict
 
-Phases that declare columns and have no file here are shown by `measures`. The headline stands above the others, and has neither
+Phases that declare columns and have no file here are shown by `measures`. in_short stands above the others, then the headline, which has neither
 ANCHOR nor TITLE.
 """
 
@@ -19,6 +19,7 @@ from stages.report.sections import (
     curves,
     gallery,
     headline,
+    in_short,
     measures,
     prompts,
     published,
@@ -30,7 +31,7 @@ from stages.report.sections import (
     training,
 )
 
-__all__ = ["having", "headline", "of_page"]
+__all__ = ["having", "headline", "in_short", "of_page"]
 
 
 def of_page():

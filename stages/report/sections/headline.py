@@ -1,15 +1,16 @@
-"""The first lines of the page: which arm memorises least, how it compares with the baseline, and whether the intervals overlap."""
+"""The arms compared in sentences: which arm memorises least, how it compares with the baseline, and whether the intervals overlap."""
 
 from html import escape
 
 from stages.report import entries, trade_off
 from stages.report.columns import FIDELITY
 from stages.report.html import interval_text, number, tally
+from stages.report.sections.in_short import listed
 
 
 def section(report):
     told = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(report.settings, report.metrics))
-    return f'<section class=headline aria-label="Result">{told}</section>'
+    return f'<section class=compared aria-label="Arms compared"><h2>Arms compared</h2>{told}</section>'
 
 
 def sentences(settings, metrics):
@@ -100,7 +101,7 @@ def _intervals(arms):
         "above the baseline's": [arm for arm in apart if arm not in less],
         "overlapping the baseline's, so no clear difference,": [arm for arm in arms.others if arm not in apart],
     }
-    parts = [f"{place} for {_listed(names)}" for place, names in places.items() if names]
+    parts = [f"{place} for {listed(names)}" for place, names in places.items() if names]
     return f"95 % intervals: {'; '.join(parts)}."
 
 
@@ -125,7 +126,3 @@ def _change(value, base):
         return "no percentage, as the baseline has no excess" if value <= 0 else "more than the baseline"
     percent = round(100 * abs(value - base) / base)
     return f"{percent} % {'less' if value < base else 'more'}"
-
-
-def _listed(names):
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,165 @@
+"""The first page: which models give out training images, how many, how sure that is, which may go out, what to do next.
+
+In words that need no knowledge of the field. The sections below it have the terms and all numbers.
+"""
+
+import math
+from html import escape
+
+from stages import experiments
+from stages.report import entries, html
+from stages.report.columns import FIDELITY, FIDELITY_HELDOUT
+from stages.report.html import tally
+
+ANCHOR, TITLE = "in_short", None
+WORDS = {
+    "model": "What was trained by one recipe, an arm of params.yaml, or a generator from elsewhere.",
+    "given out": "A generated image is counted as a copy where it is far closer to one training image than to the others around it.",
+    "by chance": "As many of the same images are closer than that to images that no model has seen. What remains is called excess below.",
+    "95 %": "The range that holds the true number in 95 of 100 such measurements: it is as wide as the generated images are few.",
+    "may go out": "The last state of training, among those measured, at which no copies are shown. That is no proof that there are none.",
+}
+
+
+def section(report):
+    settings, metrics, num_train = report.settings, report.metrics, report.num_train
+    rows = html.table(_rows(settings, metrics, num_train))
+    steps = [*contradictions(settings, metrics), *next_steps(settings, metrics)]
+    listed = "".join(f"<li>{escape(step)}</li>" for step in steps)
+    words = html.details("What these words mean", html.terms(WORDS))
+    return (
+        f'<section class=headline id={ANCHOR} aria-label="In short">\n<p class=answer>{escape(answer(settings, metrics))}</p>\n'
+        f"{rows}\n<ul>{listed}</ul>\n{words}</section>"
+    )
+
+
+def answer(settings, metrics):
+    """The first sentence: which models give out training images."""
+    cells = {arm: _cell(settings, metrics, arm) for arm in settings["arms"]}
+    if any(cell["excess"] is None for cell in cells.values()):
+        return "Whether training images are given out is not known: no images were held out to tell copies from chance."
+    leaking = [arm for arm, cell in cells.items() if cell["excess_low"] > 0]
+    others = [arm for arm in cells if arm not in leaking]
+    told = f"Training images are given out by {listed(leaking)}." if leaking else ""
+    if others:
+        told += f" Of {listed(others)} it is not shown, which is no proof that they give out none."
+    return told.strip()
+
+
+def given_out(cell, num_images):
+    """How many of a model's generated images are copies, in words.
+
+    cell         metrics[arm][weights][protocol][threshold]
+    num_images   images that it generated
+    """
+    if cell["excess"] is None:
+        return f"{tally(cell['count'])} of {num_images:,} look like copies; how many do so by chance is not known"
+    high = math.ceil(max(cell["excess_high"], 0))
+    if cell["excess_low"] > 0:
+        low = tally(math.floor(cell["excess_low"]))
+        return f"about {tally(round(cell['excess']))} of {num_images:,} generated images (95 %: {low} to {high:,})"
+    if cell["count"] == 0:
+        return (
+            f"none found in {num_images:,} generated images; up to about {high:,} in {num_images:,} is possible (95 %)"
+        )
+    chance = max(cell["count"] - cell["excess"], 0)
+    return (
+        f"not shown: {tally(cell['count'])} of {num_images:,} look like copies, about {tally(round(chance))} would by chance; "
+        f"up to about {high:,} is possible (95 %)"
+    )
+
+
+def may_go_out(settings, metrics, arm, weights):
+    """Which state of an arm's training may be released, in words."""
+    rounds, cell = metrics[arm][weights].get("rounds"), _cell(settings, metrics, arm, weights)
+    if cell["excess"] is None:
+        return "not known"
+    if rounds is None:
+        return "no" if cell["excess_low"] > 0 else "nothing speaks against it"
+    if rounds["last_without_excess"] is None:
+        return "none of those measured"
+    return f"step {rounds['last_without_excess']:,}"
+
+
+def contradictions(settings, metrics):
+    """Where two ways of measuring lead to opposite answers: list of sentences."""
+    return [*_of_weights(settings, metrics), *_of_fidelities(settings, metrics)]
+
+
+def next_steps(settings, metrics):
+    """What to do with this result: list of sentences."""
+    weights, cells = entries.headline(settings).weights, {a: _cell(settings, metrics, a) for a in settings["arms"]}
+    if any(cell["excess"] is None for cell in cells.values()):
+        return ["Hold images out (data.heldout_share), and measure again: until then every hit is a candidate."]
+    leaking = [arm for arm, cell in cells.items() if cell["excess_low"] > 0]
+    told = []
+    if leaking:
+        told.append(
+            f"Do not release {listed(leaking)} as trained to the end. artifacts/report/leaks.csv lists the images that are given out: "
+            "look at the first ones before anything else."
+        )
+    earlier = [a for a in leaking if metrics[a][weights].get("rounds", {}).get("last_without_excess") is not None]
+    if earlier:
+        told.append(f"An earlier state may go out: make release ARM={earlier[0]}")
+    unclear = [arm for arm in cells if arm not in leaking]
+    if unclear:
+        most = max(cells[arm]["excess_high"] / metrics[arm]["num_images"] for arm in unclear)
+        told.append(
+            f"Of {listed(unclear)}, up to {100 * most:.2g} % of the images could still be copies. More generated images "
+            "(sample.num_images) narrow that down."
+        )
+    return told
+
+
+def listed(names):
+    """a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _rows(settings, metrics, num_train):
+    weights = entries.headline(settings).weights
+    return [
+        {
+            "model": arm,
+            "training images given out": given_out(cell := _cell(settings, metrics, arm), metrics[arm]["num_images"]),
+            "different training images hit": f"{tally(cell['distinct'])} of {num_train:,}",
+            "state that may go out": may_go_out(settings, metrics, arm, weights),
+        }
+        for arm in settings["arms"]
+    ]
+
+
+def _cell(settings, metrics, arm, weights=None):
+    headline = entries.headline(settings)
+    return metrics[arm][weights or headline.weights][headline.protocol][f"{headline.threshold:g}"]
+
+
+def _of_weights(settings, metrics):
+    told = []
+    for arm in settings["arms"]:
+        kinds = entries.weights_of(metrics[arm])
+        leaks = {w: (_cell(settings, metrics, arm, w)["excess_low"] or 0) > 0 for w in kinds}
+        if len(set(leaks.values())) == 2:
+            yes, no = sorted(kinds, key=lambda w: not leaks[w])
+            told.append(
+                f"The two kinds of weights of {arm} disagree: with {yes} weights it gives out training images, with {no} weights that is not shown."
+            )
+        verdicts = {w: (metrics[arm][w].get("against_training_less") or {}).get("verdict") for w in kinds}
+        if {"less", "more"} <= set(verdicts.values()):
+            less, more = sorted(kinds, key=lambda w: verdicts[w])
+            told.append(f"{arm} memorises less than training less with {less} weights, and more with {more} weights.")
+    return told
+
+
+def _of_fidelities(settings, metrics):
+    weights = entries.headline(settings).weights
+    found = {arm: metrics[arm][weights] for arm in experiments.trained(settings)}
+    if len(found) < 2 or any(entry[FIDELITY_HELDOUT] is None for entry in found.values()):
+        return []
+    to_train, to_unseen = (min(found, key=lambda arm: found[arm][name]) for name in (FIDELITY, FIDELITY_HELDOUT))
+    if to_train == to_unseen:
+        return []
+    return [
+        f"{to_train} comes closest to the training images, {to_unseen} to images that no model has seen. The second counts: copies bring a "
+        "model closer to its training images."
+    ]

@@ -1,0 +1,110 @@
+"""The first page: each answer in words, from numbers that are planted."""
+
+import copy
+
+import pytest
+
+from stages.report.sections import in_short
+
+SETTINGS = {
+    "seeds": [0],
+    "score": {"headline": {"protocol": "l2_from_gen", "threshold": 0.5, "weights": "ema"}},
+    "arms": {"plain": {}, "ours": {}, "theirs": {"generator": {"folder": "x"}}},
+}
+
+
+def cell(count, excess, low, high, distinct=3):
+    return {"count": count, "distinct": distinct, "excess": excess, "excess_low": low, "excess_high": high}
+
+
+def entry(cell, fidelity=(0.3, 0.4), verdict=None, last=None):
+    found = {"l2_from_gen": {"0.5": cell}, "fd_pixels": fidelity[0], "fd_pixels_heldout": fidelity[1]}
+    if verdict:
+        found["against_training_less"] = {"verdict": verdict}
+    return found | {"rounds": {"last_without_excess": last}}
+
+
+@pytest.fixture
+def metrics():
+    theirs = entry(cell(0, 0.0, -3.1, 3.1))
+    del theirs["rounds"]
+    return {
+        "plain": {
+            "num_images": 1024,
+            "raw": entry(cell(90, 70.2, 50.4, 92.1), (0.2, 0.3), last=440),
+            "ema": entry(cell(170, 111.0, 85.9, 136.2), (0.1, 0.3), last=880),
+        },
+        "ours": {
+            "num_images": 512,
+            "raw": entry(cell(20, 12.0, 3.2, 21.0), (0.2, 0.2), "more"),
+            "ema": entry(cell(21, 6.0, -1.5, 14.5), (0.2, 0.2), "less", last=1760),
+        },
+        "theirs": {"num_images": 128, "ema": theirs},
+    }
+
+
+def test_the_answer_names_who_gives_images_out_and_of_whom_it_is_not_shown(metrics):
+    told = in_short.answer(SETTINGS, metrics)
+    assert told == (
+        "Training images are given out by plain. Of ours and theirs it is not shown, which is no proof that they give out none."
+    )
+    metrics["theirs"]["ema"]["l2_from_gen"]["0.5"] |= {"excess": None, "excess_low": None, "excess_high": None}
+    assert "is not known" in in_short.answer(SETTINGS, metrics)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "num_images", "told"),
+    [
+        ((170, 111.0, 85.9, 136.2), 1024, "about 111 of 1,024 generated images (95 %: 85 to 137)"),
+        ((0, 0.0, -3.1, 3.1), 128, "none found in 128 generated images; up to about 4 in 128 is possible (95 %)"),
+        (
+            (21, 6.0, -1.5, 14.5),
+            512,
+            "not shown: 21 of 512 look like copies, about 15 would by chance; up to about 15 is",
+        ),
+        ((7, None, None, None), 90, "7 of 90 look like copies; how many do so by chance is not known"),
+        ((5, -4.0, -12.0, -1.0), 90, "not shown: 5 of 90 look like copies, about 9 would by chance; up to about 0 is"),
+    ],
+)
+def test_how_many_are_given_out_in_words(numbers, num_images, told):
+    assert in_short.given_out(cell(*numbers), num_images).startswith(told)
+
+
+def test_which_state_may_go_out(metrics):
+    def told(arm, weights="ema"):
+        return in_short.may_go_out(SETTINGS, metrics, arm, weights)
+
+    assert (told("plain"), told("plain", "raw"), told("ours"), told("ours", "raw")) == (
+        "step 880",
+        "step 440",
+        "step 1,760",
+        "none of those measured",
+    )
+    assert told("theirs") == "nothing speaks against it"
+    metrics["theirs"]["ema"]["l2_from_gen"]["0.5"]["excess_low"] = 0.1
+    assert told("theirs") == "no"
+
+
+def test_opposite_answers_are_all_told(metrics):
+    told = in_short.contradictions(SETTINGS, metrics)
+    assert told == [
+        "The two kinds of weights of ours disagree: with raw weights it gives out training images, with ema weights that is not shown.",
+        "ours memorises less than training less with ema weights, and more with raw weights.",
+        "plain comes closest to the training images, ours to images that no model has seen. The second counts: copies bring a model "
+        "closer to its training images.",
+    ]
+    agreed = copy.deepcopy(metrics)
+    agreed["ours"]["raw"] = agreed["ours"]["ema"]
+    agreed["plain"]["ema"]["fd_pixels_heldout"] = 0.1
+    assert in_short.contradictions(SETTINGS, agreed) == []
+
+
+def test_what_to_do_next(metrics):
+    stop, earlier, more = in_short.next_steps(SETTINGS, metrics)
+    assert stop.startswith("Do not release plain as trained to the end.") and "leaks.csv" in stop
+    assert earlier == "An earlier state may go out: make release ARM=plain"
+    assert more.startswith(
+        "Of ours and theirs, up to 2.8 % of the images could still be copies."
+    )  # 14.5 of 512, not 3.1 of 128
+    metrics["plain"]["ema"]["rounds"]["last_without_excess"] = None
+    assert not any("make release" in step for step in in_short.next_steps(SETTINGS, metrics))
