@@ -541,6 +541,13 @@ def test_a_window_says_what_is_black_and_white(root, pydicom):
     assert np.abs(exact - [[0, 38.1, 101.8], [127.3, 165.6, 255]]).max() <= 1  # (x + 319.5) / 800 * 255
 
 
+@pytest.mark.parametrize(("function", "expected"), [("LINEAR", [0, 255, 255]), ("LINEAR_EXACT", [0, 128, 255])])
+def test_a_window_of_two_values_tells_the_two_linear_functions_apart(root, pydicom, function, expected):
+    pixels = np.array([[39, 40, 41]], np.uint16)
+    tiny_dicom.write(root / "a.dcm", pixels, WindowCenter=40, WindowWidth=2, VOILUTFunction=function)
+    assert next(load(root).pool.images([0])).ravel().tolist() == expected
+
+
 def test_a_range_of_ones_own_goes_over_windows(root, pydicom):
     tiny_dicom.write(root / "a.dcm", CT, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400)
     found = load(root, range=[-1024, 2976])
