@@ -223,7 +223,8 @@ def main(arguments):
         maker = experiments.maker(job.params, job.arm)
         if maker is None and "pipeline" not in job.recipe["generator"]:
             elsewhere = importlib.import_module("stages.image_sets.elsewhere")
-            images = elsewhere.images(job.recipe["generator"], shape, settings["num_images"], Progress)
+            value_range = files.load_json(files.RANGE) if files.RANGE.exists() else None
+            images = elsewhere.images(job.recipe["generator"], shape, settings["num_images"], Progress, value_range)
             _write(job, {"raw": images})
             return
         from stages.diffusion import sampling

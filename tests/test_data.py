@@ -115,12 +115,12 @@ def test_without_num_train_and_share_all_images_train():
 
 def test_of_a_set_with_a_test_part_that_part_is_held_out(monkeypatch):
     """CIFAR-10 has one; what num_train leaves of the 50,000 is then not held out."""
-    images = np.arange(50, dtype=np.uint8).reshape(-1, 1, 1, 1) * np.ones((1, 2, 3, 1), np.uint8)
+    images = np.arange(50, dtype=np.uint8).reshape(-1, 1, 1, 1) * np.ones((1, 2, 4, 1), np.uint8)
     two = [
         parts.Part([f"{n}/{i}" for i in indices], np.zeros(len(indices), np.int64), lambda at, x=images[indices]: iter(x[at]))
         for n, indices in (("train", np.arange(40)), ("test", np.arange(40, 50)))
     ]  # fmt: skip
-    monkeypatch.setattr(image_sets, "load", lambda *_: parts.ImageSet((2, 3, 1), ["a"], *two))
+    monkeypatch.setattr(image_sets, "load", lambda *_: parts.ImageSet((2, 4, 1), ["a"], *two))
     arrays, keys = run(name="cifar10", root="x", num_train=25)
     assert len(keys["train"]) == 25 and all(key.startswith("train/") for key in keys["train"])
     assert arrays["heldout"][:, 1, 2, 0].tolist() == list(range(40, 50)) and keys["heldout"][0] == "test/40"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, TINY, Project
+from PIL import Image
 
 from stages import data, phases, plan, rules, sample
 from stages.run import files
@@ -494,23 +495,23 @@ def test_images_are_not_looked_for_where_stray_files_are_removed(folder):
     for root in ("artifacts/images", "./artifacts/../artifacts/data", str(folder / "artifacts")):
         Path(root).mkdir(parents=True, exist_ok=True)
         with pytest.raises(ValueError, match="lies in artifacts/"):
-            data.check_files({"arms": {}, "data": {"name": "image_folder", "root": root}})
+            data.check_files(experiment(data={"name": "image_folder", "root": root, "split_seed": 0}))
 
 
 def test_a_folder_that_is_gone_is_told_unless_its_images_are_decoded_already(folder):
-    section = {"arms": {}, "data": {"name": "image_folder", "root": "images"}}
+    section = experiment(data={"name": "image_folder", "root": "images", "split_seed": 0})
     told = rf"^the folder {folder}/images does not exist: put your images under data\.root, or mend data\.root"
     with pytest.raises(ValueError, match=told):
         data.check_files(section)
     files.write_text("artifacts/data/train.npy", "decoded")
     with pytest.raises(ValueError, match=told):
         data.check_files(section)  # it may be another set
-    lock = {"schema": "2.0", "stages": {"data": {"params": {"params.yaml": section}}}}
+    lock = {"schema": "2.0", "stages": {"data": {"params": {"params.yaml": {"data": section["data"]}}}}}
     Path("dvc.lock").write_text(yaml.safe_dump(lock))
     data.check_files(section)
     with pytest.raises(ValueError, match=told.replace("/images", "/others")):
-        data.check_files({"arms": {}, "data": {"name": "image_folder", "root": "others"}})
-    data.check_files({"arms": {}, "data": {"name": "digits"}})
+        data.check_files(experiment(data={"name": "image_folder", "root": "others", "split_seed": 0}))
+    data.check_files(experiment())
 
 
 def test_a_folder_that_a_download_will_make_need_not_be_there(folder):
@@ -518,14 +519,16 @@ def test_a_folder_that_a_download_will_make_need_not_be_there(folder):
     with pytest.raises(
         ValueError, match=rf"^the folder {folder}/data does not exist: put the folder cifar-10-batches-py"
     ):
-        data.check_files({"arms": {}, "data": section})
-    data.check_files({"arms": {}, "data": {**section, "download": True}})
+        data.check_files(experiment(data=section))
+    data.check_files(experiment(data={**section, "download": True}))
 
 
 def test_what_lies_behind_a_link_is_not_watched_which_is_told(folder, capsys):
     for path in ("elsewhere", "images/bird"):
         Path(path).mkdir(parents=True)
-    section = {"arms": {}, "data": {"name": "image_folder", "root": "images"}}
+        for i in range(20):
+            Image.new("L", (8, 8), i).save(f"{path}/{i}.png")
+    section = experiment(data={"name": "image_folder", "root": "images", "split_seed": 0})
     data.check_files(section)
     assert capsys.readouterr().err == ""
     os.symlink("../elsewhere", "images/cat")
@@ -535,7 +538,7 @@ def test_what_lies_behind_a_link_is_not_watched_which_is_told(folder, capsys):
         "--single-item data\n"
     )
     data.check_files(
-        {"arms": {}, "data": {"name": "cifar10", "root": "images"}}
+        experiment(data={"name": "cifar10", "root": "images", "split_seed": 0})
     )  # its checksums say what its images are
     assert capsys.readouterr().err == ""
     os.symlink("nowhere", "images/dog")

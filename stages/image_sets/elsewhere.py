@@ -24,19 +24,20 @@ BROKEN = (
 )  # fmt: skip
 
 
-def images(generator, shape, num_images, progress):
+def images(generator, shape, num_images, progress, value_range=None):
     """The images of a folder or a file, in the shape of the training images.
 
     generator    section arms.<arm>.generator: folder or file; with folder optionally resize
     shape        (H, W, C) of the training images
     num_images   M, how many are wanted: the first ones by name or position; None: all there are
     progress     as that of `stages.image_sets.load`; of a folder only
+    value_range  (lo, hi) of more than 8 bits that became 0 and 255 in the training images; None where they had none
     Returns      [M,H,W,C] uint8
     Raises       ValueError: nothing there, another size, too few images, no images of 8 bits
     """
     path = Path(generator.get("folder") or generator["file"])
     if "folder" in generator:
-        found = _of_folder(path, shape, generator.get("resize", False), num_images, progress)
+        found = _of_folder(path, shape, generator.get("resize", False), num_images, progress, value_range)
     else:
         found = _of_file(path, shape, num_images)
     wanted = num_images or len(found)
@@ -48,12 +49,12 @@ def images(generator, shape, num_images, progress):
     return found[:wanted]
 
 
-def _of_folder(path, shape, resize, num_images, progress):
+def _of_folder(path, shape, resize, num_images, progress, value_range):
     data = {"root": str(path), **({"size": shape[0]} if resize else {})}
     if resize and shape[0] != shape[1]:
         raise ValueError("generator.resize works for square images only, and the training images are not square")
     try:
-        found = folders.image_folder(data, progress)
+        found = folders.image_folder(data, progress, value_range=value_range)
         check_size(path, found.shape, shape, "set generator.resize: true to resize and centre-crop them, or ")
         chosen = range(len(found.pool.keys))[:num_images]
         array = np.empty((len(chosen), *shape[:2], found.shape[2]), np.uint8)

@@ -1,6 +1,6 @@
 """What an image set is, once it has been found and looked at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,12 +33,16 @@ class ImageSet:
     classes   names in the order of the labels; [] where images have no classes
     pool      what training images are drawn from
     test      the official test part, which is held out; None where the set has none
+    notes     sentences on what the user should know: files that were not read, choices that were made
+    value_range   (lo, hi) of more than 8 bits that became 0 and 255; None where there were none
     """
 
     shape: tuple
     classes: list[str]
     pool: Part
     test: Part | None = None
+    notes: list[str] = field(default_factory=list)
+    value_range: tuple | None = None
 
 
 def from_array(keys, labels, images, size=None):

@@ -27,6 +27,7 @@ LOGS = Path("logs")
 
 PLAN_OK = ARTIFACTS / "plan.ok"
 DATA = ARTIFACTS / "data"
+RANGE = DATA / "range.json"
 REPORT = ARTIFACTS / "report"
 SUMMARY = REPORT / "summary.json"
 METRICS = Path("metrics.json")
