@@ -6,10 +6,12 @@ writes    artifacts/data/train.npy, heldout.npy: [N,H,W,C] uint8; *_labels.npy: 
           classes.json: names of the classes in the order of the labels, [] where images have no classes
           range.json: [lo, hi], which became 0 and 255, where image files had more than 8 bits
           captions.json: captions of the images, a list of texts each, where the set has captions
+          artifacts/results/data/duplicates.json: sets of images that are the same or nearly so, see measures.duplicates.summary
           An image's index, its identity in all other files, is its position in train.npy.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -17,14 +19,14 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from stages import experiments, image_sets, phases, randomness
 from stages.iet import sharding
-from stages.image_sets import looks
+from stages.image_sets import groups, looks
+from stages.measures import duplicates
 from stages.run import cli, files, lock, params, repository
 from stages.run.instance import START_UP, Instance
 from stages.run.progress import Progress
@@ -54,6 +56,12 @@ PHASE = {
             "caption_column": {"description": "captioned_folder: column of metadata.jsonl, .csv or .parquet that captions stand in (default: text, or caption)", "type": "string", "minLength": 1},
             "num_train": {"description": "number of training images, drawn with the class mix of the set", "type": "integer", "minimum": 1},
             "heldout_share": {"description": "share of the images that is never trained on: the held-out set", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            "group": {
+                "description": "images of one group, as of one person, lie on one side of the split: folder; {pattern: regular expression}, what its brackets find in the path; or {table: file.csv, column: name}, of a table with a column file_name under root",
+                "if": {"type": "string"}, "then": {"enum": ["folder"]},
+                "else": {"type": "object", "additionalProperties": False, "properties": {"pattern": {"type": "string", "minLength": 1}, "table": {"type": "string", "minLength": 1}, "column": {"type": "string", "minLength": 1}}},
+            },
+            "deduplicate": {"description": "drop all but the first of images that are the same (exact), or nearly so as well (near); off: they stay, on one side of the split (the default)", "enum": ["exact", "near", "off"]},
             "split_seed": {"description": "seed of the random split into training and held-out images", "type": "integer", "minimum": 0, "maximum": 4294967295},
         },
     },
@@ -69,7 +77,7 @@ class PatientProgress(Progress):
             super().update(done, total, note)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Images(Instance):
     """source   what DVC watches for changes of the images: their folder, or the lock of the packages that hold or check them"""
 
@@ -78,7 +86,7 @@ class Images(Instance):
     start_up = START_UP // 4
 
     def outputs(self):
-        return [files.DATA]
+        return [files.DATA, files.DUPLICATES]
 
     def size(self, scale):
         return scale.num_images * (scale.values + 8 + 30)  # pixels, label, name
@@ -106,6 +114,7 @@ def check(experiment):
             raise ValueError(f"data.{key} has no effect for data.name {name}: remove it")
     if isinstance(ends := data.get("range"), list) and not (len(ends) == 2 and ends[0] < ends[1]):
         raise ValueError(f"data.range is {ends}, expected [lo, hi] with lo below hi, full or auto")
+    groups.check(data.get("group"))
     if "num_train" in data and "heldout_share" in data:
         raise ValueError("data.num_train and data.heldout_share both say what is held out: give one of them")
 
@@ -155,12 +164,14 @@ def _images(data, progress):
     return images
 
 
-def _check_images(experiment, images):
-    """Returns the split of a set, see `split`.
+def _check_images(experiment, images, together=None):
+    """Returns the split of a set, see `split`. together: [N] int64, equal for images that lie on one side; None: by data.group.
 
     Raises   ValueError: settings do not go with the number of images, their classes or their shape; all of it at once
     """
-    train, heldout = split(images.pool.labels, experiment["data"], images.test is not None)
+    data, pool = experiment["data"], images.pool
+    together = groups.of_keys(data, pool.keys) if together is None else together
+    train, heldout = split(pool.labels, data, images.test is not None, together)
     told = []
     try:
         phases.check_sizes(experiment, len(train))
@@ -242,12 +253,13 @@ def _is_decoded(data):
     return files.DATA.exists() and recorded == data
 
 
-def split(pool_labels, data, has_test):
+def split(pool_labels, data, has_test, together=None):
     """Indices into the pool of training and held-out images, each sorted.
 
     data      section data of params.yaml: num_train, or heldout_share, or neither (all train)
     has_test  the set has an official test part, which is held out instead of what num_train leaves
-    Raises    ValueError: more training images asked for than there are
+    together  [N] int64, equal for images that lie on one side; None: every image by itself
+    Raises    ValueError: more training images asked for than there are, or groups that do not add up to data.num_train
     """
     num_images = len(pool_labels)
     num_train = data.get("num_train", num_images - round(num_images * data.get("heldout_share", 0)))
@@ -255,9 +267,53 @@ def split(pool_labels, data, has_test):
         raise ValueError(
             f"data leaves {num_train} training images of {num_images}, expected 1 to {num_images} (params.yaml)"
         )
-    train = sharding.stratified_subset(pool_labels, num_train, randomness.numpy_generator("split", data["split_seed"]))
+    generator = randomness.numpy_generator("split", data["split_seed"])
+    train = sharding.stratified_subset(pool_labels, num_train, generator, together)
+    if len(train) == 0 or ("num_train" in data and len(train) < num_train):
+        raise ValueError(
+            f"data.num_train is {num_train}, but images that belong together fill {len(train)} of these places: give that "
+            "number, or use data.heldout_share (params.yaml)"
+        )
     rest = np.setdiff1d(np.arange(num_images), train, assume_unique=True)
     return train, rest[:0] if has_test else rest
+
+
+def _duplicates(images):
+    """measures.duplicates.Found of the images of the pool, followed by those of the test part."""
+    parts = [part for part in (images.pool, images.test) if part is not None]
+    progress, total = Progress("looking for duplicates", "images"), sum(len(part.keys) for part in parts)
+    digests, thumbnails = [], []
+    for part in parts:
+        for image in part.images(np.arange(len(part.keys))):
+            digests.append(duplicates.digest(image))
+            thumbnails.append(duplicates.thumbnail(image))
+            progress.update(len(digests), total)
+    return duplicates.find(digests, np.stack(thumbnails))
+
+
+def _without_duplicates(images, found, data):
+    """The set and its Found without the images that data.deduplicate drops: all of a set of duplicates but the first."""
+    sets = {"exact": found.exact, "near": found.sets}.get(data.get("deduplicate", "off"))
+    if sets is None:
+        return images, found
+    keep = sets == np.arange(len(sets))
+    num_pool = len(images.pool.keys)
+    print(f"data.deduplicate: {(~keep).sum():,} of {len(keep):,} images are dropped", file=sys.stderr)
+    test = images.test and images.test.of(np.flatnonzero(keep[num_pool:]))
+    renumbered = np.cumsum(keep) - 1
+    kept = [renumbered[numbers[keep]] for numbers in (found.sets, found.exact)]
+    images = dataclasses.replace(images, pool=images.pool.of(np.flatnonzero(keep[:num_pool])), test=test)
+    return images, duplicates.Found(*kept, found.distance)
+
+
+def _together(images, found, data):
+    """Which images of the pool lie on one side of the split: those of one group, and in folders of the user's own, duplicates. A packaged or official set
+    is split as it always was. Returns [N] int64, or None where every image stands for itself."""
+    groups_of = groups.of_keys(data, images.pool.keys)
+    if image_sets.SETS[data["name"]].pinned:
+        return groups_of
+    sets = found.sets[: len(images.pool.keys)]
+    return sets if groups_of is None else duplicates.joined(sets, groups_of)
 
 
 def main(arguments):
@@ -266,10 +322,12 @@ def main(arguments):
         if _is_own_folder(data):
             _check_place(data)
         images = _images(data, Progress)
-        train, heldout = _check_images(job.params, images)
-        heldout_part = images.pool
+        found = _duplicates(images)
+        images, found = _without_duplicates(images, found, data)
+        train, heldout = _check_images(job.params, images, _together(images, found, data))
+        heldout_part, first = images.pool, 0
         if images.test is not None:
-            heldout, heldout_part = np.arange(len(images.test.keys)), images.test
+            heldout, heldout_part, first = np.arange(len(images.test.keys)), images.test, len(images.pool.keys)
         keys, captions = {}, {}
         num_bytes = (len(train) + len(heldout)) * math.prod(images.shape)
         with files.publish(files.DATA, num_bytes) as folder:
@@ -293,6 +351,9 @@ def main(arguments):
                 files.write_json(folder / files.RANGE.name, images.value_range)
             if captions:
                 files.write_json(folder / "captions.json", captions)
+        with files.publish(files.DUPLICATES) as folder:
+            folder.mkdir(parents=True)
+            files.write_json(folder / "duplicates.json", duplicates.summary(found, train, heldout + first))
 
 
 if __name__ == "__main__":

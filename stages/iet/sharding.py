@@ -34,20 +34,31 @@ def contiguous_shards(num_images, num_shards):
     return [part.astype(np.int64) for part in np.array_split(np.arange(num_images), num_shards)]
 
 
-def stratified_subset(labels, count, generator):
+def stratified_subset(labels, count, generator, groups=None):
     """A random part of an image set with its class mix, to about one image per class.
 
     Each image gets the rank (i + 1/2) / n_c for its place i in its shuffled class of n_c, and the lowest ranks are taken;
-    equal ranks of different classes are taken at random.
+    equal ranks of different classes are taken at random. A group is taken as a whole, at the rank of its first image, where it still fits.
 
     labels     [N] int
     count      0 <= count <= N
     generator  numpy Generator
-    Returns    [count] int64, sorted
+    groups     [N] int, equal for images that belong together; None: every image by itself
+    Returns    [count] int64, sorted; fewer where no group fits what is left
     """
     rank = np.empty(len(labels))
     for c in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == c))
         rank[members] = (np.arange(len(members)) + 0.5) / len(members)
     order = np.lexsort((generator.random(len(labels)), rank))
-    return np.sort(order[:count]).astype(np.int64)
+    if groups is None:
+        return np.sort(order[:count]).astype(np.int64)
+    _, place = np.unique(groups, return_inverse=True)
+    by_group = np.split(np.argsort(place, kind="stable"), np.cumsum(np.bincount(place))[:-1])
+    taken, num_taken, seen = [], 0, set()
+    for group in place[order]:
+        if group not in seen and num_taken + len(by_group[group]) <= count:
+            taken.append(by_group[group])
+            num_taken += len(by_group[group])
+        seen.add(group)
+    return np.sort(np.concatenate([np.empty(0, np.int64), *taken]))

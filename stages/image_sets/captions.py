@@ -20,7 +20,7 @@ COLUMNS = ("text", "caption")  # that captions stand in where data.caption_colum
 
 @image_set(
     "put your images under data.root, with captions.json, metadata.jsonl, .csv or .parquet, or a .txt or .caption beside each",
-    takes=("size", "range", "captions", "caption_column", "num_train", "heldout_share"),
+    takes=("size", "range", "captions", "caption_column", "num_train", "heldout_share", "group", "deduplicate"),
     captions=True,
     stored=folders.stored,
 )

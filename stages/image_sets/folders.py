@@ -39,11 +39,12 @@ def stored(data):
 
 @image_set(
     "put your images under data.root",
-    takes=("size", "channels", "range", "num_train", "heldout_share"),
+    takes=("size", "channels", "range", "num_train", "heldout_share", "group", "deduplicate"),
     stored=stored,
 )
 def image_folder(data, progress, mode=None, beside=(), value_range=None):
-    """A folder of images. Its sub-folders, if it has any, are the classes; an image's name is its path inside the folder.
+    """A folder of images. Its sub-folders, if it has any, are the classes, unless data.group is folder; an image's name is its path inside
+    the folder.
 
     Every file is decoded once, before anything is made of it. EXIF orientation is applied, transparency is dropped. Of a file with
     several pictures the first is read. With data.size the shorter side is resized to it (bilinear) and the middle is cut out;
@@ -81,7 +82,8 @@ def image_folder(data, progress, mode=None, beside=(), value_range=None):
     notes += [*_of_range(data, found, value_range), *_of_pages(paths, found)]
 
     keys = [path.relative_to(root).as_posix() for path in paths]
-    names, labels = np.unique([key.split("/")[0] if "/" in key else "." for key in keys], return_inverse=True)
+    of_classes = data.get("group") != "folder"  # folders that are groups are no classes
+    names, labels = np.unique([k.split("/")[0] if "/" in k and of_classes else "." for k in keys], return_inverse=True)
     classes = [] if list(names) == ["."] else names.tolist()
     width, height = (size, size) if size else (found[0].width, found[0].height)
     part = _part(keys, labels, paths, mode, size, value_range, isinstance(data.get("range"), list))
@@ -178,7 +180,7 @@ def _by_suffix(paths):
 @image_set(
     "put the folders train/dog and val/dog of AFHQ v1 (from the project stargan-v2 of clovaai: download.sh afhq-dataset) "
     "under data.root",
-    takes=("num_train", "heldout_share"),
+    takes=("num_train", "heldout_share", "deduplicate"),
     stored=of_size(sum(AFHQ_DOG.values()), AFHQ_TO_PX, 3),
 )
 def afhq_dog(data, progress):

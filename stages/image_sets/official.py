@@ -21,7 +21,7 @@ TIMEOUT_S = 60  # of a download, without a byte
 
 @image_set(
     "put the folder cifar-10-batches-py with its official files (of cifar-10-python.tar.gz) under data.root",
-    takes=("num_train", "size"),
+    takes=("num_train", "size", "deduplicate"),
     pinned=True,
     download=True,
     stored=of_size(60_000, 32, 3),
@@ -35,7 +35,7 @@ def cifar10(data, progress):
 
 @image_set(
     "put the folder cifar-100-python with its official files (of cifar-100-python.tar.gz) under data.root",
-    takes=("num_train", "size"),
+    takes=("num_train", "size", "deduplicate"),
     pinned=True,
     download=True,
     stored=of_size(60_000, 32, 3),

@@ -24,6 +24,11 @@ class Part:
     images: object
     captions: list[list[str]] | None = None
 
+    def of(self, indices):
+        """The part that some of its images are."""
+        chosen = [self.captions[i] for i in indices] if self.captions is not None else None
+        return Part([self.keys[i] for i in indices], self.labels[indices], lambda i: self.images(indices[i]), chosen)
+
 
 @dataclass
 class ImageSet:

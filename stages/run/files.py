@@ -28,6 +28,7 @@ LOGS = Path("logs")
 PLAN_OK = ARTIFACTS / "plan.ok"
 DATA = ARTIFACTS / "data"
 RANGE = DATA / "range.json"
+DUPLICATES = ARTIFACTS / "results" / "data"
 REPORT = ARTIFACTS / "report"
 SUMMARY = REPORT / "summary.json"
 METRICS = Path("metrics.json")
