@@ -30,7 +30,7 @@ slurm-test: setup ## runs a small experiment on a Slurm cluster of two nodes, st
 	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
 	@python -m pytest -m slurm
 
-settings: setup ## lists every key of params.yaml with its meaning, type and range; ONLY=train: only keys that begin with train
+settings: setup ## lists every key of params.yaml with its meaning, type, range and default; ONLY=train: only keys that begin with train
 	@python workflow/scripts/settings.py $(ONLY)
 
 dependencies: setup ## updates the lists of code files in dvc.yaml to what the phases import

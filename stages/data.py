@@ -30,7 +30,7 @@ PHASE = {
     "per": "experiment",
     "section": {
         "description": "the image set, and which part of it is used for training",
-        "required": ["name", "split_seed"],
+        "required": ["name"],
         "properties": {
             "name": {"description": "the image set", "type": "string", "minLength": 1},
             "root": {"description": "folder of the images; README.md says what each image set expects there", "type": "string", "minLength": 1},
@@ -39,7 +39,7 @@ PHASE = {
             "captions": {"description": "captioned_folder: path of the JSON file of captions, relative to root (default: captions.json)", "type": "string", "minLength": 1},
             "num_train": {"description": "number of training images, drawn with the class mix of the set", "type": "integer", "minimum": 1},
             "heldout_share": {"description": "share of the images that is never trained on: the held-out set", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
-            "split_seed": {"description": "seed of the random split into training and held-out images", "type": "integer", "minimum": 0, "maximum": 4294967295},
+            "split_seed": {"description": "seed of the random split into training and held-out images", "default": 0, "type": "integer", "minimum": 0, "maximum": 4294967295},
         },
     },
 }
@@ -105,7 +105,7 @@ def check_files(experiment):
 def _is_decoded(data):
     """Whether artifacts/data holds the images of this section data, by DVC's record."""
     recorded = (lock.entry("data") or {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
-    return files.DATA.exists() and recorded == data
+    return files.DATA.exists() and recorded is not None and params.filled({"data": recorded})["data"] == data
 
 
 def split(pool_labels, data, has_test):

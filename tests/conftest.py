@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from stages import phases, plan  # sets one thread, before torch is imported: float sums depend on it
-from stages.run import files  # sets one thread, before torch is imported: float sums depend on it
+from stages.run import files
+from stages.run import params as parameters  # sets one thread, before torch is imported: float sums depend on it
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "workflow/scripts"))  # tests import scripts by name
@@ -93,7 +94,7 @@ class Project:
         project.run("git", "init", "-q", "-b", "main")
         project.run("git", "config", "user.email", "test@example.org")
         project.run("git", "config", "user.name", "test")
-        (root / "plan.json").write_text(plan.text(plan.expand(yaml.safe_load(params))))
+        (root / "plan.json").write_text(plan.text(plan.expand(parameters.filled(yaml.safe_load(params)))))
         project.commit("start")
         return project
 
