@@ -71,6 +71,21 @@ def _mapping(loader, node):
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def at_root():
+    """Raises ValueError if the current folder is not the root of the project: all paths are relative to it."""
+    if not Path(PARAMS_FILE).exists():
+        raise ValueError(f"there is no {PARAMS_FILE} in {Path.cwd()}: {_where_to_run()}")
+
+
+def _where_to_run():
+    root = declarations.STAGES.parent
+    return (
+        f"go to the root of the project first: cd {root}"
+        if Path.cwd() != root
+        else f"restore it (git checkout {PARAMS_FILE})"
+    )
+
+
 def load(path=PARAMS_FILE):
     """The parameters, checked against the schema; see `read` and `check`."""
     params = read(path)
@@ -87,7 +102,7 @@ def read(path=PARAMS_FILE):
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"there is no {path} in {Path.cwd()}: run from the root of the project") from None
+        raise ValueError(f"there is no {path} in {Path.cwd()}: {_where_to_run()}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
     try:

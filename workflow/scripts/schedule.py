@@ -24,6 +24,7 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import checkout
 import how_far
 import psutil
 import retention
@@ -67,6 +68,7 @@ def prepare(workflow):
         workflow.redistribute_lock = only  # held until this process ends, however it ends
         files.own_unfinished("snakemake")
         processes.on_sigterm(processes.terminate_children)  # Snakemake alone would wait for the end of what runs
+        checkout.tell_dvc()
         experiment = plan.load()
         mend_rwlock()
         fold_records()
@@ -75,6 +77,8 @@ def prepare(workflow):
             print(change, file=sys.stderr)
         _count_gpus(workflow, experiment["compute"]["device"])
         keeps_all = room.keeps_all()
+        if not keeps_all:
+            retention.check_git()
         retention.remove_empty_rounds()
         to_run = stages_to_run()
         room.check(
