@@ -343,7 +343,9 @@ def test_the_last_values_that_are_allowed(file, changes):
 
 def test_a_missing_file_says_where_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"^there is no params\.yaml in .*: run from the root of the project$"):
+    with pytest.raises(
+        ValueError, match=rf"^there is no params\.yaml in .*: go to the root of the project first: cd {ROOT}$"
+    ):
         rules.load()
 
 

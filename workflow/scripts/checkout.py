@@ -45,7 +45,7 @@ def own_files(root="."):
             name = f"{folder}{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 todo += [] if ignored.is_ignored(f"{name}/") else [f"{name}/"]
-            elif not ignored.is_ignored(name):
+            elif entry.is_file() and not ignored.is_ignored(name):
                 found.append(name)
     return sorted(found)
 
