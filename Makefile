@@ -1,6 +1,7 @@
 # make run    set-up, then the experiment of params.yaml
 # make test   set-up, then the tests
 # make experiment NAME=cifar10   switch to another experiment
+# make experiment NAME=my_images DATA=folder   to one on images of your own
 # make help   all targets
 PYTHON ?= python3
 VENV := .venv
@@ -30,7 +31,7 @@ slurm-test: setup ## runs a small experiment on a Slurm cluster of two nodes, st
 	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
 	@python -m pytest -m slurm
 
-settings: setup ## lists every key of params.yaml with its meaning, type and range; ONLY=train: only keys that begin with train
+settings: setup ## lists every key of params.yaml with its meaning, type, range and default; ONLY=train: only keys that begin with train
 	@python workflow/scripts/settings.py $(ONLY)
 
 dependencies: setup ## updates the lists of code files in dvc.yaml to what the phases import
@@ -42,10 +43,11 @@ seeds: setup ## runs the experiment of params.yaml with seeds 0, 1 and 2, in a c
 release: setup ## with ARM=ddpm: exports a model for diffusers, with a model card; ROUND=, SEED=, WEIGHTS= choose another than the last without excess
 	@python workflow/scripts/release.py $(ARM) $(if $(ROUND),--round $(ROUND)) $(if $(SEED),--seed $(SEED)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
-experiment: setup ## with NAME=cifar10: copies experiments/cifar10.yaml to params.yaml
-	@python workflow/scripts/experiment.py $(NAME)
+experiment: setup ## with NAME=cifar10: copies experiments/cifar10.yaml to params.yaml; with NAME=my_images DATA=folder: writes a params.yaml that fits the images of a folder
+	@python workflow/scripts/experiment.py $(NAME) $(if $(DATA),"$(DATA)")
 
-setup: $(READY) ## installs the project's environment into .venv, from the lock file with hashes
+setup: $(READY) ## installs the project's environment into .venv, from the lock file with hashes; without git, tells DVC so
+	@python workflow/scripts/checkout.py
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"error: Python {sys.version.split()[0]} found, 3.11 or newer expected: make PYTHON=/path/to/python3.11 run")'

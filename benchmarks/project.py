@@ -8,9 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import dulwich.repo
 import yaml
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "workflow/scripts"))
+import checkout  # noqa: E402
+
 # A small experiment without its seeds and arms.
 EXPERIMENT = """
 data: {name: digits, num_train: 60, split_seed: 0}
@@ -30,15 +34,14 @@ def copy(params):
 
     params   dict, the content of params.yaml
     """
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True)
     with tempfile.TemporaryDirectory(prefix="redistribute-benchmark-") as folder:
         root = Path(folder)
-        for name in filter(None, listed.stdout.split("\0")):
-            if not name.startswith(OWN) and (ROOT / name).is_file():
+        for name in checkout.own_files(ROOT):
+            if not name.startswith(OWN):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, root / name)
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-        run(root, "git", "init", "-q")
+        dulwich.repo.Repo.init(root)
         yield root
 
 

@@ -34,15 +34,15 @@ PHASE = {
     "final": True,
     "section": {
         "description": "analyses in addition to the scores; leave the section out to skip them",
-        "required": ["group_size", "noise_draws", "timestep_stride", "batch_size", "select", "extreme_share", "rare_skip_rate"],
+        "required": ["group_size"],
         "properties": {
             "group_size": {"description": "images per group in the comparison of losses, at most half of the training images", "type": "integer", "minimum": 1, "maximum": 1024},
-            "noise_draws": {"description": "number of noise draws over which a loss is averaged at each timestep", "type": "integer", "minimum": 1},
-            "timestep_stride": {"description": "the loss is measured at every n-th timestep; 1: at all timesteps", "type": "integer", "minimum": 1},
-            "batch_size": {"description": "images per pass through the network", "type": "integer", "minimum": 1},
-            "select": {"description": "how memorised training images are chosen. l2: smallest distance to a generated image. ratio: lowest ratio (text model with the section similarity: largest similarity) among the generated images whose nearest training image they are", "enum": ["l2", "ratio"]},
-            "extreme_share": {"description": "share of the training images that count as the most skipped, and as the least skipped", "type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
-            "rare_skip_rate": {"description": "an image counts as rarely skipped if it is skipped at less than this share of its visits", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            "noise_draws": {"description": "number of noise draws over which a loss is averaged at each timestep", "default": 2, "type": "integer", "minimum": 1},
+            "timestep_stride": {"description": "the loss is measured at every n-th timestep; 1: at all timesteps", "default": 20, "type": "integer", "minimum": 1},
+            "batch_size": {"description": "images per pass through the network", "default": 128, "type": "integer", "minimum": 1},
+            "select": {"description": "how memorised training images are chosen. l2: smallest distance to a generated image. ratio: lowest ratio (text model with the section similarity: largest similarity) among the generated images whose nearest training image they are", "default": "l2", "enum": ["l2", "ratio"]},
+            "extreme_share": {"description": "share of the training images that count as the most skipped, and as the least skipped", "default": 0.1, "type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+            "rare_skip_rate": {"description": "an image counts as rarely skipped if it is skipped at less than this share of its visits", "default": 0.27, "type": "number", "exclusiveMinimum": 0, "maximum": 1},
         },
     },
 }

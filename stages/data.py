@@ -41,7 +41,7 @@ PHASE = {
     "per": "experiment",
     "section": {
         "description": "the image set, and which part of it is used for training",
-        "required": ["name", "split_seed"],
+        "required": ["name"],
         "properties": {
             "name": {"description": "the image set", "type": "string", "minLength": 1},
             "root": {"description": "folder of the images; README.md says what each image set expects there", "type": "string", "minLength": 1},
@@ -62,7 +62,7 @@ PHASE = {
                 "else": {"type": "object", "additionalProperties": False, "properties": {"pattern": {"type": "string", "minLength": 1}, "table": {"type": "string", "minLength": 1}, "column": {"type": "string", "minLength": 1}}},
             },
             "deduplicate": {"description": "drop all but the first of images that are the same (exact), or nearly so as well (near); off: they stay, on one side of the split (the default)", "enum": ["exact", "near", "off"]},
-            "split_seed": {"description": "seed of the random split into training and held-out images", "type": "integer", "minimum": 0, "maximum": 4294967295},
+            "split_seed": {"description": "seed of the random split into training and held-out images", "default": 0, "type": "integer", "minimum": 0, "maximum": 4294967295},
         },
     },
 }
@@ -250,7 +250,7 @@ def _looks_kept(root):
 def _is_decoded(data):
     """Whether artifacts/data holds the images of this section data, by DVC's record."""
     recorded = (lock.entry("data") or {}).get("params", {}).get(params.PARAMS_FILE, {}).get("data")
-    return files.DATA.exists() and recorded == data
+    return files.DATA.exists() and recorded is not None and params.filled({"data": recorded})["data"] == data
 
 
 def split(pool_labels, data, has_test, together=None):

@@ -23,6 +23,7 @@ PHASE = {
     "arms": "trained",
     "arm_section": {
         "description": "how images move between shards (MSR); {} for no moves",
+        "default": {},
         "dependentRequired": {"share": ["select"], "select": ["share"], "schedule": ["share"]},
         "properties": {
             "share": {"description": "P, share of each shard that moves to the next shard after a round", "type": "number", "exclusiveMinimum": 0, "maximum": 1},

@@ -31,12 +31,12 @@ PHASE = {
     "final": True,
     "section": {
         "description": "how generated images are compared with training images and held-out images",
-        "required": ["neighbours", "thresholds", "grid_step", "headline"],
+        "required": ["headline"],
         "properties": {
-            "neighbours": {"description": "number of nearest training images that the ratio uses", "type": "integer", "minimum": 2},
-            "thresholds": {"description": "an image counts as memorised if its ratio is at or below the threshold; one result per threshold", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
-            "grid_step": {"description": "step between the thresholds of the curves", "type": "number", "minimum": 0.001, "maximum": 0.5},
-            "headline": {"description": "the one number at the top of the report", "type": "object", "additionalProperties": False, "required": ["protocol", "threshold", "weights"], "properties": {"protocol": {"description": "protocol of the headline", "enum": ["code_sq", "l2_from_gen"]}, "threshold": {"description": "one of score.thresholds", "type": "number", "exclusiveMinimum": 0, "maximum": 1}, "weights": {"description": "one of sample.weights", "enum": ["raw", "ema"]}}},
+            "neighbours": {"description": "number of nearest training images that the ratio uses", "default": 50, "type": "integer", "minimum": 2},
+            "thresholds": {"description": "an image counts as memorised if its ratio is at or below the threshold; one result per threshold", "default": [0.4, 0.5, 0.6], "type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
+            "grid_step": {"description": "step between the thresholds of the curves", "default": 0.02, "type": "number", "minimum": 0.001, "maximum": 0.5},
+            "headline": {"description": "the one number at the top of the report", "type": "object", "additionalProperties": False, "required": ["weights"], "properties": {"protocol": {"description": "protocol of the headline", "default": "l2_from_gen", "enum": ["code_sq", "l2_from_gen"]}, "threshold": {"description": "one of score.thresholds", "default": 0.5, "type": "number", "exclusiveMinimum": 0, "maximum": 1}, "weights": {"description": "one of sample.weights", "enum": ["raw", "ema"]}}},
         },
     },
     "columns": {

@@ -19,9 +19,8 @@ PHASE = {
     "arms": "trained",
     "arm_section": {
         "description": "how the training set is split into shards",
-        "required": ["num_shards"],
         "properties": {
-            "num_shards": {"description": "K, number of shards", "type": "integer", "minimum": 1},
+            "num_shards": {"description": "K, number of shards", "default": 1, "type": "integer", "minimum": 1},
             "split": {"description": "random: each shard has the same mix of classes; contiguous: as in the authors' code for Stable Diffusion (default: random)", "enum": ["random", "contiguous"]},
         },
     },

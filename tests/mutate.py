@@ -33,6 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "workflow/scripts"))
+import checkout  # noqa: E402
+
 AT_ONCE = 2
 LIMIT_S = 300  # for the tests of one mistake
 OUTCOMES = {0: "survived", 1: "killed"}  # exit codes of pytest; others: no test was run
@@ -91,14 +94,9 @@ def parsed(path):
 
 def copy(root):
     """The project's own files as they lie in the working tree, as a repository, which some tests ask for its files."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT, capture_output=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, root / name)
+    for name in checkout.own_files(ROOT):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, root / name)
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
 
 

@@ -162,7 +162,10 @@ def test_a_stage_outside_the_project_says_where_to_run(unharmed, tmp_path):
         "python", "-m", "stages.shard", *arguments, check=False, env={"PYTHONPATH": str(unharmed.root)}
     )
     assert done.returncode == 1
-    assert done.text == f"error: there is no params.yaml in {tmp_path}: run from the root of the project\n"
+    assert (
+        done.text
+        == f"error: there is no params.yaml in {tmp_path}: go to the root of the project first: cd {unharmed.root}\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -297,12 +297,18 @@ def test_switching_copies_the_file_and_back(checkout):
     assert switch(checkout, "tiny/two")[2] == "seeds: [2]\n"  # an untouched copy of an experiment is lost nowhere
 
 
-@pytest.mark.parametrize("in_git", [True, False])
-def test_edits_are_never_overwritten(checkout, in_git):
+def test_edits_are_kept_under_another_name_where_no_git_can_keep_them(checkout):
     edited = "seeds: [1, 5]\n"
     (checkout / "params.yaml").write_text(edited)
-    if not in_git:
-        (checkout / ".git").rename(checkout / "no.git")  # where nothing can say that the file is kept
+    (checkout / ".git").rename(checkout / "no.git")
+    code, told, found = switch(checkout, "one")
+    assert code == 0 and found == "seeds: [1]\n" and "the old one is params.old1.yaml" in told
+    assert (checkout / "params.old1.yaml").read_text() == edited
+
+
+def test_edits_are_never_overwritten(checkout):
+    edited = "seeds: [1, 5]\n"
+    (checkout / "params.yaml").write_text(edited)
     code, told, found = switch(checkout, "one")
     assert code == 1 and found == edited
     assert told.startswith("error: params.yaml has edits that are not committed") and told.count("\n") == 1
@@ -311,11 +317,17 @@ def test_edits_are_never_overwritten(checkout, in_git):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "error: the experiment is missing: expected one of one, tiny/two (make experiment NAME=...)\n"),
-        (["tiny/twp"], "error: the experiment is tiny/twp: did you mean tiny/two? (make experiment NAME=...)\n"),
+        (
+            [],
+            "error: the experiment is missing: expected one of one, tiny/two (make experiment NAME=...; with DATA=folder, any name for an experiment on images of your own)\n",
+        ),
+        (
+            ["tiny/twp"],
+            "error: the experiment is tiny/twp: did you mean tiny/two? (make experiment NAME=...; with DATA=folder, any name for an experiment on images of your own)\n",
+        ),
         (
             ["../params"],
-            "error: the experiment is ../params: expected one of one, tiny/two (make experiment NAME=...)\n",
+            "error: the experiment is ../params: expected one of one, tiny/two (make experiment NAME=...; with DATA=folder, any name for an experiment on images of your own)\n",
         ),
     ],
 )

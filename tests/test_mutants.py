@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import checkout
 import mutate
 import pytest
 
@@ -86,6 +87,7 @@ def test_the_runner_tells_killed_from_survived_and_from_what_does_not_import(tmp
     written = {
         "pytest.ini": "[pytest]\npythonpath = .\n",
         "stages/a.py": "def half(x):\n    return x // 2\n",
+        "workflow/scripts/checkout.py": Path(checkout.__file__).read_text(encoding="utf-8"),
         "tests/mutate.py": Path(mutate.__file__).read_text(encoding="utf-8"),
         "tests/test_a.py": "from stages.a import half\n\n\ndef test_half():\n    assert half(6) == 3\n",
         "tests/mutants/a.txt": "module stages/a.py\ntests tests/test_a.py\n\ntwice\n- x // 2\n+ x * 2\n\nrounded up\n- x // 2\n+ -(-x // 2)\n",

@@ -100,9 +100,11 @@ def test_the_misspelling_is_told_rather_than_the_key_it_leaves_missing(file):
     [
         ({"train__learning_rate": ...}, "the key train.learning_rate is missing"),
         ({"score__headline__weights": ...}, "the key score.headline.weights is missing (one of sample.weights)"),
-        ({"arms__ddpm__rounds": ...}, "the key arms.ddpm.rounds is missing"),
+        ({"arms__ddpm__method": ...}, "the key arms.ddpm.method is missing"),
+        ({"arms__ddpm__sample": ...}, "the key arms.ddpm.sample is missing (settings of this arm, over those of the section sample; {} for none)"),
+        ({"compute": ...}, "the key compute is missing (device, threads and precision of the computation; the rounding of results depends on them): compute: {} takes its defaults"),
         ({"arms__iet_agc_plus__redistribute__select": ...}, "the key arms.iet_agc_plus.redistribute.select is missing"),
-        ({"seeds": ...}, "the key seeds is missing"),
+        ({"score": ...}, "the key score is missing (how generated images are compared with training images and held-out images)"),
         ({"arms__ddpm__train__epochs": "ten"}, "arms.ddpm.train.epochs is 'ten', expected a whole number (E, passes over a shard in one round"),
         ({"arms__ddpm__train__epochs": 10.0}, "arms.ddpm.train.epochs is 10.0, expected a whole number (E, passes over a shard in one round"),
         ({"arms__ddpm__train__epochs": True}, "arms.ddpm.train.epochs is True, expected a whole number (E, passes over a shard in one round"),
@@ -179,7 +181,9 @@ ALIASES = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         (TINY.replace("rounds: 2", "rounds: 2\n    rounds: 3"), ", line 20: the key rounds stands twice"),
         (b"# caf\xe9\n" + TINY.encode(), " is not UTF-8 text: byte 5 cannot be read"),
         ("seeds: [0\ndata: 1\n", ", line 2: did not find expected ',' or ']'"),
-        ("seeds:\n\t- 0\n", ", line 2: found character that cannot start any token"),
+        ("seeds:\n\t- 0\n", ", line 2: a tab, where YAML allows only spaces: replace it by spaces"),
+        (TINY.replace("    rounds: 2", "  \trounds: 2", 1), ", line 19: a tab, where YAML allows only spaces"),
+        (TINY.replace("  threads: 1", "\tthreads: 1", 1) + "\ta: 1", ", line 29: a tab, where YAML allows only spaces"),
         ("seeds: *none\n", ", line 1: found undefined alias"),
         ("seeds: !!python/object/apply:os.getcwd []\n", ", line 1: could not determine a constructor for the tag"),
         (TINY + "\0", ": unacceptable character #x0000"),
@@ -339,7 +343,9 @@ def test_the_last_values_that_are_allowed(file, changes):
 
 def test_a_missing_file_says_where_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"^there is no params\.yaml in .*: run from the root of the project$"):
+    with pytest.raises(
+        ValueError, match=rf"^there is no params\.yaml in .*: go to the root of the project first: cd {ROOT}$"
+    ):
         rules.load()
 
 
@@ -380,10 +386,10 @@ def test_make_settings_lists_every_key_of_the_schema_with_its_meaning(capsys):
     settings.main([])
     told = capsys.readouterr().out.splitlines()
     for line in (
-        "score.neighbours: number of nearest training images that the ratio uses; integer; at least 2",
-        "diffusion.num_timesteps: T, number of timesteps; integer; at least 1",
+        "score.neighbours: number of nearest training images that the ratio uses; integer; at least 2; default 50",
+        "diffusion.num_timesteps: T, number of timesteps; integer; at least 1; default 1000",
         "train.ema_decay: decay of the EMA weights per optimiser step; 0: no EMA weights are kept; number; at least 0, less than 1",
-        "arms.<name>.method (agc).eta: decay of the memory bank per sample; number; at least 0, less than 1",
+        "arms.<name>.method (agc).eta: decay of the memory bank per sample; number; at least 0, less than 1; default 0.8",
     ):
         assert line in told
     keys = {line.partition(":")[0] for line in told}

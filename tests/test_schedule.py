@@ -8,10 +8,11 @@ import how_far
 import pytest
 import schedule
 import yaml
-from conftest import TINY
+from conftest import ROOT, TINY
 from snakemake.cli import get_argument_parser
 from snakemake.resources import Resource, Resources
 
+from stages import plan, rules
 from stages.run import instance
 
 IET = "iet_agc_plus-seed3"
@@ -72,33 +73,159 @@ def test_stages_at_a_time(cores, jobs, gpus, device, threads, slots):
     assert schedule.slots(workflow, {"device": device, "threads": threads}) == slots
 
 
+def clock(slots=1, **waits_for):
+    """Two stages of plain work, and two that pass images through a network."""
+    work = {
+        "data": how_far.Work("data", 1500, 0),
+        "train": how_far.Work("train", 6000, 1000),
+        "next": how_far.Work("train_next", 6000, 3000),
+        "score": how_far.Work("score", 6000, 0),
+    }
+    return how_far.HowFar(work, waits_for, slots)
+
+
 def test_how_far_by_hand():
-    work, noon = {"a": 10, "b": 60, "c": 30}, datetime.datetime(2026, 3, 1, 12, 0)
-    assert how_far.line(work, set(), 5.0, noon) is None
-    assert how_far.line(work, {"a"}, 60.0, noon) == (
-        "experiment: 1 of 3 stages, 10% of the work, about 9:00 min left, until 12:09"
-    )
-    assert how_far.line(work, {"a", "c"}, 120.0, noon) == (
-        "experiment: 2 of 3 stages, 40% of the work, about 3:00 min left, until 12:03"
-    )
-    assert "9:00 h left, until 21:00" in how_far.line(work, {"a"}, 3600.0, noon)
-    assert "90:00 h left, until Thursday 05 March 06:00" in how_far.line(work, {"a"}, 36000.0, noon)
-    assert how_far.line(work, set(work), 9.0, noon) is None
+    """data takes 3 s, so a unit of start-up takes 2 ms; train 32 s, of which 12 s are start-up, so an image takes 20 ms."""
+    told = clock()
+    told.start("data", 0)
+    told.end("data", 3)
+    told.start("train", 3)
+    assert told.left(30) is None  # nothing says yet how long an image takes
+    told.end("train", 35)
+    left = 12 + 60 + 12  # next and score
+    assert told.left(35) == pytest.approx((left, 35 / (35 + left)))
+    told.start("next", 35)
+    assert told.left(45) == pytest.approx((left - 10, 45 / (35 + left)))
+    assert told.left(435)[0] == pytest.approx(
+        7.2 + 12
+    )  # it takes longer than expected: a tenth of it is still taken to be left
+    told.end("next", 215)
+    told.start("score", 215)
+    told.end("score", 221)
+    assert told.left(221) == (0, 1)
 
 
-def test_it_is_told_when_stages_have_ended_and_not_again(monkeypatch, capsys):
-    monkeypatch.setattr(how_far, "LOOK_S", 0.01)
-    monkeypatch.setattr(how_far, "EVERY_S", 0.05)
-    ended = set()
-    how_far.tell({"a": 1, "b": 1, "c": 2}, ended.__contains__)
-    told = []
-    for names in ({"a"}, {"b"}, {"c"}):
-        ended |= names
-        time.sleep(0.5)
-        told.append(capsys.readouterr().err)
-    assert told[0].startswith("experiment: 1 of 3 stages, 25% of the work") and told[0].count("\n") == 1
-    assert told[1].startswith("experiment: 2 of 3 stages, 50% of the work") and told[1].count("\n") == 1
-    assert told[2] == ""
+def test_stages_side_by_side_and_the_longest_path():
+    left = {}
+    for slots, waits_for in ((1, {}), (2, {}), (4, {}), (4, {"score": ["next"]})):
+        told = clock(slots, **waits_for)
+        for name, start, end in (("data", 0, 3), ("train", 3, 35)):
+            told.start(name, start)
+            told.end(name, end)
+        left[slots, bool(waits_for)] = told.left(35)[0]
+    assert left == pytest.approx({(1, False): 84, (2, False): 72, (4, False): 72, (4, True): 84})
+
+
+# Seconds of the stages of the default experiment on two cores, of a run whose first estimate was five times too long.
+TOOK = {
+    "plan": 3,
+    "data": 5,
+    "shard": 2,
+    "aggregate": 2,
+    "redistribute": 2,
+    "sample": 53,
+    "score": 7,
+    "analyse": 15,
+    "report": 12,
+}
+TRAINED = {"iet_agc_plus": 31, "ddpm": 48, "ddpm_dropout": 50}
+
+
+@pytest.mark.parametrize("per_image", [0.2, 1, 30])
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_the_first_estimate_and_all_later_ones_are_right_within_a_factor_of_two(per_image, slots):
+    """Of networks that take a fifth and thirty times as long. What goes first is what Snakemake would take."""
+    experiment = rules.load(ROOT / "params.yaml")
+    instances = plan.expand(experiment)
+    waits_for = waits_of(instances)
+    work = schedule.tasks_of(waits_for, experiment)
+    took = {}
+    for name, i in instances.items():
+        seconds = TOOK[i.phase] if i.phase != "train" else TRAINED[i.arm]
+        start_up = seconds if i.phase not in ("train", "sample") else 4
+        took[name] = start_up + (seconds - start_up) * per_image
+    told, now, running, done, estimates = how_far.HowFar(work, waits_for, slots), 0.0, {}, set(), []
+    first = schedule.work_left(waits_for, experiment, slots)
+    while len(done) < len(took):
+        ready = [n for n in took if n not in done and n not in running and set(waits_for[n]) <= done]
+        for name in sorted(ready, key=lambda n: -first[n])[: slots - len(running)]:
+            running[name] = now + took[name]
+            told.start(name, now)
+        name = min(running, key=running.get)
+        now = running.pop(name)
+        done.add(name)
+        told.end(name, now)
+        if now > 30 and (found := told.left(now)):
+            estimates.append((now, found[0], found[1]))
+    assert estimates[0][2] < 0.35
+    for at, left, share in estimates:
+        if share < 0.9:  # then seconds are left
+            assert (now - at) / 2 < left < 2 * (now - at), (at, left, now)
+
+
+def waits_of(instances):
+    """dict stage -> the stages that it waits for, of the plan of the default experiment: by hand, as dvc.yaml says it."""
+    found = {name: [] for name in instances}
+    for name, i in instances.items():
+
+        def of(phase, **fields):
+            return [
+                n
+                for n, o in instances.items()
+                if o.phase == phase and all(getattr(o, k) == v for k, v in fields.items())
+            ]  # noqa: B023
+
+        run = {"arm": i.arm, "seed": i.seed}
+        match i.phase:
+            case "data":
+                found[name] = ["plan"]
+            case "shard":
+                found[name] = ["data"]
+            case "train" if i.round == 1:
+                found[name] = of("shard", **run)
+            case "train":
+                found[name] = of("aggregate", **run, round=i.round - 1) + of("redistribute", **run, round=i.round - 1)
+            case "aggregate" | "redistribute":
+                found[name] = of("train", **run, round=i.round)
+            case "sample":
+                found[name] = of("aggregate", **run, round=i.round)
+            case "score":
+                found[name] = of("sample", **run, round=i.round)
+            case "analyse":
+                found[name] = of("score", **run, round=4)
+            case "report":
+                found[name] = of("score") + of("analyse")
+    return found
+
+
+def test_how_it_is_told():
+    noon = datetime.datetime(2026, 3, 1, 12, 0)
+    assert how_far.line(180, 0.53, noon) == "53% of the work, about 3 min left, until 12:03"
+    assert how_far.line(44, 0.53, noon) == "53% of the work, about 40 s left, until 12:00"
+    assert "9:00 h left, until 21:00" in how_far.line(9 * 3600, 0.1, noon)
+    assert "90:00 h left, until Thursday 05 March 06:00" in how_far.line(90 * 3600, 0.1, noon)
+
+
+def test_it_is_told_when_stages_have_ended_and_otherwise_seldom(monkeypatch):
+    for name, seconds in (("LOOK_S", 0.01), ("EVERY_S", 0.05), ("SILENT_S", 0.8)):
+        monkeypatch.setattr(how_far, name, seconds)
+    told, shown = clock(), []
+    how_far.tell(told, shown.append)
+    for name in ("data", "train"):
+        told.start(name, time.monotonic())
+        time.sleep(0.2)
+        told.end(name, time.monotonic())
+    time.sleep(0.3)
+    assert len(shown) == 1 and "of the work" in shown[0]
+    time.sleep(1)
+    assert len(shown) == 2
+    for name in ("next", "score"):
+        told.start(name, time.monotonic())
+        told.end(name, time.monotonic())
+    time.sleep(0.2)
+    at_the_end = len(shown)
+    time.sleep(1)
+    assert len(shown) == at_the_end
 
 
 @pytest.mark.parametrize(("given", "stays"), [([], False), (["--max-jobs-per-timespan", "2/1s"], True)])

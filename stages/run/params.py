@@ -1,10 +1,12 @@
-"""Reads params.yaml, checks it against the schema, and says in one sentence what is wrong with it.
+"""Reads params.yaml, fills in defaults, checks it against the schema, and says in one sentence what is wrong with it.
 
 The schema is put together from several places: the keys that all phases share are in workflow/schemas/params.schema.yaml, the settings
-of a phase in PHASE of its module, those of a training method in SETTINGS of its module. Rules between sections are checked by
+of a phase in PHASE of its module, those of a training method in SETTINGS of its module. `default` of a key there is what stands for it where
+it is left out: it is filled in when the file is read, so all that comes after sees every key. Rules between sections are checked by
 stages/rules.py and by the function `check` of each phase.
 """
 
+import copy
 import difflib
 import math
 import re
@@ -69,6 +71,21 @@ def _mapping(loader, node):
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def at_root():
+    """Raises ValueError if the current folder is not the root of the project: all paths are relative to it."""
+    if not Path(PARAMS_FILE).exists():
+        raise ValueError(f"there is no {PARAMS_FILE} in {Path.cwd()}: {_where_to_run()}")
+
+
+def _where_to_run():
+    root = declarations.STAGES.parent
+    return (
+        f"go to the root of the project first: cd {root}"
+        if Path.cwd() != root
+        else f"restore it (git checkout {PARAMS_FILE})"
+    )
+
+
 def load(path=PARAMS_FILE):
     """The parameters, checked against the schema; see `read` and `check`."""
     params = read(path)
@@ -77,15 +94,15 @@ def load(path=PARAMS_FILE):
 
 
 def read(path=PARAMS_FILE):
-    """The parameters as they are written.
+    """The parameters, unchecked.
 
-    Returns   dict, as in the file
+    Returns   dict as in the file, with the defaults of what is left out
     Raises    ValueError: one sentence with the file, the key's full path, what was found and what was expected
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"there is no {path} in {Path.cwd()}: run from the root of the project") from None
+        raise ValueError(f"there is no {path} in {Path.cwd()}: {_where_to_run()}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
     try:
@@ -94,10 +111,43 @@ def read(path=PARAMS_FILE):
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
+        line = "".join(text.split("\n")[mark.line : mark.line + 1]) if mark else ""
+        if "\t" in line[: len(line) - len(line.lstrip())]:
+            problem = "a tab, where YAML allows only spaces: replace it by spaces"
         raise ValueError(f"{path}{where}: {' '.join(problem.split())}") from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
-    return params
+    return filled(params)
+
+
+def filled(params):
+    """A copy of parameters in which each key that is left out and has a default has it.
+
+    params   as in params.yaml, or some of its sections; what is not as the schema wants it stays as it is
+    """
+    whole = schema()
+    return _filled(params, whole, whole["$defs"])
+
+
+def _filled(value, rule, definitions):
+    """A value with the defaults of a rule, a JSON schema, and of all below it."""
+    import jsonschema
+
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in rule:
+        rule = definitions[rule["$ref"].rpartition("/")[2]] | rule
+    for case in (rule, *rule.get("allOf", [])):
+        if "if" in case:
+            holds = jsonschema.Draft202012Validator(case["if"]).is_valid(value)
+            value = _filled(value, case.get("then" if holds else "else", {}), definitions)
+    found, properties, others = dict(value), rule.get("properties", {}), rule.get("additionalProperties")
+    for name, below in properties.items():
+        if name in found or "default" in below:
+            found[name] = _filled(found.get(name, copy.deepcopy(below.get("default"))), below, definitions)
+    if isinstance(others, dict):
+        found |= {name: _filled(found[name], others, definitions) for name in found.keys() - properties.keys()}
+    return found
 
 
 def check(params, path=PARAMS_FILE):
@@ -138,9 +188,15 @@ def schema():
             of_arms[name] = _closed(phase["arm_section"])
         if phase.get("arms_override"):
             override = {"description": f"settings of this arm, over those of the section {name}; {{}} for none"}
-            of_arms[name] = _closed(phase["section"]) | {"required": []} | override
+            of_arms[name] = _closed(_without_defaults(phase["section"])) | {"required": []} | override
     definitions["audited_arm"]["properties"]["sample"] = of_arms["sample"]
     return whole
+
+
+def _without_defaults(section):
+    """A section as an arm has it: a key that the arm leaves out is that of the shared section."""
+    keys = section["properties"].items()
+    return section | {"properties": {name: {k: v for k, v in rule.items() if k != "default"} for name, rule in keys}}
 
 
 def _closed(section):
@@ -180,8 +236,10 @@ def _sentence(error):
         case "required" | "dependentRequired":
             missing = re.match(r"'(.*?)'", error.message).group(1)
             full = f"{key}.{missing}" if key else missing
-            described = rule.get("properties", {}).get(missing, {}).get("description")
-            return f"the key {full} is missing" + (f" ({described})" if described else "")
+            wanted = rule.get("properties", {}).get(missing, {})
+            described = f" ({wanted['description']})" if "description" in wanted else ""
+            empty = wanted.get("type") == "object" and not wanted.get("required") and "$ref" not in wanted
+            return f"the key {full} is missing{described}" + (f": {missing}: {{}} takes its defaults" if empty else "")
         case "type":
             if isinstance(found, str) and (number := EXPONENT.fullmatch(found)):
                 sign, whole, fraction, exponent_sign, exponent = number.groups()

@@ -20,6 +20,8 @@ import uuid
 from collections import defaultdict
 from pathlib import Path
 
+import checkout
+
 from stages.run import files, lock, processes, room
 
 LOOK_S = 2
@@ -43,6 +45,14 @@ def rounds_no_longer_needed(instances, pending):
         elif instance.phase == "aggregate":
             users[run, r].add(name)
     return {(run, r) for (run, r), names in users.items() if 1 <= r < last[run] and not names & pending}
+
+
+def check_git():
+    """Raises ValueError where there is a repository, but no git to ask which results its branches need."""
+    if checkout.has_git() and not shutil.which("git"):
+        raise ValueError(
+            f"git is not installed, so nothing says which results other branches need: install it, or prune nothing ({room.KEEP}=all)"
+        )
 
 
 def remove_empty_rounds():
@@ -165,6 +175,8 @@ def _outputs(recorded):
 
 def _committed_locks():
     """dvc.lock of the last commit and of whatever has a name in git, each content once, as `lock.recorded_stages` returns it."""
+    if not checkout.has_git():
+        return
 
     def git(*words):
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)

@@ -24,7 +24,9 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import checkout
 import how_far
+import messages
 import psutil
 import retention
 
@@ -67,6 +69,7 @@ def prepare(workflow):
         workflow.redistribute_lock = only  # held until this process ends, however it ends
         files.own_unfinished("snakemake")
         processes.on_sigterm(processes.terminate_children)  # Snakemake alone would wait for the end of what runs
+        checkout.tell_dvc()
         experiment = plan.load()
         mend_rwlock()
         fold_records()
@@ -75,6 +78,8 @@ def prepare(workflow):
             print(change, file=sys.stderr)
         _count_gpus(workflow, experiment["compute"]["device"])
         keeps_all = room.keeps_all()
+        if not keeps_all:
+            retention.check_git()
         retention.remove_empty_rounds()
         to_run = stages_to_run()
         room.check(
@@ -84,14 +89,29 @@ def prepare(workflow):
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # sys.exit would become a traceback of Snakemake's
     shutil.rmtree(RECEIPTS, ignore_errors=True)
+    _speak(workflow, experiment, to_run)
     if not is_dry_run(workflow):
         keep_folding()
-        how_far.tell(work_of(to_run, experiment), has_run)
     if not is_dry_run(workflow) and not keeps_all:
         workflow.redistribute_retention = retention.Retention(instances, to_run, has_run)
         workflow.redistribute_retention.prune()  # what an earlier run left
         workflow.redistribute_retention.watch()
     return experiment, to_run
+
+
+def _speak(workflow, experiment, to_run):
+    """Sets up what is printed from here on."""
+
+    def name_of(rule, wildcards):
+        return stage(rule, wildcards.get("key", rule))
+
+    clock = None
+    if not is_dry_run(workflow):
+        clock = how_far.HowFar(tasks_of(to_run, experiment), to_run, slots(workflow, experiment["compute"]))
+    workflow.redistribute_messages = messages.Messages(to_run, name_of, clock)
+    messages.replace_handler(workflow.output_settings, workflow.redistribute_messages)
+    if clock:
+        how_far.tell(clock, workflow.redistribute_messages.show_how_far)
 
 
 def limit_no_starts(workflow):
@@ -168,6 +188,11 @@ def show_results(workflow):
     if not is_dry_run(workflow) and files.SUMMARY.exists():
         for view in ("--page", "--table"):
             subprocess.run([sys.executable, "-m", "stages.report", view], check=False)
+
+
+def show_failures(workflow):
+    """The last thing that a run says that has failed."""
+    workflow.redistribute_messages.show_failures()
 
 
 def stages_to_run():
@@ -400,9 +425,18 @@ def _with_parents(path):
 
 def work_of(to_run, experiment):
     """Work of each stage by itself, in images passed through the network forward and back: an estimate from params.yaml."""
+    return {name: task.start_up + task.images for name, task in tasks_of(to_run, experiment).items()}
+
+
+def tasks_of(to_run, experiment):
+    """The same, with start-up and images of each stage apart: dict name -> how_far.Work."""
     instances = plan.expand(experiment)
     scale = Scale(experiment, SOME_IMAGES, experiment["data"].get("num_train", SOME_IMAGES))
-    return {name: instances[name].work(scale) for name in to_run}
+    of_stage = {name: (instances[name], instances[name].work(scale)) for name in to_run}
+    return {
+        name: how_far.Work(instance.block, instance.start_up, work - instance.start_up)
+        for name, (instance, work) in of_stage.items()
+    }
 
 
 def work_left(to_run, experiment, slots):

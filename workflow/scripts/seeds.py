@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dulwich.repo
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+import checkout
+
 from stages import experiments, rules
-from stages.run import cli
+from stages.run import cli, params
 
 COPY = Path("scratch/seeds")
 
@@ -41,22 +44,22 @@ def main(words):
             f"the seeds are {' '.join(words) or 'missing'}, expected whole numbers of at least 0, such as 0 1 2"
         )
     seeds = [int(word) for word in words]
+    params.at_root()
     experiment = rules.load()
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], capture_output=True, check=True
-    ).stdout
     COPY.mkdir(parents=True, exist_ok=True)
-    for name in filter(None, tracked.decode().split("\0")):
+    for name in checkout.own_files():
         source, target = Path(name), COPY / name
-        if source.exists() and not (target.exists() and name in ("dvc.lock", "plan.json", "metrics.json")):
+        if not (target.exists() and name in ("dvc.lock", "plan.json", "metrics.json")):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     (COPY / "params.yaml").write_text(
         yaml.safe_dump(_from_anywhere(experiment, seeds), sort_keys=False), encoding="utf-8"
     )
     rules.load(COPY / "params.yaml")
-    if not (COPY / ".git").exists():  # DVC wants its own repository
-        subprocess.run(["git", "init", "--quiet"], cwd=COPY, check=True)
+    if (
+        checkout.has_git() and not (COPY / ".git").exists()
+    ):  # or DVC would take the repository around the copy for its own
+        dulwich.repo.Repo.init(COPY)
     subprocess.run(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())], cwd=COPY, check=True)
     print(f"seeds {seeds} run in {COPY}; the report will be {COPY}/report.html")
     sys.exit(subprocess.run(["snakemake"], cwd=COPY, check=False).returncode)

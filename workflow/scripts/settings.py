@@ -1,5 +1,6 @@
-"""Lists every key that params.yaml may hold, with its meaning, type and range: `make settings`."""
+"""Lists every key that params.yaml may hold, with its meaning, type, range and default: `make settings`."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -20,9 +21,10 @@ def lines(key, rule, schema):
         for part in rule["$ref"].removeprefix("#/").split("/"):
             target = target[part]
         rule = target | {name: value for name, value in rule.items() if name != "$ref"}
+    default = f"default {json.dumps(rule['default'])}" if "default" in rule else ""
     kind = " or ".join(map(str, rule["enum"])) if "enum" in rule else rule.get("type", "")
     limits = ", ".join(f"{words} {rule[name]}" for name, words in RANGES.items() if name in rule)
-    said = "; ".join(part for part in (rule.get("description", ""), kind, limits) if part)
+    said = "; ".join(part for part in (rule.get("description", ""), kind, limits, default) if part)
     found = [f"{key}: {said}"] if key else []
     for name, below in rule.get("properties", {}).items():
         found += lines(f"{key}.{name}" if key else name, below, schema)

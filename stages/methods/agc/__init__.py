@@ -9,7 +9,7 @@ from stages.methods import base
 from stages.methods.agc import augmentation, memory_bank, two_pass
 
 SETTINGS = {
-    "required": ["lambda", "eta"],
+    "required": ["lambda"],
     "properties": {
         "lambda": {
             "description": "a sample is skipped when its loss is below lambda times the memory bank",
@@ -18,6 +18,7 @@ SETTINGS = {
         },
         "eta": {
             "description": "decay of the memory bank per sample",
+            "default": 0.8,
             "type": "number",
             "minimum": 0,
             "exclusiveMaximum": 1,
@@ -26,7 +27,7 @@ SETTINGS = {
             "description": "augmentation of samples just above the threshold",
             "type": "object",
             "additionalProperties": False,
-            "required": ["R", "A", "magnitude", "num_ops", "max_level"],
+            "required": ["R", "magnitude"],
             "if": {"required": ["authors"], "properties": {"authors": {"const": True}}},
             "then": {
                 "properties": {
@@ -44,6 +45,7 @@ SETTINGS = {
                 },
                 "A": {
                     "description": "how fast the augmentation gets weaker with the distance from the threshold",
+                    "default": 5.0,
                     "type": "number",
                     "minimum": 0,
                 },
@@ -54,11 +56,13 @@ SETTINGS = {
                 },
                 "num_ops": {
                     "description": "number of RandAugment operations per image",
+                    "default": 2,
                     "type": "integer",
                     "minimum": 1,
                 },
                 "max_level": {
                     "description": "level at which an operation has its full strength",
+                    "default": 30,
                     "type": "number",
                     "exclusiveMinimum": 0,
                 },
