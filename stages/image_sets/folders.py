@@ -117,6 +117,24 @@ def afhq_dog(data, progress):
     return ImageSet((AFHQ_TO_PX, AFHQ_TO_PX, 3), [], *parts)
 
 
+def sizes(root, progress):
+    """How many images a folder holds, and what sizes they have, upright.
+
+    progress   see `stages.image_sets.load`
+    Returns    (number, set of (height, width))
+    Raises     ValueError: no image, an unreadable one, and what `listing` refuses
+    """
+    paths, found = _images_under(root), set()
+    if not paths:
+        raise NotThereError(f"{root} holds no image, expected files that end in {', '.join(sorted(FORMATS))}")
+    looking = progress(f"looking at the images of {root}", "images")
+    for i, path in enumerate(paths):
+        with _opened(path) as image:
+            found.add(_upright_size(path, image)[::-1])
+        looking.update(i + 1, len(paths))
+    return len(paths), found
+
+
 def _part(keys, labels, paths, mode, size):
     def images(indices) -> Iterator[np.ndarray]:
         for index in indices:
