@@ -10,7 +10,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow mutants kills slurm-test seeds settings dependencies experiment release setup lint lock audit-pins clean help
+.PHONY: run test slow mutants kills slurm-test seeds settings dependencies experiment audit release setup lint lock audit-pins clean help
 
 run: setup ## runs the experiment of params.yaml
 	@snakemake
@@ -39,6 +39,9 @@ dependencies: setup ## updates the lists of code files in dvc.yaml to what the p
 
 seeds: setup ## runs the experiment of params.yaml with seeds 0, 1 and 2, in a copy under scratch/seeds
 	@python workflow/scripts/seeds.py 0 1 2
+
+audit: setup ## with GENERATED=dir TRAIN=dir: which training images a generator gives out; HELDOUT=dir adds what is chance; folders, .zip, .npz, or a saved pipeline; SIZE=, NUM_IMAGES=, SHOW_IMAGES=, OUT=
+	@python -m stages.audit $(if $(GENERATED),--generated "$(GENERATED)") $(if $(TRAIN),--train "$(TRAIN)") $(if $(HELDOUT),--heldout "$(HELDOUT)") $(if $(OUT),--out "$(OUT)") $(if $(SIZE),--size "$(SIZE)") $(if $(NUM_IMAGES),--num-images "$(NUM_IMAGES)") $(if $(SHOW_IMAGES),--show-images "$(SHOW_IMAGES)")
 
 release: setup ## with ARM=ddpm: exports a model for diffusers, with a model card; ROUND=, SEED=, WEIGHTS= choose another than the last without excess
 	@python workflow/scripts/release.py $(ARM) $(if $(ROUND),--round $(ROUND)) $(if $(SEED),--seed $(SEED)) $(if $(WEIGHTS),--weights $(WEIGHTS))

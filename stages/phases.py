@@ -28,9 +28,7 @@ wanted(experiment)                   whether there is such a phase; there always
 import functools
 import importlib
 
-import yaml
-
-from stages.run import declarations
+from stages.run import declarations, params
 from stages.run.instance import Instance, phase_of
 
 DVC_FILE = declarations.STAGES.parent / "dvc.yaml"
@@ -39,7 +37,7 @@ DVC_FILE = declarations.STAGES.parent / "dvc.yaml"
 @functools.cache
 def blocks():
     """Names of the blocks of dvc.yaml, in its order: tuple; a phase has one, or several where instances differ in what they depend on."""
-    return tuple(yaml.safe_load(DVC_FILE.read_text(encoding="utf-8"))["stages"])
+    return tuple(params.read(DVC_FILE)["stages"])
 
 
 @functools.cache

@@ -239,3 +239,11 @@ def test_slots_that_are_no_number_are_told(monkeypatch, text):
         device.slots()
     monkeypatch.setenv(device.SLOTS, "12")
     assert device.slots() == 12
+
+
+def test_a_second_stage_of_the_same_process_has_the_same_gpu(monkeypatch):
+    """An audit samples a pipeline and searches in one process: it must not wait for the GPU that it holds itself."""
+    monkeypatch.setattr(device, "_claimed", [object()])
+    monkeypatch.setattr(device, "claim_gpu", None)
+    assert device.claim({"device": "auto", "threads": 1}).type == "cuda"
+    assert device.claim({"device": "cpu", "threads": 1}).type == "cpu"

@@ -145,3 +145,15 @@ def test_influences_give_the_error_of_the_distance():
     found = [frechet.fd_pixels(draw(), train) for _ in range(300)]
     expected = np.mean([frechet.influences(draw(), train).std() / np.sqrt(250) for _ in range(5)])
     assert np.std(found) == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("sizes", [(9, 14), (9, 130), (130, 14)])
+def test_fewer_images_than_values_give_the_distance_and_influences_of_their_moments(sizes, monkeypatch):
+    """96 values; their covariances are never made where there are fewer images."""
+    rng = np.random.default_rng(13)
+    sample, train = (rng.integers(0, 256, (size, 4, 8, 3), dtype=np.uint8) for size in sizes)
+    expected = frechet.frechet_distance(*frechet.pixel_moments(sample), *frechet.pixel_moments(train))
+    assert frechet.fd_pixels(sample, train) == pytest.approx(expected, rel=1e-9)
+    influences = frechet.influences(sample, train)
+    monkeypatch.setattr(frechet, "_pixel_spread", lambda images: frechet._spread(*frechet.pixel_moments(images)))
+    np.testing.assert_allclose(influences, frechet.influences(sample, train), rtol=1e-6, atol=1e-9)

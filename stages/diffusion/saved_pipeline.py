@@ -51,6 +51,24 @@ class Source(kinds.Source):
         return with_channels("the pipeline", (made * 255).round().clip(0, 255).astype(np.uint8), self.shape[2])
 
 
+def size_of(path):
+    """The size of a pipeline's images: (height, width).
+
+    path     pathlib.Path of its folder
+    Raises   ValueError: it has no UNet with a size
+    """
+    config = path / "unet/config.json"
+    try:
+        size = json.loads(config.read_text(encoding="utf-8"))["sample_size"]
+        height, width = size if isinstance(size, list) else (size, size)
+        return int(height), int(width)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} is a pipeline without {config.relative_to(path)} that says the size of its images (sample_size): generate its "
+            "images yourself and give their folder"
+        ) from None
+
+
 def _pipeline(path):
     index = path / "model_index.json"
     if not index.is_file():

@@ -39,7 +39,9 @@ def images(generator, shape, num_images, progress, value_range=None):
     if "folder" in generator:
         found = _of_folder(path, shape, generator.get("resize", False), num_images, progress, value_range)
     else:
-        found = _of_file(path, shape, num_images)
+        if not path.is_file():
+            raise ValueError(f"the file generator.file = {path} does not exist: mend the path (params.yaml)")
+        found = of_file(path, shape, num_images)
     wanted = num_images or len(found)
     if len(found) < wanted:
         raise ValueError(
@@ -69,19 +71,23 @@ def _of_folder(path, shape, resize, num_images, progress, value_range):
     return with_channels(path, array, shape[2])
 
 
-def _of_file(path, shape, num_images):
-    if not path.is_file():
-        raise ValueError(f"the file generator.file = {path} does not exist: mend the path (params.yaml)")
-    try:
-        name, found, dtype = _described(path)
-    except BROKEN as error:
-        raise _unreadable(path, error) from None
-    if dtype != np.uint8 or len(found) not in (3, 4) or not found[0]:
+def of_file(path, shape=None, num_images=None):
+    """The images of an array file, .npy or .npz with one array of images.
+
+    path         pathlib.Path
+    shape        (H, W, C) of the training images, which these must fit; None: any
+    num_images   how many are wanted, the first ones; None: all
+    Returns      [M,H,W,C] uint8
+    Raises       ValueError: what `file_shape` raises, more images than the memory holds, another shape than asked for or, with shape None,
+                 neither 1 nor 3 channels
+    """
+    found, name = file_shape(path), _described(path)[0]
+    if shape:
+        check_size(path, found[1:], shape)
+    elif found[3] not in (1, 3):
         raise ValueError(
-            f"{path} holds {dtype} {found}, expected uint8 [images, height, width, channels] in 0..255: convert it, "
-            "for values x in [0, 1] with (255 * x).round().astype('uint8')"
+            f"{path} holds images of {found[3]} channels {found}, expected 1 or 3 in the last place: convert it"
         )
-    check_size(path, found[1:], shape)
     num_bytes, free = math.prod(found), psutil.virtual_memory().available
     if path.suffix == ".npz" and num_bytes > free:  # unpacked as a whole
         raise ValueError(
@@ -93,7 +99,26 @@ def _of_file(path, shape, num_images):
         array = np.ascontiguousarray((array[..., None] if array.ndim == 3 else array)[:num_images])
     except BROKEN as error:
         raise _unreadable(path, error) from None
-    return with_channels(path, array, shape[2])
+    return with_channels(path, array, shape[2]) if shape else array
+
+
+def file_shape(path):
+    """The shape [M,H,W,C] of the images of an array file, from its header.
+
+    path      pathlib.Path
+    Returns   (M, H, W, C)
+    Raises    ValueError: no array file, not one array of images, not uint8, no image
+    """
+    try:
+        _, found, dtype = _described(path)
+    except BROKEN as error:
+        raise _unreadable(path, error) from None
+    if dtype != np.uint8 or len(found) not in (3, 4) or not all(found):
+        raise ValueError(
+            f"{path} holds {dtype} {found}, expected uint8 [images, height, width, channels] in 0..255: convert it, "
+            "for values x in [0, 1] with (255 * x).round().astype('uint8')"
+        )
+    return found if len(found) == 4 else (*found, 1)
 
 
 def _unreadable(path, error):

@@ -220,6 +220,22 @@ def afhq_dog(data, progress):
     return ImageSet((AFHQ_TO_PX, AFHQ_TO_PX, 3), [], *parts)
 
 
+def sizes(root, progress):
+    """How many images a folder holds, and what sizes they have, upright.
+
+    progress   see `stages.image_sets.load`
+    Returns    (number, set of (height, width))
+    Raises     ValueError: no image, unreadable ones, and what `listing` refuses
+    """
+    paths, _ = image_files(root)
+    if not paths:
+        raise NotThereError(f"{root} holds no image")
+    found = looks.look(paths, progress)
+    if told := _faults(Path(root), paths, found):
+        raise ValueError(*told)
+    return len(paths), {(one.height, one.width) for one in found}
+
+
 def _part(keys, labels, paths, mode, size, value_range=None, over_windows=False):
     def images(indices) -> Iterator[np.ndarray]:
         for index in indices:

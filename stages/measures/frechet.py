@@ -6,6 +6,8 @@ The distance of pixels is not the one of Inception features and is never called 
 weights, and shows the coarse failures (colour, contrast, blur, collapse) of samples from short runs.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 MAX_SIDE_PX = 32  # of an image whose pixels are compared: 3 * 32^2 = 3,072 values, a covariance of 75 MB
@@ -36,9 +38,26 @@ def frechet_distance(mean_sample, cov_sample, mean_train, cov_train):
             )
         if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
             raise ValueError(f"{role} mean or cov has values that are not finite")
-    cross = np.linalg.svd(_factor(cov_sample).T @ _factor(cov_train), compute_uv=False).sum()
-    shift = mean_sample - mean_train
-    return float(shift @ shift + np.trace(cov_sample) + np.trace(cov_train) - 2 * cross)
+    return _distance(_spread(mean_sample, cov_sample), _spread(mean_train, cov_train))
+
+
+class Spread(NamedTuple):
+    """What the distance needs of a set of vectors: mean [D], trace of the covariance C, and a factor F [D, R] with F F^T = C."""
+
+    mean: np.ndarray
+    trace: float
+    factor: np.ndarray
+
+
+def _spread(mean, cov):
+    return Spread(mean, np.trace(cov), _factor(cov))
+
+
+def _distance(sample, train):
+    """`frechet_distance` of two Spreads."""
+    cross = np.linalg.svd(sample.factor.T @ train.factor, compute_uv=False).sum()
+    shift = sample.mean - train.mean
+    return float(shift @ shift + sample.trace + train.trace - 2 * cross)
 
 
 def pixel_moments(images):
@@ -77,7 +96,22 @@ def fd_pixels(sample, train):
         raise ValueError(
             f"sample images are {sample.shape[1:]} and train images {train.shape[1:]} (H, W, C), expected one shape"
         )
-    return frechet_distance(*pixel_moments(sample), *pixel_moments(train))
+    return _distance(_pixel_spread(sample), _pixel_spread(train))
+
+
+def _pixel_spread(images):
+    """Spread of the pixels that `pixel_moments` is of.
+
+    Of fewer images than values the centred images themselves are a factor of the covariance, which then need not be made: 200 images of
+    3,072 values take 0.1 s instead of a minute.
+    """
+    num_values = int(np.prod([min(side, MAX_SIDE_PX) for side in images.shape[1:3]])) * images.shape[3]
+    if images.dtype != np.uint8 or not 2 <= len(images) < num_values:
+        return _spread(*pixel_moments(images))
+    vectors = _vectors(images)
+    mean = vectors.mean(axis=0)
+    factor = (vectors - mean).T / np.sqrt(len(images) - 1)
+    return Spread(mean, (factor**2).sum(), factor)
 
 
 def influences(sample, train):
@@ -93,16 +127,15 @@ def influences(sample, train):
     sample, train   as in fd_pixels
     Returns         [M] float64, with mean 0 up to rounding, in the unit of fd_pixels
     """
-    (mean, cov), (mean_train, cov_train) = pixel_moments(sample), pixel_moments(train)
-    factor = _factor(cov_train)
-    left, singular, _ = np.linalg.svd(factor.T @ _factor(cov), full_matrices=False)
+    of_sample, of_train = _pixel_spread(sample), _pixel_spread(train)
+    left, singular, _ = np.linalg.svd(of_train.factor.T @ of_sample.factor, full_matrices=False)
     kept = singular > singular[0] * len(singular) * np.finfo(np.float64).eps
-    towards = factor @ (left[:, kept] / np.sqrt(singular[kept]))  # T = towards towards^T
+    towards = of_train.factor @ (left[:, kept] / np.sqrt(singular[kept]))  # T = towards towards^T
     found = []
     for start in range(0, len(sample), IMAGES_AT_ONCE):
-        centred = _vectors(sample[start : start + IMAGES_AT_ONCE]) - mean
+        centred = _vectors(sample[start : start + IMAGES_AT_ONCE]) - of_sample.mean
         stretched = (centred**2).sum(axis=1) - ((centred @ towards) ** 2).sum(axis=1)
-        found.append(2 * centred @ (mean - mean_train) + stretched)
+        found.append(2 * centred @ (of_sample.mean - of_train.mean) + stretched)
     found = np.concatenate(found)
     return found - found.mean()
 

@@ -23,7 +23,20 @@ from stages.report import machines, page, table
 from stages.run import files, params
 from stages.run.instance import LIGHT_BYTES, Instance
 
-PHASE = {"name": "report", "per": "experiment", "final": True, "reads_phases": True}
+# fmt: off
+PHASE = {
+    "name": "report",
+    "per": "experiment",
+    "final": True,
+    "reads_phases": True,
+    "section": {
+        "description": "what the page holds",
+        "properties": {
+            "show_images": {"description": "how many generated images of each arm the page shows beside their nearest training images; 0: none (default: 24; with captions 24 if similarity.show_images is above 0, otherwise 0)", "type": "integer", "minimum": 0, "maximum": 24},
+        },
+    },
+}
+# fmt: on
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
 

@@ -88,6 +88,8 @@ def claim(compute):
     torch.set_num_threads(compute["threads"])
     if compute["device"] == "cpu":
         return torch.device("cpu")
+    if _claimed:  # several stages in one process, as in an audit
+        return torch.device("cuda")
     ids = visible_gpus()
     if ids:
         gpu, lock = claim_gpu(ids, slots=slots(), wait_s=600)

@@ -38,29 +38,36 @@ def section(report):
         "The list for all arms, seeds and weights is in artifacts/report/leaks.csv and leaks.parquet. In the CSV, an apostrophe "
         "stands before a key that a spreadsheet would take for a formula."
     )
-    pictures = phases.module("similarity").shows_pictures(report.settings) or not experiments.is_text(report.settings)
     parts = [html.quiet(text)]
     for arm in report.arms:
         copies = leaks.of_run(report.leaks, arm, report.first_seed, weights)
-        pairs = read(files.folder("results/score", report.first_place(arm)), weights, copies, pictures)
+        pairs = read(files.folder("results/score", report.first_place(arm)), weights, copies, _shown(report.settings))
         parts.append(of_arm(arm, pairs, copies.tolist(), report.metrics[arm]["num_images"], report.num_train))
     return html.section(ANCHOR, "Training images that leaked", "\n".join(parts))
 
 
-def read(folder, weights, copies, pictures):
+def _shown(settings):
+    """How many of the pairs have pictures."""
+    if "show_images" in (asked := settings.get("report", {})):
+        return asked["show_images"]
+    shows = phases.module("similarity").shows_pictures(settings) or not experiments.is_text(settings)
+    return phases.module("score").GALLERY_IMAGES if shows else 0
+
+
+def read(folder, weights, copies, shown):
     """The most memorised generated images of a run: list of Pair, the lowest ratio first.
 
     folder     of the run's scores
     copies     as leaks.of_run returns it
-    pictures   whether pictures are shown
+    shown      how many of them, the first ones, have pictures
     """
     gallery = files.load_arrays(folder / "gallery.safetensors")
     images = files.load_table(folder / "images.parquet", ["weights", "image", "nearest_key"])
     key_of = images[images.weights == weights].set_index("image").nearest_key
     return [
         Pair(
-            generated=png(gallery["generated"][g]) if pictures else None,
-            train=png(gallery["train"][g]) if pictures else None,
+            generated=png(gallery["generated"][g]) if g < shown else None,
+            train=png(gallery["train"][g]) if g < shown else None,
             image=int(image),
             key=key_of[image],
             ratio=float(gallery["ratio"][g]),

@@ -11,6 +11,8 @@ WHY = (
 
 
 def section(report):
+    if len(report.rounds) == report.rounds.weights.nunique():  # a point is no curve
+        return ""
     headline, caption = (
         report.headline.weights,
         (
