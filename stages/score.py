@@ -1,15 +1,26 @@
 """Finds the nearest training images of every generated image and counts which are memorised.
 
+    python -m stages.score --reference                      tries on altered training images what the search can find
+    python -m stages.score --arm ddpm --seed 0 --round 2    scores the images of one round
+
 params    score
 reads     artifacts/data, artifacts/samples/<run>[/round<r>]/part<p> of exactly the parts of the plan; where images have prompts, these as well
-writes    artifacts/results/score/<run>[/round<r>]/
+writes    artifacts/results/score/reference/
+              self_test.json    by alteration of training images how many were planted and found; see stages.measures.self_test
+          artifacts/results/score/<run>[/round<r>]/
               images.parquet    one row per generated image and kind of weights: nearest training image, distances, ratios; with held-out
-                                images also what it contributes to the headline's excess, and its influence on fd_pixels_heldout
+                                images also what it contributes to the headline's excess, its influence on fd_pixels_heldout, its lowest
+                                ratio among as many training images as there are held-out ones (matched_ratio), and the confidence that it
+                                is a copy (stages.measures.confidence; NaN if no held-out image has the class of its training image).
+                                variant: with score.variants, the one in which it is nearest (stages.measures.variants)
+                                generated: its file, where it comes from a folder
               curves.parquet    per protocol and threshold: count, distinct, excess with its interval, simplicity
               scores.json       numbers of images, Frechet distance on pixels; num_compared: the training images that the excess is of
               gallery.safetensors   the most memorised images beside their nearest training images
 """
 
+import functools
+import importlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,15 +28,16 @@ import numpy as np
 import pandas as pd
 
 from stages import experiments, randomness
-from stages.measures import frechet, memorisation
+from stages.measures import confidence, frechet, memorisation, self_test
 from stages.run import cli, device, files
-from stages.run.instance import LIGHT_BYTES, ROW_BYTES, Instance
+from stages.run.instance import LIGHT_BYTES, REFERENCE, ROW_BYTES, Instance
 from stages.run.progress import Progress
 
 # fmt: off
 PHASE = {
     "name": "score",
     "per": "sampled",
+    "reference": True,
     "arms": "all",
     "device": True,
     "final": True,
@@ -36,6 +48,7 @@ PHASE = {
             "neighbours": {"description": "number of nearest training images that the ratio uses", "default": 50, "type": "integer", "minimum": 2},
             "thresholds": {"description": "an image counts as memorised if its ratio is at or below the threshold; one result per threshold", "default": [0.4, 0.5, 0.6], "type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
             "grid_step": {"description": "step between the thresholds of the curves", "default": 0.02, "type": "number", "minimum": 0.001, "maximum": 0.5},
+            "variants": {"description": "true: images are also compared mirrored, shifted by up to 2 pixels, cropped by up to 2 and with brightness and contrast fitted, which finds altered copies and takes 29 times as many searches; no ratio is then that of a published protocol (default: false)", "type": "boolean"},
             "headline": {"description": "the one number at the top of the report", "type": "object", "additionalProperties": False, "required": ["weights"], "properties": {"protocol": {"description": "protocol of the headline", "default": "l2_from_gen", "enum": ["code_sq", "l2_from_gen"]}, "threshold": {"description": "one of score.thresholds", "default": 0.5, "type": "number", "exclusiveMinimum": 0, "maximum": 1}, "weights": {"description": "one of sample.weights", "enum": ["raw", "ema"]}}},
         },
     },
@@ -62,11 +75,16 @@ class Scores(Instance):
     writes = ("results/score",)
 
     def size(self, scale):
+        if self.arm is None:
+            return LIGHT_BYTES
         return scale.num_generated(self.arm) * ROW_BYTES + LIGHT_BYTES
 
 
 def instances(experiment):
-    return [Scores(block="score", **place) for place in experiments.sampled(experiment)]
+    return [
+        Scores(block="score_reference"),
+        *(Scores(block="score", **place) for place in experiments.sampled(experiment)),
+    ]
 
 
 def check(experiment):
@@ -98,43 +116,131 @@ GALLERY_IMAGES = 24
 
 
 def main(arguments):
-    with experiments.stage(PHASE, __doc__, arguments, check) as job:
-        settings = job.params["score"]
-        job.device = device.claim(job.params["compute"])
-        sample_settings = experiments.section(job.params, "sample", job.arm)
-        references = References(job, settings)
-        prompts = files.prompt_numbers(files.load_generations(job.run, job.round, sample_settings["parts"]))
-        rows, curves, gallery = [], [], None
-        scores = {"num_train": len(references.train), "num_heldout": len(references.heldout)}
-        scores["num_compared"] = references.matched.num_train if references.has_heldout else 0
-        scores["largest_hits"] = references.largest_hits if references.has_heldout else None
-        for weights in sample_settings["weights"]:
-            samples, what = (
-                files.load_samples(job.run, job.round, sample_settings["parts"], weights),
-                f"score@{job.key} {weights}",
-            )
-            scores["num_images"] = len(samples)
-            train, heldout, excess, more = references.nearest_train(samples, what), None, {}, {}
-            if references.has_heldout:
-                heldout = references.nearest_heldout(samples, what)
-                excess, more["excess"] = _excess(samples, what, train, heldout, settings, references, prompts)
-                more["influence"] = frechet.influences(samples, references.heldout)
-            if prompts is not None:
-                more["prompt"] = prompts
-            rows.append(_image_rows(weights, train, heldout, references.keys, more))
-            curves.append(_curves(weights, train, excess, settings, references))
-            scores[weights] = {
-                "fd_pixels": frechet.fd_pixels(samples, references.train),
-                "fd_pixels_heldout": frechet.fd_pixels(samples, references.heldout) if references.has_heldout else None,
-            }
-            if weights == settings["headline"]["weights"]:
-                gallery = _gallery(samples, train, references.train, settings["headline"]["protocol"])
-        with files.publish(files.folder("results/score", job.run, job.round)) as folder:
-            folder.mkdir()
-            files.save_table(folder / "images.parquet", pd.concat(rows, ignore_index=True))
-            files.save_table(folder / "curves.parquet", pd.concat(curves, ignore_index=True))
-            files.write_json(folder / "scores.json", scores)
-            files.save_arrays(folder / "gallery.safetensors", gallery)
+    experiments.stage_with_reference(PHASE, __doc__, arguments, reference, measure, check)
+
+
+def reference(job):
+    settings = job.params["score"]
+    job.device = device.claim(job.params["compute"])
+    with files.publish(files.folder("results/score", REFERENCE)) as folder:
+        files.write_json(folder / "self_test.json", _self_test(job, settings))
+
+
+def measure(job):
+    settings = job.params["score"]
+    job.device = device.claim(job.params["compute"])
+    sample_settings = experiments.section(job.params, "sample", job.arm)
+    references = References(job, settings)
+    prompts = files.prompt_numbers(files.load_generations(job.run, job.round, sample_settings["parts"]))
+    rows, curves, gallery = [], [], None
+    scores = {"num_train": len(references.train), "num_heldout": len(references.heldout)}
+    scores["num_compared"] = references.matched.num_train if references.has_heldout else 0
+    scores["largest_hits"] = references.largest_hits if references.has_heldout else None
+    for weights in sample_settings["weights"]:
+        samples, what = (
+            files.load_samples(job.run, job.round, sample_settings["parts"], weights),
+            f"score@{job.key} {weights}",
+        )
+        scores["num_images"] = len(samples)
+        train, heldout, excess, more = references.nearest_train(samples, what), None, {}, {}
+        if references.has_heldout:
+            heldout = references.nearest_heldout(samples, what)
+            excess, more = _excess(samples, what, train, heldout, settings, references, prompts)
+            more["influence"] = frechet.influences(samples, references.heldout)
+        if prompts is not None:
+            more["prompt"] = prompts
+        if (names := _generated(job, len(samples))) is not None:
+            more["generated"] = names
+        rows.append(_image_rows(weights, train, heldout, references.keys, more))
+        curves.append(_curves(weights, train, excess, settings, references))
+        scores[weights] = {
+            "fd_pixels": frechet.fd_pixels(samples, references.train),
+            "fd_pixels_heldout": frechet.fd_pixels(samples, references.heldout) if references.has_heldout else None,
+        }
+        if weights == settings["headline"]["weights"]:
+            gallery = _gallery(samples, train, references.train, settings["headline"]["protocol"])
+    with files.publish(files.folder("results/score", job.run, job.round)) as folder:
+        folder.mkdir()
+        files.save_table(folder / "images.parquet", pd.concat(rows, ignore_index=True))
+        files.save_table(folder / "curves.parquet", pd.concat(curves, ignore_index=True))
+        files.write_json(folder / "scores.json", scores)
+        files.save_arrays(folder / "gallery.safetensors", gallery)
+
+
+def _self_test(job, settings):
+    """What is found of training images that are altered and planted, with the settings of the headline.
+
+    Returns   dict: variants, whether the search was in variants as well; alterations, a list of dicts with alteration (in words), planted,
+              found, and with variants also found_as_is, how many are found without
+    """
+    train, headline = load_train(settings), settings["headline"]
+    # Keyed as the parts that match held-out images, which it has nothing to do with: a purpose of its own in stages/randomness.py would
+    # make every model that was ever trained stale.
+    rng = randomness.numpy_generator("reference", 0)
+    chosen = np.sort(rng.choice(len(train), min(self_test.PLANTED, len(train)), replace=False))
+    altered = dict(self_test.alterations(train[chosen], rng))
+    queries, planted = np.concatenate(list(altered.values())), np.tile(chosen, len(altered))
+    with_variants = settings.get("variants", False)
+    rows = [{"alteration": name, "planted": len(chosen)} for name in altered]
+    for column, variants in {"found": with_variants, **({"found_as_is": False} if with_variants else {})}.items():
+        nearest = search(
+            queries, train, settings["neighbours"], variants, job.device, f"score@{job.key} altered images"
+        )
+        counted = is_copy(nearest, headline["protocol"], headline["threshold"])
+        found = self_test.found(train, planted, nearest.index, counted).reshape(len(altered), -1).sum(axis=1)
+        for row, number in zip(rows, found, strict=True):
+            row[column] = int(number)
+    return {"variants": with_variants, "alterations": rows}
+
+
+def load_train(settings):
+    """The training images [N,H,W,C] uint8, memory-mapped. Raises ValueError if they are fewer than score.neighbours."""
+    train = files.load_array(files.DATA / "train.npy", mmap=True)
+    if len(train) < settings["neighbours"]:
+        raise ValueError(
+            f"there are {len(train)} training images, fewer than score.neighbours = {settings['neighbours']} (params.yaml)"
+        )
+    return train
+
+
+def search(queries, reference, k, variants, on, what, positions=None):
+    """The Nearest of each image among the reference images.
+
+    variants    whether they are searched in all variants (stages.measures.variants)
+    on          device
+    what        name for the progress that is shown
+    positions   [R] int64: what the reference images are called; None: by their place
+    """
+    from stages.measures import neighbours  # imports torch, which whoever only reads PHASE does not need
+
+    variant = None
+    if variants:
+        from stages.measures import variants as in_variants
+
+        number = len(in_variants.names(reference.shape[1:]))
+        progress = Progress(f"{what}, {number} variants with a search each", "images")
+        distances, indices, variant = in_variants.nearest(queries, reference, k, on, progress.update)
+    else:
+        distances, indices = neighbours.nearest(
+            queries, reference, k, device=on, progress=Progress(what, "images").update
+        )
+    ratios = memorisation.ratios(distances, neighbours.distances_from_nearest(reference, indices))
+    return Nearest(distances[:, :2], indices[:, 0] if positions is None else positions[indices[:, 0]], ratios, variant)
+
+
+def is_copy(nearest, protocol, threshold):
+    """Which images of a Nearest count as copies: [M] bool."""
+    return memorisation.is_memorised(nearest.ratios[protocol], threshold, memorisation.PROTOCOLS[protocol].strict)
+
+
+def _generated(job, num_images):
+    """The file that each generated image comes from, as its path in the folder of a generator from elsewhere; None for all others."""
+    generator = job.recipe.get("generator", {})
+    if "folder" not in generator:
+        return None
+    elsewhere = importlib.import_module("stages.image_sets.elsewhere")
+    names = elsewhere.names(generator, Progress)
+    return None if names is None or len(names) < num_images else names[:num_images]
 
 
 class References:
@@ -143,13 +249,10 @@ class References:
     def __init__(self, job, settings):
         self.k = settings["neighbours"]
         self.device = job.device
-        self.train = files.load_array(files.DATA / "train.npy", mmap=True)
+        self.variants = settings.get("variants", False)
+        self.train = load_train(settings)
         self.heldout = files.load_array(files.DATA / "heldout.npy", mmap=True)
         self.keys = np.array(files.load_json(files.DATA / "keys.json")["train"])
-        if len(self.train) < self.k:
-            raise ValueError(
-                f"there are {len(self.train)} training images, fewer than score.neighbours = {self.k} (params.yaml)"
-            )
         self.has_heldout = len(self.heldout) > 0
         if self.has_heldout:
             self.matched = memorisation.matched_parts(
@@ -185,12 +288,7 @@ class References:
                 yield self._search(samples, self.train[part], self.matched_k, f"{what}, part {f} of {num_parts}", part)
 
     def _search(self, queries, reference, k, what, positions=None):
-        from stages.measures import neighbours  # imports torch, which whoever only reads PHASE does not need
-
-        progress = Progress(what, "images")
-        distances, indices = neighbours.nearest(queries, reference, k, device=self.device, progress=progress.update)
-        ratios = memorisation.ratios(distances, neighbours.distances_from_nearest(reference, indices))
-        return Nearest(distances[:, :2], indices[:, 0] if positions is None else positions[indices[:, 0]], ratios)
+        return search(queries, reference, k, self.variants, self.device, what, positions)
 
 
 class Nearest(NamedTuple):
@@ -199,11 +297,13 @@ class Nearest(NamedTuple):
     distances   [M,2] int64: squared distances to the two nearest
     index       [M] int64: position of the nearest in the training set, or in the held-out set
     ratios      dict protocol -> [M] float64
+    variant     [M] text: the variant of the image that the nearest was found in; None where it was searched as it is
     """
 
     distances: np.ndarray
     index: np.ndarray
     ratios: dict
+    variant: np.ndarray | None
 
 
 def _image_rows(weights, train, heldout, keys, more):
@@ -216,6 +316,8 @@ def _image_rows(weights, train, heldout, keys, more):
         "d1": train.distances[:, 0],
         "d2": train.distances[:, 1],
     }
+    if train.variant is not None:
+        table["variant"] = train.variant
     table |= {f"train_{protocol}": ratio for protocol, ratio in train.ratios.items()}
     if heldout is not None:
         table |= {f"heldout_{protocol}": ratio for protocol, ratio in heldout.ratios.items()}
@@ -258,33 +360,37 @@ def _curves(weights, train, excess, settings, references):
 
 
 def _excess(samples, what, train, heldout, settings, references, prompts):
-    """The excess by (protocol, threshold), see memorisation.excess, which takes `prompts` as its groups; and what each image
-    contributes to that of the headline: [M] float64."""
-    matched = references.matched
+    """The excess by (protocol, threshold), see memorisation.excess, which takes `prompts` as its groups; and columns of images.parquet:
+    excess, what each image contributes to that of the headline; matched_ratio and confidence, by the headline's protocol."""
+    matched, headline = references.matched, settings["headline"]
     in_parts = {(name, threshold): np.zeros(len(samples)) for name, threshold, _ in _counting(settings)}
+    ratios, weights = [], []
     for part in references.nearest_in_parts(samples, what, train):
+        ratios.append(part.ratios[headline["protocol"]])
+        weights.append(matched.weight_train[part.index])
         for name, threshold, memorised in _counting(settings):
-            in_parts[name, threshold] += memorised(part) * matched.weight_train[part.index]
-    found, headline = {}, settings["headline"]
+            in_parts[name, threshold] += memorised(part) * weights[-1]
+    ratios = np.stack(ratios)
+    found, more = {}, {"matched_ratio": ratios.min(axis=0)}
+    more["confidence"] = confidence.of_copies(
+        ratios, np.stack(weights), heldout.ratios[headline["protocol"]], matched.weight_heldout[heldout.index]
+    )
+    more["confidence"][matched.weight_train[train.index] == 0] = np.nan  # its training image was in no part
     for name, threshold, memorised in _counting(settings):
         in_heldout = memorised(heldout) * matched.weight_heldout[heldout.index]
         found[name, threshold] = memorisation.excess(
             in_parts[name, threshold], in_heldout, references.largest_hits, prompts
         )
         if (name, threshold) == (headline["protocol"], headline["threshold"]):
-            contributions = in_parts[name, threshold] - in_heldout
-    return found, contributions
+            more["excess"] = in_parts[name, threshold] - in_heldout
+    return found, more
 
 
 def _counting(settings):
     """Each protocol and threshold, with a function from Nearest to which of its images count as memorised."""
-    for name, protocol in memorisation.PROTOCOLS.items():
+    for name in memorisation.PROTOCOLS:
         for threshold in thresholds_of(name, settings):
-
-            def memorised(nearest, name=name, threshold=threshold, strict=protocol.strict):
-                return memorisation.is_memorised(nearest.ratios[name], threshold, strict)
-
-            yield name, threshold, memorised
+            yield name, threshold, functools.partial(is_copy, protocol=name, threshold=threshold)
 
 
 def _gallery(samples, found, train, protocol):

@@ -98,6 +98,7 @@ def write_scores(root, run, level, round_=None, held_out=True, key="<b>3&7.png")
     images = [
         {"weights": weights, "image": i, "nearest_train": i % 5, "nearest_key": key if weights == "raw" else "=other"}
         | {"train_l2_from_gen": ratios[weights].get(i, 0.9), "excess": 0.0, "influence": 0.0}
+        | ({"confidence": (96 - i) / 100, "matched_ratio": i / 10, "heldout_l2_from_gen": i / 8} if held_out else {})
         for weights in ("ema", "raw")
         for i in range(10)
     ]
@@ -111,8 +112,25 @@ def write_scores(root, run, level, round_=None, held_out=True, key="<b>3&7.png")
     save_file(gallery | {"ratio": np.array([0.123, 0.55])}, folder / "gallery.safetensors")
 
 
+SELF_TEST = {
+    "variants": False,
+    "alterations": [
+        {"alteration": "unchanged", "planted": 4, "found": 4},
+        {"alteration": "mirrored", "planted": 4, "found": 1},
+        {"alteration": "<blurred>", "planted": 4, "found": 2},
+    ],
+}
+
+
+def write_self_test(root, found=SELF_TEST):
+    folder = root / "artifacts/results/score/reference"
+    folder.mkdir(parents=True)
+    (folder / "self_test.json").write_text(json.dumps(found))
+
+
 def make_tree(root, settings, levels, **options):
     (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    write_self_test(root)
     for arm, rounds in [("plain", PLAIN_ROUNDS), ("iet", IET_ROUNDS)]:
         for seed in settings["seeds"]:
             write_counts(root, f"{arm}-seed{seed}", rounds)

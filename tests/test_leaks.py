@@ -73,8 +73,10 @@ KEYS = [
 
 def frame_of(keys):
     size = len(keys)
-    columns = {"arm": "ddpm", "seed": 0, "weights": "raw", "index": range(size), "key": keys, "count": 1}
-    return pd.DataFrame(columns | {"best_ratio": np.linspace(0, 1, size), "twin": range(size)})
+    columns = {"arm": "ddpm", "seed": 0, "weights": "raw", "index": range(size), "key": keys, "status": "candidate"}
+    columns |= {"confidence": [np.nan, *[0.5] * (size - 1)], "count": 1, "best_ratio": np.linspace(0, 1, size)}
+    columns |= {"matched_ratio": 0.1, "heldout_ratio": np.nan, "twin": range(size), "generated": keys[::-1]}
+    return pd.DataFrame(columns | {"variant": "as is"})
 
 
 def check_csv():
@@ -85,7 +87,9 @@ def check_csv():
     for row in rows:
         for cell in row.values():
             assert not cell.strip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")), "a formula"
-    assert [row["key"].removeprefix("'") for row in rows] == KEYS, "another key came back"
+    for name, keys in (("key", KEYS), ("generated", KEYS[::-1])):
+        assert [row[name].removeprefix("'") for row in rows] == keys, "another key came back"
+    assert [row["confidence"] for row in rows] == ["", *["0.5"] * (len(KEYS) - 1)] and rows[1]["heldout_ratio"] == ""
     assert {"cats/0001.png", "ä/ü=1.png", "0012", "a=1", "NA"} <= {row["key"] for row in rows}
     assert [float(row["best_ratio"]) for row in rows] == frame.best_ratio.tolist()
     assert [int(row["twin"]) for row in rows] == frame.twin.tolist()

@@ -29,7 +29,7 @@ def shard_lists(project, round_):
 
 
 def test_a_run_ends_with_the_table_and_the_report(finished):
-    assert "21 of 21 steps (100%) done" in finished.output  # 20 stages, and the rule all
+    assert "22 of 22 steps (100%) done" in finished.output  # 21 stages, and the rule all
     assert re.search(r"iet_agc_plus +\d", finished.output)
     assert "report.html" in finished.output
     page = (finished.root / "report.html").read_text()
@@ -364,7 +364,7 @@ def test_the_scheduler_passes_over_ready_stages_only_when_one_ends(finished, tmp
     project = finished.copy(tmp_path / "project")
     project.run("rm", "-rf", ".dvc/cache", "artifacts/results/score")
     said = project.run("snakemake", "--cores", "1", "--verbose").text  # one waits while the other runs
-    assert "4 of 4 steps" in said, said  # two scores, the report and the rule all
+    assert "5 of 5 steps" in said, said  # two scores, the self-test, the report and the rule all
     assert said.count("Ready jobs: ") <= 5, said
 
 

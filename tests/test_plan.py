@@ -189,7 +189,7 @@ def test_without_redistribution_the_index_lists_of_round_1_hold_throughout():
 def test_one_shard_and_one_round():
     found = listed(only({"rounds": 1, "shard": {"num_shards": 1}, "redistribute": MSR, "sample": {"parts": 1}}))
     numbers = {block: len(keys) for block, keys in found.items() if block != "data" and keys}
-    assert numbers == {"shard": 1, "train": 1, "aggregate": 1, "sample": 1, "score": 1}
+    assert numbers == {"shard": 1, "train": 1, "aggregate": 1, "sample": 1, "score_reference": 1, "score": 1}
 
 
 def test_every_seed_has_instances_of_its_own_and_an_arm_its_own_parts():
@@ -376,7 +376,7 @@ def test_dvc_resolves_dvc_yaml_to_exactly_these_instances(folder, monkeypatch):
 
 def test_refresh_writes_and_says_so_once(folder):
     found = plan.expand(experiment())
-    assert plan.refresh(found) == ["plan.json now has 20 new stages and 0 fewer old ones"]
+    assert plan.refresh(found) == ["plan.json now has 21 new stages and 0 fewer old ones"]
     assert Path("plan.json").read_text() == plan.text(found)
     assert plan.refresh(found) == []
 
@@ -555,7 +555,7 @@ def test_the_stage_asks_for_another_run_after_a_change_and_then_agrees(folder):
     assert first.returncode == 1
     assert first.text.splitlines() == [
         phases.declared("quality")["left_out"],
-        "plan.json now has 20 new stages and 0 fewer old ones",
+        "plan.json now has 21 new stages and 0 fewer old ones",
         "error: the structure of the experiment changed and the plan was renewed: run the same command again",
     ]
     assert Path("artifacts/plan.ok").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import report_tree
 from report_tree import ONE_SEED, SETTINGS, built, write_scores
 
 from stages import report
@@ -134,33 +135,54 @@ def test_the_leak_list_of_both_arms_and_weights(one_seed):
     root, _ = one_seed
     frame = pd.read_parquet(root / "artifacts/report/leaks.parquet")
     assert frame.values.tolist() == [
-        [arm, 0, *row]
+        [arm, 0, *row, "as is"]
         for arm in ("plain", "iet")
-        for row in (["ema", 3, "=other", 1, 0.5, 3], ["raw", 2, "<b>3&7.png", 2, 0.123, 7])
+        for row in (
+            ["ema", 3, "=other", "candidate", 0.93, 1, 0.5, 0.3, 0.375, 3, "3"],
+            ["raw", 2, "<b>3&7.png", "candidate", 0.89, 2, 0.123, 0.7, 0.875, 7, "7"],
+        )
     ]
-    assert frame.columns.tolist() == ["arm", "seed", "weights", "index", "key", "count", "best_ratio", "twin"]
+    assert frame.columns.tolist() == [
+        "arm", "seed", "weights", "index", "key", "status", "confidence", "count", "best_ratio", "matched_ratio", "heldout_ratio",
+        "twin", "generated", "variant",
+    ]  # fmt: skip
     lines = (root / "artifacts/report/leaks.csv").read_text().splitlines()
-    assert lines[1:3] == ['"plain",0,"ema",3,"\'=other",1,0.5,3', '"plain",0,"raw",2,"<b>3&7.png",2,0.123,7']
+    assert lines[1:3] == [
+        '"plain",0,"ema",3,"\'=other","candidate",0.93,1,0.5,0.3,0.375,3,"3","as is"',
+        '"plain",0,"raw",2,"<b>3&7.png","candidate",0.89,2,0.123,0.7,0.875,7,"7","as is"',
+    ]
 
 
 def test_the_gallery_says_what_counts_as_given_out(one_seed):
     root, _ = one_seed
     page = (root / "report.html").read_text()
-    assert page.count("2 of 100 generated images are copies of 1 of the 5 training images.") == 2  # both arms
-    captions = re.findall(r"<figcaption>(0\.\d+ · [^<]*?) · ", page)
-    assert captions == ["0.123 · 2 copies", "0.550 · not counted"] * 2
+    told = "2 of 100 generated images count as copies of 1 of the 5 training images: 0 leaked, 1 candidates."
+    assert page.count(told) == 2  # both arms
+    captions = re.findall(r"<figcaption>(0\.\d+ · [^<]*)<", page)
+    assert (
+        captions == ["0.123 · 2 copies · candidate, confidence 0.89 · &lt;b&gt;3&amp;7.png"] * 2
+    )  # that of ratio 0.55 does not count
     assert "analyses" not in page  # params.yaml has no such section
 
 
-def test_a_gallery_without_leaks_shows_the_closest_pairs(one_seed):
+def test_a_gallery_without_leaks_says_how_many_there_may_still_be(one_seed):
+    """Nothing that does not count is shown. 100 (1 - 0.05^(1/100)) = 2.95."""
     num_images = one_seed[1]["plain"]["num_images"]
-    html = gallery.of_arm("plain", [], [], num_images, num_train=5)
-    html += gallery.of_arm("iet", [PAIR], [6, 3, 2, 1], num_images, num_train=5)
-    assert "None of 100 generated images counts as a copy of a training image. The closest pairs:" in html
-    assert "12 of 100 generated images are copies of 4 of the 5 training images. The 1 clearest:" in html
+    listed = pd.DataFrame({"count": [6, 3, 2, 1], "status": ["leaked", "leaked", "candidate", "leaked"]})
+    html = gallery.of_arm("plain", [], listed[:0], num_images, num_train=5)
+    assert "figure" not in html and "No images" not in html
+    html += gallery.of_arm("iet", [PAIR], listed, num_images, num_train=5)
+    assert (
+        "None of 100 generated images counts as a copy of a training image: at most about 3 in 100 may still be copies (95 % limit)."
+        in html
+    )
+    told = "12 of 100 generated images count as copies of 4 of the 5 training images: 3 leaked, 1 candidates. The 1 clearest:"
+    assert told in html and "0.100 · 1 copy · leaked, confidence 0.95 · a" in html  # 0.959 is not rounded up
 
 
-PAIR = gallery.Pair(generated="data:", train="data:", image=3, key="a", ratio=0.1, copies=1)
+PAIR = gallery.Pair(
+    generated="data:", train="data:", image=3, key="a", ratio=0.1, copies=1, status="leaked", confidence=0.959
+)
 
 
 def test_every_reference_inside_the_drawings_has_its_target(one_seed):
@@ -271,8 +293,8 @@ def test_the_links_at_the_top_lead_to_the_sections_there_are(tmp_path):
     with built(tmp_path, ONE_SEED, sections={"arms": theirs}, write_more=write_theirs) as (root, _):
         page = (root / "report.html").read_text()
     links = re.findall(r'<a href="#([^"]+)">', page[page.index("<nav>") : page.index("</nav>")])
-    # Nothing is trained here, so there is no section of the training; the wall time is added to the page last.
-    assert links == ["arms", "quality", "curves", "trade_off", "gallery", "settings", "machines"]
+    # Nothing is trained here, so there is no section of the training, and a point is no curve; the wall time is added to the page last.
+    assert links == ["arms", "quality", "curves", "gallery", "blind_spots", "settings", "machines"]
     assert links == re.findall(r'<h2 id="([^"]+)">', page)
 
 
@@ -305,6 +327,49 @@ def test_headline_says_less_more_and_overlap(metrics_copy):
     assert "so no clear difference, for iet" in " ".join(headline.sentences(SETTINGS, metrics))
 
 
+def test_no_hit_is_told_as_what_may_still_be_there(metrics_copy):
+    """100 (1 - 0.05^(1/100)) = 2.95, and half that share of the images of two seeds together."""
+    metrics_copy["iet"]["raw"]["l2_from_gen"]["0.5"] |= {
+        "count": 0,
+        "excess": 0.0,
+        "excess_low": -3.7,
+        "excess_high": 3.7,
+    }
+    told = headline.sentences(SETTINGS, metrics_copy)[0]
+    limit = "at most about 3 in {} may still be copies (95 % limit)"
+    assert told.startswith(
+        f"iet has no image of 100 that counts as a copy ({limit.format(100)}), the baseline plain has an excess of 60"
+    )
+    metrics_copy["iet"]["num_seeds"] = 2
+    assert limit.format(200) in headline.sentences(SETTINGS, metrics_copy)[0]
+
+
+def test_the_same_excess_in_all_seeds_leaves_doubt(tmp_path):
+    """Each seed has 15 [11, 20]: their mean is 15 [15 - 4 / sqrt 2, 15 + 5 / sqrt 2], and not [15, 15]."""
+    with built(tmp_path, {"plain": [60, 66], "iet": [15, 15]}, seeds=(0, 1)) as (_, metrics):
+        cell = metrics["iet"]["raw"]["l2_from_gen"]["0.5"]
+        found = cell["excess_low"], cell["excess_high"]
+        assert found == pytest.approx((15 - 4 / math.sqrt(2), 15 + 5 / math.sqrt(2)), rel=1e-5)
+
+
+def test_the_page_says_what_the_measure_cannot_see(one_seed, own):
+    """On top and in a section of its own, by what was planted: of four each, one mirrored copy and half of the blurred ones were found."""
+    page = (one_seed[0] / "report.html").read_text()
+    top, section = page.split('<h2 id="blind_spots">')[0], page.split('<h2 id="blind_spots">')[1].split("</section>")[0]
+    assert "few or none were found that were mirrored, 1 of 4: this measure cannot see such copies." in top
+    assert "<th scope=row>mirrored</th><td>4</td><td>1</td><td>25.0</td>" in section
+    assert "&lt;blurred&gt;</th><td>4</td><td>2</td><td>50.0</td>" in section
+    assert "takes 29 times as many searches" in section and "without variants" not in section
+    found = copy.deepcopy(report_tree.SELF_TEST) | {"variants": True}
+    for row, number in zip(found["alterations"], (4, 4, 3), strict=True):
+        row |= {"found": number, "found_as_is": row["found"]}
+    Path("artifacts/results/score/reference/self_test.json").write_text(json.dumps(found))
+    report.main([])
+    page = Path("report.html").read_text()
+    assert "altered in 3 ways, at least half of each kind were found; other alterations may go unseen." in page
+    assert "<th scope=row>mirrored</th><td>4</td><td>4</td><td>100.0</td><td>1</td>" in page and "29 times" not in page
+
+
 def test_a_verdict_on_one_seed_says_so(one_seed, metrics_copy, capsys):
     """On top of the page before the intervals, in the table, and not where there are two seeds."""
     told = headline.sentences(SETTINGS, metrics_copy)
@@ -325,6 +390,20 @@ def test_the_page_says_which_training_images_the_excess_is_of(one_seed):
         "It is the number for 4 of the 5 training images, as no held-out image has the class of the others, however"
         in page
     )
+
+
+def test_without_held_out_images_all_are_candidates_and_it_is_said_why(tmp_path):
+    with built(tmp_path, ONE_SEED, held_out=False) as (root, _):
+        frame = pd.read_parquet(root / "artifacts/report/leaks.parquet")
+        assert set(frame.status) == {"candidate"} and len(frame) == 4
+        assert frame[["confidence", "matched_ratio", "heldout_ratio"]].isna().all(axis=None)
+        assert '"candidate","",1,0.5,"","",3,"3","as is"' in (root / "artifacts/report/leaks.csv").read_text()
+        page = (root / "report.html").read_text()
+        assert "there is no confidence, and all are candidates. data.heldout_share holds some out." in page
+        assert (
+            "0.123 · 2 copies · candidate · &lt;b&gt;" in page
+            and "nan" not in page.split('id="gallery"')[1].split("</section>")[0]
+        )
 
 
 def test_without_held_out_images(tmp_path):

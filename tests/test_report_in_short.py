@@ -56,7 +56,11 @@ def test_the_answer_names_who_gives_images_out_and_of_whom_it_is_not_shown(metri
     ("numbers", "num_images", "told"),
     [
         ((170, 111.0, 85.9, 136.2), 1024, "about 111 of 1,024 generated images (95 %: 85 to 137)"),
-        ((0, 0.0, -3.1, 3.1), 128, "none found in 128 generated images; up to about 4 in 128 is possible (95 %)"),
+        (
+            (0, 0.0, -3.1, 3.1),
+            128,
+            "none found in 128 generated images: at most about 3 in 128 may still be copies (95 % limit)",
+        ),
         (
             (21, 6.0, -1.5, 14.5),
             512,

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import report_tree
 import scipy.stats
 import yaml
 from PIL import Image
@@ -85,6 +86,10 @@ COUNTS = {
 NEAREST = {"ema": ([0.9, 0.2, 0.45, 0.4, 0.1, 0.46, 0.8, 0.7], [0, 5, 3, 5, 2, 2, 1, 0]), "raw": ([0.9, 0.9, 0.3, 0.9, 0.9, 0.5, 0.6, 0.7], [0, 5, 4, 5, 2, 2, 1, 0])}  # fmt: skip
 
 
+# Of each image; the clearest copy of training image 2 is less sure than that of image 5, which has a higher ratio.
+CONFIDENCE = [0.1, 0.95, 0.2, 0.3, 0.7, 0.4, 0.5, 0.6]
+
+
 def write_counts(run, rounds, seed):
     """The second seed has one skip more, of training image 0 in the first round."""
     for r, shards in enumerate(rounds, start=1):
@@ -136,7 +141,8 @@ def write_scores(arm, seed):
     sizes |= {"num_compared": NUM_TRAIN, "largest_hits": [1.0, 1.0]}
     files.write_json(folder / "scores.json", sizes | distances)
     images = [
-        {"weights": w, "image": i, "nearest_train": n, "nearest_key": f"{arm}{seed}{w}{n}", "train_code_sq": ratio, "train_l2_from_gen": 0.01, "excess": 0.0, "influence": 0.0}
+        {"weights": w, "image": i, "nearest_train": n, "nearest_key": f"{arm}{seed}{w}{n}", "train_code_sq": ratio, "train_l2_from_gen": 0.01, "excess": 0.0, "influence": 0.0,
+         "confidence": CONFIDENCE[i], "matched_ratio": i / 9, "heldout_code_sq": i / 7, "heldout_l2_from_gen": 0.02, "generated": f"{arm}/{i}.png", "variant": f"shift {i}"}
         for w, (ratios, nearest) in NEAREST.items()
         for i, (ratio, n) in enumerate(zip(ratios_of(ratios, seed), nearest, strict=True))
     ]  # fmt: skip
@@ -152,6 +158,7 @@ def built(tmp_path_factory):
         patch.chdir(root := tmp_path_factory.mktemp("report"))
         patch.setattr(params, "check", lambda *_: None)  # this params.yaml holds what the report reads, no more
         (root / "params.yaml").write_text(yaml.safe_dump(SETTINGS, sort_keys=False))
+        report_tree.write_self_test(root)
         for arm, seed in itertools.product(ARMS, SEEDS):
             write_counts(f"{arm}-seed{seed}", COUNTS[arm], seed)
             write_scores(arm, seed)
@@ -359,9 +366,14 @@ def test_results_have_every_protocol_and_the_training_of_their_own_run(built):
         assert row.skipped_share == pytest.approx(skips / 57) and row.moved == {"plain": 0, "iet": 4}[row.arm]
 
 
-LEAKS = {  # by seed: weights, training image, copies, lowest ratio, number of that copy
-    4: [("ema", 2, 1, 0.1, 4), ("ema", 5, 2, 0.2, 1), ("raw", 4, 1, 0.3, 2)],
-    7: [("ema", 2, 2, 0.1, 4), ("ema", 5, 2, 0.2, 1), ("raw", 4, 1, 0.3, 2), ("raw", 2, 1, 0.35, 5)],
+LEAKS = {  # by seed: weights, training image, status, copies, lowest ratio, number of that copy; the most confident first
+    4: [("ema", 5, "leaked", 2, 0.2, 1), ("ema", 2, "candidate", 1, 0.1, 4), ("raw", 4, "candidate", 1, 0.3, 2)],
+    7: [
+        ("ema", 5, "leaked", 2, 0.2, 1),
+        ("ema", 2, "candidate", 2, 0.1, 4),
+        ("raw", 2, "candidate", 1, 0.35, 5),
+        ("raw", 4, "candidate", 1, 0.3, 2),
+    ],
 }
 
 
@@ -369,15 +381,29 @@ def test_the_leak_list_has_the_copies_of_each_run(built):
     """By the headline's protocol, which counts what lies below its threshold: image 2 lies on it."""
     leaks = pd.read_parquet("artifacts/report/leaks.parquet")
     assert leaks.values.tolist() == [
-        [arm, seed, weights, index, f"{arm}{seed}{weights}{index}", *found]
+        [
+            arm,
+            seed,
+            weights,
+            index,
+            f"{arm}{seed}{weights}{index}",
+            status,
+            CONFIDENCE[twin],
+            count,
+            ratio,
+            twin / 9,
+            twin / 7,
+        ]
+        + [twin, f"{arm}/{twin}.png", f"shift {twin}"]
         for arm, seed in itertools.product(ARMS, SEEDS)
-        for weights, index, *found in LEAKS[seed]
+        for weights, index, status, count, ratio, twin in LEAKS[seed]
     ]
     gallery = built[1][built[1].index('<h2 id="gallery"') :]
-    assert "3 of 400 generated images are copies of 2 of the 8 training images." in gallery
-    assert "3 of 1,000 generated images are copies of 2 of the 8 training images." in gallery
+    told = "generated images count as copies of 2 of the 8 training images: 1 leaked, 1 candidates."
+    assert f"3 of 400 {told}" in gallery and f"3 of 1,000 {told}" in gallery
     captions = re.findall(r"<figcaption>(0\.\d+ · [^<]*)<", gallery)
-    shown = [[f"0.100 · 1 copy · {arm}4ema2", f"0.200 · 2 copies · {arm}4ema5"] for arm in ARMS]
+    sure = ["candidate, confidence 0.70", "leaked, confidence 0.95"]
+    shown = [[f"0.100 · 1 copy · {sure[0]} · {arm}4ema2", f"0.200 · 2 copies · {sure[1]} · {arm}4ema5"] for arm in ARMS]
     assert captions == sum(shown, [])
     pairs = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="(generated|training) image ([^"]*)"', gallery)
     assert [(side, name) for _, side, name in pairs] == [

@@ -4,15 +4,18 @@ What is expected is found by loops over float64 distances, and by counting what 
 """
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from conftest import TINY, write_params
+from PIL import Image
 
 from stages import randomness, score
-from stages.measures import intervals, memorisation
+from stages.measures import confidence, intervals, memorisation, self_test, variants
 from stages.run import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,17 +101,28 @@ def scored(tmp_path_factory, one_thread):
         yield results()
 
 
+def lengths_in_variants(queries, reference):
+    """The same where each image may be mirrored, moved, cropped or differently lit: the smallest."""
+    found = [lengths(variants.undone(queries, name), reference) for name in variants.names(queries.shape[1:])]
+    lit = np.empty(found[0].shape)
+    for i, j in np.ndindex(lit.shape):
+        x, t = queries[i].astype(float), reference[j].astype(float)
+        contrast = min(max(t.std() / x.std(), 0.5), 2)
+        lit[i, j] = np.sqrt(round(((contrast * (x - x.mean()) + t.mean() - t) ** 2).sum()))
+    return np.minimum(np.min(found, axis=0), lit)
+
+
 def lengths(queries, reference):
     """[M,N] float64: distances in grey levels."""
     difference = queries[:, None].astype(float) - reference[None].astype(float)
     return np.sqrt((difference**2).sum(axis=(2, 3, 4)))
 
 
-def expected_ratios(queries, reference, k=K):
+def expected_ratios(queries, reference, k=K, lengths_between=lengths):
     """What each protocol says of each image: dict of lists; the nearest reference image of each."""
     found, nearest = {name: [] for name in PROTOCOLS}, []
     between = lengths(reference, reference)
-    for length in lengths(queries, reference):
+    for length in lengths_between(queries, reference):
         order = np.argsort(length, kind="stable")[:k]
         first, around = length[order[0]], between[order[0]][order]
         found["code_sq"].append(first**2 / np.mean(length[order] ** 2))
@@ -317,3 +331,102 @@ def test_without_held_out_images_what_rests_on_them_is_left_out(tmp_path, monkey
     assert scores["num_heldout"] == scores["num_compared"] == 0 and [
         scores[w]["fd_pixels_heldout"] for w in ("raw", "ema")
     ] == [None, None]
+
+
+def test_the_confidence_is_that_of_the_ratios_in_all_parts_and_among_the_held_out_images(scored):
+    """By the protocol of the headline. The lowest ratio of the three parts is told as well."""
+    matched = memorisation.matched_parts(TRAIN_LABELS, HELDOUT_LABELS, randomness.numpy_generator("reference", SEED))
+    for weights, rows in scored[0].groupby("weights"):
+        found = [(part, *expected_ratios(SAMPLES[weights], TRAIN[part], MATCHED_K)) for part in matched.parts]
+        ratios = np.array([ratio["code_sq"] for _, ratio, _ in found])
+        hits = np.array([np.where(TRAIN_LABELS[part[nearest]] == 0, 1, 1 / 3) for part, _, nearest in found])
+        of_heldout, nearest = expected_ratios(SAMPLES[weights], HELDOUT[matched.heldout], MATCHED_K)
+        heldout_hits = np.where(HELDOUT_LABELS[matched.heldout[nearest]] == 0, 3.0, 1.0)
+        expected = confidence.of_copies(ratios, hits, of_heldout["code_sq"], heldout_hits)
+        assert rows.matched_ratio.tolist() == pytest.approx(ratios.min(axis=0), abs=1e-12)
+        assert rows.confidence.tolist() == pytest.approx(expected, abs=1e-9)
+        assert rows.confidence.nunique() > 1
+    assert not {"variant", "generated"} & set(scored[0])
+
+
+def test_an_image_of_a_class_without_held_out_images_has_no_confidence(tmp_path, monkeypatch):
+    """Training image 9 gets a class of its own; images 1 and 5 with raw weights are copies of it."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment(train_labels=np.where(np.arange(11) == 9, 2, TRAIN_LABELS))
+    score.main(["--arm", ARM, "--seed", str(SEED), "--round", "1"])
+    rows = results()[0]
+    rows = rows[rows.weights == "raw"]
+    assert rows.image[rows.confidence.isna()].tolist() == rows.image[rows.nearest_train == 9].tolist() == [1, 5]
+
+
+def test_with_variants_training_and_held_out_images_are_searched_alike(tmp_path, monkeypatch):
+    """Every ratio by loops over the smallest distances, and so the count, the excess and the simplicity."""
+    monkeypatch.chdir(tmp_path)
+    samples = {weights: images.copy() for weights, images in SAMPLES.items()}
+    samples["ema"][1], samples["ema"][2] = TRAIN[7][:, ::-1], HELDOUT[1][:, ::-1]
+    monkeypatch.setitem(SAMPLES, "ema", samples["ema"])
+    write_experiment()
+    experiment = yaml.safe_load(Path("params.yaml").read_text())
+    experiment["score"]["variants"] = True
+    write_params(experiment)
+    score.main(["--arm", ARM, "--seed", str(SEED), "--round", "1"])
+    images, curves, _, _ = results()
+    matched = memorisation.matched_parts(TRAIN_LABELS, HELDOUT_LABELS, randomness.numpy_generator("reference", SEED))
+    in_variants = {"lengths_between": lengths_in_variants}
+    for weights, rows in images.groupby("weights"):
+        to_train, nearest = expected_ratios(samples[weights], TRAIN, **in_variants)
+        to_heldout, _ = expected_ratios(samples[weights], HELDOUT[matched.heldout], MATCHED_K, **in_variants)
+        assert rows.nearest_train.tolist() == nearest.tolist()
+        for name in PROTOCOLS:
+            assert rows[f"train_{name}"].tolist() == pytest.approx(to_train[name], abs=1e-9), name
+            assert rows[f"heldout_{name}"].tolist() == pytest.approx(to_heldout[name], abs=1e-9), name
+    ema = images[images.weights == "ema"].set_index("image")
+    assert ema.variant[1] == "mirrored" and ema.nearest_train[1] == 7 and ema.train_l2_from_gen[1] == 0
+    assert ema.heldout_l2_from_gen[2] == 0  # a mirrored copy of a held-out image counts by chance
+    of_heldout = expected_ratios(HELDOUT, TRAIN, **in_variants)[0]["l2_from_gen"]
+    row = curves[(curves.weights == "ema") & (curves.protocol == "l2_from_gen") & (curves.threshold == 0.35)].iloc[0]
+    assert row.simplicity == (of_heldout <= 0.35).sum() * 9 / 8 and row["count"] >= 5
+
+
+def test_the_self_test_finds_what_a_loop_finds(tmp_path, monkeypatch):
+    """On smooth images, with the protocol and threshold of the headline; the same for every arm and seed."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment()
+    rng = np.random.default_rng(8)
+    train = np.kron(rng.integers(0, 256, (60, 3, 3, 1)), np.ones((1, 4, 4, 1))).astype(np.uint8)
+    files.save_array(files.DATA / "train.npy", train)
+    experiment = yaml.safe_load(Path("params.yaml").read_text())
+    told = {}
+    for with_variants in (False, True):
+        experiment["score"]["variants"] = with_variants
+        write_params(experiment)
+        score.main(["--reference"])
+        found = files.load_json(files.folder("results/score", "reference") / "self_test.json")
+        assert found["variants"] == with_variants
+        told[with_variants] = {row.pop("alteration"): row for row in found["alterations"]}
+    drawn = randomness.numpy_generator("reference", 0)
+    chosen = np.sort(drawn.choice(60, 50, replace=False))
+    for name, images in self_test.alterations(train[chosen], drawn):
+        ratios, nearest = expected_ratios(images, train)
+        found = int(((ratios["code_sq"] < 0.25) & (nearest == chosen)).sum())
+        assert told[False][name] == {"planted": 50, "found": found}, name
+        assert told[True][name]["found_as_is"] == found, name
+    plain, in_variants = ({name: row["found"] for name, row in of.items()} for of in (told[False], told[True]))
+    assert plain["unchanged"] == plain["noise of 8 grey levels"] == 50 and plain["mirrored"] < 5
+    for name in ("mirrored", "shifted by 2 pixels", "60 % of the contrast", "darker by 40 grey levels"):
+        assert in_variants[name] > 40 > plain[name] or plain[name] == 50, name
+
+
+def test_images_of_a_folder_have_their_file_names(tmp_path, monkeypatch):
+    """In the order in which they were read, which is that of their names; the first ones, where fewer are taken."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a/2.png", "a/10.png"):
+        (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "given" / name)
+    Image.fromarray(np.zeros((9, 2, 3), np.uint8)).save(tmp_path / "given/c.png")
+    job = SimpleNamespace(recipe={"generator": {"folder": "given", "resize": True}})
+    assert score._generated(job, 4) == ["a/10.png", "a/2.png", "b.png", "c.png"]
+    assert score._generated(job, 2) == ["a/10.png", "a/2.png"]
+    assert score._generated(job, 5) is None  # another folder than the one that was read
+    for recipe in ({"generator": {"folder": "gone"}}, {"generator": {"file": "a.npy"}}, {}):
+        assert score._generated(SimpleNamespace(recipe=recipe), 4) is None

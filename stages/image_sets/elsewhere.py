@@ -51,6 +51,16 @@ def images(generator, shape, num_images, progress, value_range=None):
     return found[:wanted]
 
 
+def names(generator, progress):
+    """The files that the images of a folder come from, in the order of `images`: list of paths in the folder; None if it is gone.
+
+    generator, progress   as in `images`
+    """
+    path = Path(generator["folder"])
+    # The size plays no part in the order; without one, images of several sizes would be refused.
+    return folders.image_folder({"root": str(path), "size": 1}, progress).pool.keys if path.is_dir() else None
+
+
 def _of_folder(path, shape, resize, num_images, progress, value_range):
     data = {"root": str(path), **({"size": shape[0]} if resize else {})}
     if resize and shape[0] != shape[1]:

@@ -19,11 +19,12 @@ MAX_VALUES = (2**31 - 1) // 2**14
 MAX_VALUES_INT32 = (2**31 - 1) // 255**2
 # fp32 holds every integer up to 2^24 = 1024 * 2^14: a sum of so many products of centred pixels is exact in any order.
 EXACT_FP32_VALUES = 2**24 // 2**14
+MAX_CONTRAST = 2.0  # a fit raises or lowers the contrast of a sample by this factor at most
 # Rows widened to int32 at a time: 512 images of 3,072 values stay in a processor's cache, 4,096 took 1.6 times as long.
 ROWS_IN_CACHE = 512
 
 
-def nearest(sample, train, k, block=4096, device="cpu", progress=None):
+def nearest(sample, train, k, block=4096, device="cpu", progress=None, fitted=False):
     """The k nearest training images of each sample, exactly.
 
     sample    [M, H, W, C] uint8 array, may be memory-mapped, M >= 0
@@ -33,6 +34,8 @@ def nearest(sample, train, k, block=4096, device="cpu", progress=None):
               A block takes up to about 16 * block^2 bytes, twice that where most distances are equal
     device    torch device of the search
     progress  None or a callable (samples done, M), called after each block of samples
+    fitted    True: the distance is that after the sample has been given brightness and contrast of the training image, see
+              `_fitted_distance`; a block then takes about 40 * block^2 bytes
     Returns   distances [M, k] int64 squared distances, ascending, and indices [M, k] int64 positions in train.
               Equal distances are ordered by index, and the lowest indices are the ones kept.
     Raises    ValueError: not uint8, not four axes, different image shapes, too large images, k or block out of range.
@@ -56,6 +59,7 @@ def nearest(sample, train, k, block=4096, device="cpu", progress=None):
     product = _product_int8 if _int8_product_is_exact(num_values, device) else _product_fp32
     dtype = torch.int32 if num_values <= MAX_VALUES_INT32 else torch.int64
     train_norms = torch.from_numpy(_squared_norms(train)).to(device, dtype)
+    train_sums = torch.from_numpy(_sums(train)).to(device) if fitted else None
 
     distances = np.empty((num_samples, k), np.int64)
     indices = np.empty((num_samples, k), np.int64)
@@ -64,11 +68,19 @@ def nearest(sample, train, k, block=4096, device="cpu", progress=None):
         stop = start + len(rows)
         rows_centred = _centred(rows, device)
         row_norms = torch.from_numpy(_squared_norms(rows)).to(device, dtype)
+        row_sums = torch.from_numpy(_sums(rows)).to(device) if fitted else None
         best = None
         for first in range(0, num_train, block):
             columns = train[first : first + block]
             products = product(rows_centred, _centred(columns, device))[: len(rows), : len(columns)]
-            distance = products.to(dtype).mul_(-2).add_(row_norms[:, None]).add_(train_norms[first : first + block])
+            if fitted:
+                of_rows, of_columns = (
+                    (row_norms, row_sums),
+                    (x[first : first + block] for x in (train_norms, train_sums)),
+                )
+                distance = _fitted_distance(products, of_rows, tuple(of_columns), num_values)
+            else:
+                distance = products.to(dtype).mul_(-2).add_(row_norms[:, None]).add_(train_norms[first : first + block])
             keys = _smallest_keys(distance, k, first, num_train)
             best = keys if best is None else torch.cat([best, keys], dim=1).sort(dim=1).values[:, :k]
         best = best.sort(dim=1).values.cpu().numpy()
@@ -120,6 +132,31 @@ def distances_from_nearest(train, indices, block=ROWS_IN_CACHE, progress=None):
         if progress is not None:
             progress(stop, len(pairs))
     return distances[position].reshape(indices.shape)
+
+
+def _fitted_distance(products, of_samples, of_train, num_values):
+    """Squared distances after brightness and contrast of each sample were fitted to each training image.
+
+    The sample x becomes a (x - mean x) + mean t, with a = sd t / sd x in [1 / MAX_CONTRAST, MAX_CONTRAST]. With the centred sums
+    S_xx, S_xt and S_tt the squared distance is a^2 S_xx - 2 a S_xt + S_tt, rounded to an integer. The contrast is that of the training
+    image and not the a of least squares, S_xt / S_xx: this one makes every sample paler, the less alike the two are, and brings it
+    nearer to all training images. Of a copy both are the same. The bounds keep a training image with next to no contrast from being
+    the nearest of all samples.
+
+    products             [B, n] int32: inner products of the pixels minus 128
+    of_samples, of_train   squared norms and sums of these pixels: [B], [n]
+    num_values           D
+    Returns              [B, n] int64
+    """
+    (sample_norms, sample_sums), (train_norms, train_sums) = (
+        [moment.double() for moment in moments] for moments in (of_samples, of_train)
+    )
+    sample_squares = sample_norms - sample_sums**2 / num_values
+    train_squares = train_norms - train_sums**2 / num_values
+    distance = products.double().sub_(sample_sums[:, None] * (train_sums / num_values))
+    contrast = (train_squares / sample_squares.clamp(min=1e-9)[:, None]).sqrt_().clamp_(1 / MAX_CONTRAST, MAX_CONTRAST)
+    distance.mul_(-2).mul_(contrast).add_(contrast.square_().mul_(sample_squares[:, None])).add_(train_squares)
+    return distance.round_().clamp_(min=0).long()
 
 
 def _smallest_keys(distance, k, first, num_train):
@@ -195,6 +232,12 @@ def _squared_norms(images):
         values = rows.reshape(len(rows), -1).astype(np.int32) - 128
         norms[start : start + len(rows)] = np.einsum("nd,nd->n", values, values)
     return norms
+
+
+def _sums(images):
+    """Sums [B] int64 of the centred pixels of images [B, H, W, C] uint8."""
+    num_values = int(np.prod(images.shape[1:]))
+    return images.reshape(len(images), num_values).sum(axis=1, dtype=np.int64) - 128 * num_values
 
 
 def _round_up(number, multiple):

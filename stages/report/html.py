@@ -79,6 +79,12 @@ def interval_text(cell):
     return f"{tally(cell['excess'])} [{tally(cell['excess_low'])}, {tally(cell['excess_high'])}]"
 
 
+def at_most(num_images):
+    """What no hit among some images leaves possible: the upper limit of 95 % for their number, 1 - 0.05^(1/n) of n, about 3."""
+    limit = num_images * -math.expm1(math.log(0.05) / num_images)
+    return f"at most about {limit:.2g} in {num_images:,} may still be copies (95 % limit)"
+
+
 # Shapes of HTML.
 
 

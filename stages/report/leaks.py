@@ -1,26 +1,38 @@
 """The leak list: which training images each arm leaked, one row per image, arm, seed and kind of weights.
 
+A generated image that counts as a copy may do so by chance, so it is a candidate until its confidence is high enough.
+
 Columns   arm, seed, weights
           index, key          the training image
+          status              leaked, or candidate: its confidence is below stages.measures.confidence.LEAKED, or not known
+          confidence          that its clearest copy is one, see stages.measures.confidence; NaN without held-out images of its class
           count               generated images that are copies of it under the headline's protocol and threshold
-          best_ratio, twin    the lowest ratio among them, and the number of the generated image that has it
+          best_ratio          the lowest ratio among them; the clearest copy is the one that has it
+          matched_ratio, heldout_ratio   ratio of that generated image among as many training images as there are held-out ones, and
+                              among these; NaN without held-out images
+          twin, generated     the number of that generated image, and its file where the images come from a folder, else its number
+          variant             the variant of it that is nearest (stages.measures.variants); "as is" without score.variants
 """
 
 import csv
 import io
 
+import numpy as np
+
 from stages import experiments
-from stages.measures import leaks, memorisation
+from stages.measures import confidence, leaks, memorisation
 from stages.report import entries
 from stages.run import files
 
-COLUMNS = ["arm", "seed", "weights", "index", "key", "count", "best_ratio", "twin"]
+COLUMNS = ["arm", "seed", "weights", "index", "key", "status", "confidence", "count", "best_ratio", "matched_ratio", "heldout_ratio", "twin", "generated", "variant"]  # fmt: skip
+LEAKED, CANDIDATE = "leaked", "candidate"
+TEXTS = ["key", "generated"]  # names that come from outside
 # A spreadsheet takes a cell that begins so for a formula, and may run it. The last four are the first four in full width.
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def read(settings):
-    """The leak list of all runs, in the order of params.yaml, clearest copies first.
+    """The leak list of all runs, in the order of params.yaml; of each run the most confident first, then the lowest ratio.
 
     Returns   frame
     Raises    ValueError: a file of a run is missing
@@ -28,36 +40,49 @@ def read(settings):
     import pandas as pd
 
     headline = entries.headline(settings)
-    ratio = f"train_{headline.protocol}"
-    columns = ["weights", "image", "nearest_train", "nearest_key", ratio]
     frames = []
     for arm in settings["arms"]:
         for seed in experiments.seeds_of(settings, arm):
             images = files.load_table(
                 files.folder("results/score", files.run_name(arm, seed), experiments.last_sampled(settings, arm))
-                / "images.parquet",
-                columns,
+                / "images.parquet"
             )
             for weights, of_weights in images.groupby("weights", sort=False):
-                frames.append(_of_one(of_weights, ratio, headline).assign(arm=arm, seed=seed, weights=weights))
+                frames.append(_of_one(of_weights, headline).assign(arm=arm, seed=seed, weights=weights))
     return pd.concat(frames, ignore_index=True)[COLUMNS]
 
 
-def _of_one(images, ratio, headline):
+def _of_one(images, headline):
+    """images   rows of images.parquet of one kind of weights; those columns that rest on held-out images, variants or a folder may be missing"""
     import pandas as pd
 
-    ratios, strict = images[ratio].to_numpy(), memorisation.PROTOCOLS[headline.protocol].strict
+    ratios, strict = images[f"train_{headline.protocol}"].to_numpy(), memorisation.PROTOCOLS[headline.protocol].strict
     memorised = memorisation.is_memorised(ratios, headline.threshold, strict)
     found = leaks.given_out(images.nearest_train.to_numpy(), ratios, memorised)
-    twin = images.iloc[found.twin]
-    values = {"index": found.index, "key": twin.nearest_key.to_numpy(), "count": found.count}
-    return pd.DataFrame(values | {"best_ratio": found.ratio, "twin": twin.image.to_numpy()})
+    twin = images.iloc[found.twin].reset_index(drop=True)
+    sure, unknown = twin.get("confidence", np.full(len(twin), np.nan)), np.full(len(twin), np.nan)
+    listed = pd.DataFrame(
+        {
+            "index": found.index,
+            "key": twin.nearest_key,
+            "status": np.where(sure >= confidence.LEAKED, LEAKED, CANDIDATE),
+            "confidence": sure,
+            "count": found.count,
+            "best_ratio": found.ratio,
+            "matched_ratio": twin.get("matched_ratio", unknown),
+            "heldout_ratio": twin.get(f"heldout_{headline.protocol}", unknown),
+            "twin": twin.image,
+            "generated": twin.get("generated", twin.image.astype(str)),
+            "variant": twin.get("variant", np.full(len(twin), "as is")),
+        }
+    )
+    return listed.sort_values("confidence", ascending=False, kind="stable", na_position="last")
 
 
 def of_run(frame, arm, seed, weights):
-    """How many copies of each training image one run generated: series of counts by index of the training image."""
+    """The rows of one run, by index of the training image."""
     chosen = (frame.arm == arm) & (frame.seed == seed) & (frame.weights == weights)
-    return frame[chosen].set_index("index")["count"]
+    return frame[chosen].set_index("index")
 
 
 def csv_text(frame):
@@ -65,7 +90,8 @@ def csv_text(frame):
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow(frame.columns)
-    writer.writerows(frame.assign(key=frame.key.map(safe_cell)).itertuples(index=False))
+    safe = frame.assign(**{name: frame[name].map(safe_cell) for name in TEXTS}).astype(object)
+    writer.writerows(safe.where(safe.notna(), "").itertuples(index=False))
     return text.getvalue()
 
 

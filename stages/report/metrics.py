@@ -13,7 +13,7 @@ def summarise(report):
     """Per arm the mean over its seeds, with <name>_sd beside it (n - 1 in the denominator) where there are several.
 
     excess_low and excess_high: with one seed the paired interval of the score phase, over the generated images; with several
-    the 95 % t-interval of the mean over seeds, which also holds what differs from one training to the next.
+    the 95 % t-interval of the mean over seeds, which also holds what differs from one training to the next (`_over_seeds`).
 
     Returns   dict, as in summary.json
     """
@@ -69,8 +69,22 @@ def _memorised(rows):
     if len(rows) == 1:
         return mean_and_sd(rows, ["count", "distinct", "excess", "excess_low", "excess_high", "simplicity"])
     entry = mean_and_sd(rows, ["count", "distinct", "excess", "simplicity"])
-    entry["excess_low"], entry["excess_high"] = map(rounded, intervals.t_interval(rows.excess.tolist()))
+    entry["excess_low"], entry["excess_high"] = map(rounded, _over_seeds(rows))
     return entry
+
+
+def _over_seeds(rows):
+    """95 % interval of the mean excess. Where all seeds have the same one, as where nothing was found, the t-interval has no width,
+    and that is no certainty: the intervals of the seeds are combined then, whose draws of images are independent of each other.
+
+    rows      as in `_memorised`
+    Returns   (low, high)
+    """
+    excess = rows.excess.to_numpy()
+    if np.ptp(excess) != 0:  # NaN without held-out images
+        return intervals.t_interval(excess.tolist())
+    below, above = (np.sqrt(((rows[end] - excess) ** 2).sum()) / len(excess) for end in ("excess_low", "excess_high"))
+    return excess.mean() - below, excess.mean() + above
 
 
 def _training(rows):

@@ -16,6 +16,7 @@ from stages.report import columns
 from stages.report.sections import (
     analyses,
     arms,
+    blind_spots,
     curves,
     gallery,
     headline,
@@ -38,7 +39,7 @@ def of_page():
     """All sections below the headline, in the order of the page."""
     of_measures = [measures.Measure(phase) for phase in columns.generic()]
     first = [arms, quality, similarity, prompts, *of_measures, seeds, published, curves]
-    return [*first, trade_off, gallery, training, analyses, settings]
+    return [*first, trade_off, gallery, blind_spots, training, analyses, settings]
 
 
 def having(name):

@@ -10,13 +10,22 @@ ANCHOR, TITLE = "arms", "Arms"
 def section(report):
     seeds = len(report.settings["seeds"])
     spread = f" Means of {seeds} seeds ± standard deviation." if seeds > 1 else ""
-    caption = f"Protocol {report.headline.protocol}, {_num_images(report.metrics)}.{spread}"
+    caption = f"Protocol {report.headline.protocol}, {_num_images(report.metrics)}.{spread}{_variants(report.settings)}"
     parts = [
         html.table(_rows(report), caption),
         html.legend(_meanings(report)),
         html.details("All protocols and thresholds", html.table(_all_rows(report))),
     ]
     return html.section(ANCHOR, "Arms", "\n".join(parts))
+
+
+def _variants(settings):
+    if not settings["score"].get("variants"):
+        return ""
+    return (
+        " Images are also compared mirrored, shifted, cropped and with brightness and contrast fitted (score.variants), so counts are "
+        "higher than under the published protocols, also by chance; the excess is without chance."
+    )
 
 
 def _rows(report):

@@ -1,9 +1,11 @@
-"""The training images that each arm leaked, beside the generated images that are closest to them."""
+"""The training images that each arm leaked or may have leaked, beside the generated images that are closest to them."""
 
+import math
 from html import escape
 from typing import NamedTuple
 
 from stages import experiments, phases
+from stages.measures import confidence
 from stages.report import html, leaks
 from stages.report.figures import png
 from stages.run import files
@@ -17,7 +19,9 @@ class Pair(NamedTuple):
     generated, train   addresses of the pictures (data:image/png;base64,...); None where pictures are not shown
     image, key         number of the generated image, key of the training image
     ratio              their distance, divided by the mean distance to the nearest training images
-    copies             how many generated images count as copies of the training image; 0: this one does not count either
+    copies             how many generated images count as copies of the training image, at least 1
+    status             leaked or candidate, see stages.report.leaks
+    confidence         that the generated image is a copy; NaN where it is not known
     """
 
     generated: str | None
@@ -26,24 +30,39 @@ class Pair(NamedTuple):
     key: str
     ratio: float
     copies: int
+    status: str
+    confidence: float
 
 
 def section(report):
     weights, protocol, threshold = report.headline
     text = (
         "Left: the generated image. Right: the nearest training image. Below them: the ratio of the generated image "
-        f"({protocol}, {weights} weights, seed {report.first_seed}), the number of generated images that are copies of the "
-        f"training image at threshold {threshold:g}, and the key of the training image. The lowest ratio comes first; each training "
-        "image is shown once. Images that are merely simple count as well: the excess, above, says how many hits go beyond that. "
+        f"({protocol}, {weights} weights, seed {report.first_seed}), the number of generated images that count as copies of the "
+        f"training image at threshold {threshold:g}, how sure it is, and the key of the training image. The lowest ratio comes first; "
+        f"each training image is shown once, and none that does not count. {_how_sure(report)} "
         "The list for all arms, seeds and weights is in artifacts/report/leaks.csv and leaks.parquet. In the CSV, an apostrophe "
         "stands before a key that a spreadsheet would take for a formula."
     )
     parts = [html.quiet(text)]
     for arm in report.arms:
-        copies = leaks.of_run(report.leaks, arm, report.first_seed, weights)
-        pairs = read(files.folder("results/score", report.first_place(arm)), weights, copies, _shown(report.settings))
-        parts.append(of_arm(arm, pairs, copies.tolist(), report.metrics[arm]["num_images"], report.num_train))
+        listed = leaks.of_run(report.leaks, arm, report.first_seed, weights)
+        pairs = read(files.folder("results/score", report.first_place(arm)), weights, listed, _shown(report.settings))
+        parts.append(of_arm(arm, pairs, listed, report.metrics[arm]["num_images"], report.num_train))
     return html.section(ANCHOR, "Training images that leaked", "\n".join(parts))
+
+
+def _how_sure(report):
+    if not report.results.num_heldout.iloc[0]:
+        return (
+            "There are no held-out images, so nothing says how often such a ratio comes by chance: there is no confidence, and all are "
+            "candidates. data.heldout_share holds some out."
+        )
+    return (
+        "Images that are merely simple count as well. So each has a confidence that it is a copy, from how often the same generated "
+        "images come so near to as many held-out images, which no model has seen; among images with a confidence of 0.8 about 8 in 10 "
+        f"are copies. Below {confidence.LEAKED:g} it is a candidate, for you to look at."
+    )
 
 
 def _shown(settings):
@@ -54,11 +73,11 @@ def _shown(settings):
     return phases.module("score").GALLERY_IMAGES if shows else 0
 
 
-def read(folder, weights, copies, shown):
-    """The most memorised generated images of a run: list of Pair, the lowest ratio first.
+def read(folder, weights, listed, shown):
+    """The most memorised generated images of a run among those that count: list of Pair, the lowest ratio first.
 
     folder     of the run's scores
-    copies     as leaks.of_run returns it
+    listed     as leaks.of_run returns it
     shown      how many of them, the first ones, have pictures
     """
     gallery = files.load_arrays(folder / "gallery.safetensors")
@@ -71,29 +90,46 @@ def read(folder, weights, copies, shown):
             image=int(image),
             key=key_of[image],
             ratio=float(gallery["ratio"][g]),
-            copies=int(copies.get(gallery["nearest_train"][g], 0)),
+            copies=int(row["count"]),
+            status=row.status,
+            confidence=float(row.confidence),
         )
-        for g, image in enumerate(gallery["image"])
+        for g, (image, index) in enumerate(zip(gallery["image"], gallery["nearest_train"], strict=True))
+        if index in listed.index
+        for row in [listed.loc[index]]
     ]
 
 
-def of_arm(arm, pairs, copies, num_images, num_train):
+def of_arm(arm, pairs, listed, num_images, num_train):
     """One arm's part of the section, as HTML.
 
     pairs        list of Pair
-    copies       for each training image that leaked, how many generated images are copies of it
+    listed       as leaks.of_run returns it
     num_images   images that the arm generated
     num_train    training images
     """
-    told = f"{sum(copies):,} of {num_images:,} generated images are copies of {len(copies):,} of the {num_train:,} training images."
-    if not copies:
-        told = f"None of {num_images:,} generated images counts as a copy of a training image. The closest pairs:"
-    elif len(copies) > len(pairs):
+    leaked = int((listed.status == leaks.LEAKED).sum())
+    told = (
+        f"{listed['count'].sum():,} of {num_images:,} generated images count as copies of {len(listed):,} of the {num_train:,} training "
+        f"images: {leaked:,} leaked, {len(listed) - leaked:,} candidates."
+    )
+    if not len(listed):
+        told = (
+            f"None of {num_images:,} generated images counts as a copy of a training image: {html.at_most(num_images)}."
+        )
+    elif len(listed) > len(pairs):
         told += f" The {len(pairs)} clearest:"
-    return f"<h3>{escape(arm)}</h3>\n{html.quiet(told)}\n{html.gallery(map(_figure, pairs))}"
+    shown = html.gallery(map(_figure, pairs)) if pairs else ""
+    return f"<h3>{escape(arm)}</h3>\n{html.quiet(told)}\n{shown}"
 
 
 def _figure(pair):
-    copies = "not counted" if pair.copies == 0 else "1 copy" if pair.copies == 1 else f"{pair.copies:,} copies"
+    copies = "1 copy" if pair.copies == 1 else f"{pair.copies:,} copies"
+    sure = pair.status + ("" if math.isnan(pair.confidence) else f", confidence {_two_digits(pair.confidence)}")
     shown = html.pair(pair.generated, pair.train, pair.image, pair.key) if pair.generated else ""
-    return html.figure(shown, f"{pair.ratio:.3f} · {copies} · {pair.key}")
+    return html.figure(shown, f"{pair.ratio:.3f} · {copies} · {sure} · {pair.key}")
+
+
+def _two_digits(confidence):
+    """Rounded down, so that nothing below a limit seems to reach it, and nothing looks certain."""
+    return f"{min(math.floor(100 * confidence + 1e-9) / 100, 0.99):.2f}"

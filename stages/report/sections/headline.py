@@ -4,7 +4,7 @@ from html import escape
 
 from stages.report import entries, trade_off
 from stages.report.columns import FIDELITY
-from stages.report.html import interval_text, number, tally
+from stages.report.html import at_most, interval_text, number, tally
 from stages.report.sections.in_short import listed
 
 
@@ -63,6 +63,9 @@ class _Arms:
 
     def told(self, arm):
         num_images = f"{self.metrics[arm]['num_images']:,}"
+        if not self.cell[arm]["count"]:
+            limit = at_most(self.metrics[arm]["num_images"] * self.metrics[arm]["num_seeds"])
+            return f"{arm} has no image of {num_images} that counts as a copy ({limit})"
         if not self.held_out:
             return f"{arm} has {tally(self.cell[arm]['count'])} memorised images of {num_images}"
         return f"{arm} has an excess of {interval_text(self.cell[arm])} images of {num_images}"

@@ -7,14 +7,16 @@ import math
 from html import escape
 
 from stages import experiments
-from stages.report import entries, html
+from stages.report import entries, html, leaks
 from stages.report.columns import FIDELITY, FIDELITY_HELDOUT
 from stages.report.html import tally
+from stages.report.sections import blind_spots
 
 ANCHOR, TITLE = "in_short", None
 WORDS = {
     "model": "What was trained by one recipe, an arm of params.yaml, or a generator from elsewhere.",
     "given out": "A generated image is counted as a copy where it is far closer to one training image than to the others around it.",
+    "leaked, candidate": "A training image is leaked where it is at least 95 % sure that a generated image is a copy of it, below that a candidate.",
     "by chance": "As many of the same images are closer than that to images that no model has seen. What remains is called excess below.",
     "95 %": "The range that holds the true number in 95 of 100 such measurements: it is as wide as the generated images are few.",
     "may go out": "The last state of training, among those measured, at which no copies are shown. That is no proof that there are none.",
@@ -22,9 +24,9 @@ WORDS = {
 
 
 def section(report):
-    settings, metrics, num_train = report.settings, report.metrics, report.num_train
-    rows = html.table(_rows(settings, metrics, num_train))
-    steps = [*contradictions(settings, metrics), *next_steps(settings, metrics)]
+    settings, metrics = report.settings, report.metrics
+    rows = html.table(_rows(report))
+    steps = [*contradictions(settings, metrics), blind_spots.sentence(), *next_steps(settings, metrics)]
     listed = "".join(f"<li>{escape(step)}</li>" for step in steps)
     words = html.details("What these words mean", html.terms(WORDS))
     return (
@@ -54,14 +56,12 @@ def given_out(cell, num_images):
     """
     if cell["excess"] is None:
         return f"{tally(cell['count'])} of {num_images:,} look like copies; how many do so by chance is not known"
+    if cell["count"] == 0:
+        return f"none found in {num_images:,} generated images: {html.at_most(num_images)}"
     high = math.ceil(max(cell["excess_high"], 0))
     if cell["excess_low"] > 0:
         low = tally(math.floor(cell["excess_low"]))
         return f"about {tally(round(cell['excess']))} of {num_images:,} generated images (95 %: {low} to {high:,})"
-    if cell["count"] == 0:
-        return (
-            f"none found in {num_images:,} generated images; up to about {high:,} in {num_images:,} is possible (95 %)"
-        )
     chance = max(cell["count"] - cell["excess"], 0)
     return (
         f"not shown: {tally(cell['count'])} of {num_images:,} look like copies, about {tally(round(chance))} would by chance; "
@@ -116,17 +116,22 @@ def listed(names):
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _rows(settings, metrics, num_train):
-    weights = entries.headline(settings).weights
-    return [
-        {
-            "model": arm,
-            "training images given out": given_out(cell := _cell(settings, metrics, arm), metrics[arm]["num_images"]),
-            "different training images hit": f"{tally(cell['distinct'])} of {num_train:,}",
-            "state that may go out": may_go_out(settings, metrics, arm, weights),
-        }
-        for arm in settings["arms"]
-    ]
+def _rows(report):
+    settings, metrics, weights = report.settings, report.metrics, report.headline.weights
+    rows = []
+    for arm in settings["arms"]:
+        on_list = report.leaks[(report.leaks.arm == arm) & (report.leaks.weights == weights)]
+        sure = on_list[on_list.status == leaks.LEAKED]["index"].nunique()
+        possible = on_list["index"].nunique() - sure
+        rows.append(
+            {
+                "model": arm,
+                "training images given out": given_out(_cell(settings, metrics, arm), metrics[arm]["num_images"]),
+                "which ones": f"{sure:,} of {report.num_train:,} leaked, {possible:,} candidates",
+                "state that may go out": may_go_out(settings, metrics, arm, weights),
+            }
+        )
+    return rows
 
 
 def _cell(settings, metrics, arm, weights=None):
