@@ -286,7 +286,7 @@ NAN, INF = math.nan, math.inf
         ({"data__name": "image_folder"}, "the key data.root is missing: data.name image_folder needs it"),
         ({"data__size": 8}, "data.size has no effect for data.name digits: remove it"),
         ({"data__name": "cifra10"}, "data.name is 'cifra10', expected one of afhq_dog, captioned_folder, cifar10, cifar100, digits,"),
-        ({"data__name": "cifra10"}, " fashion_mnist, image_folder (the image set): did you mean cifar10?"),
+        ({"data__name": "cifra10"}, " fashion_mnist, image_folder, train_and_heldout (the image set): did you mean cifar10?"),
         ({"data__name": ""}, "data.name is empty, expected at least one entry (the image set)"),
         ({"data__name": "afhq_dog"}, "the key data.root is missing: data.name afhq_dog needs it"),
         ({"data__name": "afhq_dog", "data__root": "x", "data__size": 64}, "data.size has no effect for data.name afhq_dog"),
