@@ -8,6 +8,8 @@ from end to end. The usual fp32 expansion |s|^2 + |t|^2 - 2 s.t returns small va
 and a copy is what the search is for. Integers leave no rounding, so no shortlist has to be ranked again.
 """
 
+import functools
+
 import numpy as np
 import torch
 
@@ -197,6 +199,7 @@ def _product_fp32(sample, train):
     return products
 
 
+@functools.cache  # it takes longer than a small search
 def _int8_product_is_exact(num_values, device):
     """Whether torch._int_mm gives true sums for the most extreme pixels.
 
