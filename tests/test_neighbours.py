@@ -156,9 +156,8 @@ def test_saturating_processor_is_noticed(monkeypatch):
     )
     assert not torch.equal(saturating(centred_sample, centred_train.T), centred_sample.int() @ centred_train.int().T)
     monkeypatch.setattr(torch, "_int_mm", saturating)
-    monkeypatch.setattr(
-        neighbours, "_int8_product_is_exact", neighbours._int8_product_is_exact.__wrapped__
-    )  # not what it knows
+    uncached = neighbours._int8_product_is_exact.__wrapped__
+    monkeypatch.setattr(neighbours, "_int8_product_is_exact", uncached)
     assert not neighbours._int8_product_is_exact(60, "cpu")
     for found, wanted in zip(neighbours.nearest(sample, train, 4), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)

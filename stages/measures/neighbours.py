@@ -199,7 +199,7 @@ def _product_fp32(sample, train):
     return products
 
 
-@functools.cache
+@functools.cache  # it takes longer than a small search
 def _int8_product_is_exact(num_values, device):
     """Whether torch._int_mm gives true sums for the most extreme pixels.
 
