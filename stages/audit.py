@@ -103,6 +103,7 @@ def settings(sources, size, options):
             "neighbours": min(MOST_NEIGHBOURS, sources["train"].num // 2),
             "thresholds": [0.4, 0.5, 0.6],
             "grid_step": 0.02,
+            "variants": True,  # copies that are mirrored, shifted, cropped or of another brightness are leaks too
             "headline": {"protocol": "l2_from_gen", "threshold": 0.5, "weights": "raw"},
         },
         "report": {"show_images": options.show_images},

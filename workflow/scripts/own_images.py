@@ -189,6 +189,7 @@ sample:                   # shared by all arms
 
 score:
   neighbours: {chosen.neighbours}          # {"as in the paper" if chosen.neighbours == 50 else "the paper has 50, too many for so few images"}
+  variants: true         # finds copies that are mirrored, shifted, cropped or of another brightness, too; 29 times as many searches
   headline: {{weights: ema}}  # raw weights carry the noise of the last steps
 
 analyse:
