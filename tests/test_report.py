@@ -366,7 +366,7 @@ def test_the_page_says_what_the_measure_cannot_see(one_seed, own):
     Path("artifacts/results/score/reference/self_test.json").write_text(json.dumps(found))
     report.main([])
     page = Path("report.html").read_text()
-    assert "altered in 3 ways, at least half of each kind were found; other alterations may go unseen." in page
+    assert "Of planted copies of 3 kinds at least half of each were found; other alterations may go unseen." in page
     assert "<th scope=row>mirrored</th><td>4</td><td>4</td><td>100.0</td><td>1</td>" in page and "29 times" not in page
 
 

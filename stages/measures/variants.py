@@ -10,7 +10,7 @@ mirrored      it is mirrored left to right
 shift X Y     it is moved X pixels to the right and Y down (negative: left, up), up to 2 each. Moved back, its border is filled with
               the pixels at its edge
 crop C        it is the middle of the training image without C pixels at each side, brought to full size. It is made smaller again
-              (bilinear), and the border is filled as above
+              (bilinear), and the border is filled as above. That smooths it, so it is often the nearest variant of a noisy copy too
 brightness    its brightness and contrast differ: neighbours.nearest with fitted
 
 All distances are squared grey levels over all values of an image, so those of different variants compare. Each variant is searched

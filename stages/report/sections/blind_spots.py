@@ -32,7 +32,7 @@ def sentence():
     alterations = _read()["alterations"]
     unseen = [found for found in alterations if found["found"] < SEEN * found["planted"]]
     if not unseen:
-        return f"Of planted copies, altered in {len(alterations)} ways, at least half of each kind were found; other alterations may go unseen."
+        return f"Of planted copies of {len(alterations)} kinds at least half of each were found; other alterations may go unseen."
     listed = "; ".join(f"{found['alteration']}, {found['found']} of {found['planted']}" for found in unseen)
     return f"Of planted copies few or none were found that were {listed}: this measure cannot see such copies."
 
