@@ -10,7 +10,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow mutants kills slurm-test seeds settings dependencies experiment audit release setup lint lock audit-pins clean help
+.PHONY: run test slow mutants kills slurm-test seeds settings dependencies experiment audit release report-for-others setup lint lock audit-pins clean help
 
 run: setup ## runs the experiment of params.yaml
 	@snakemake
@@ -46,6 +46,9 @@ audit: setup ## with GENERATED=dir TRAIN=dir: which training images a generator 
 release: setup ## with ARM=ddpm: exports a model for diffusers, with a model card; ROUND=, SEED=, WEIGHTS= choose another than the last without excess
 	@python workflow/scripts/release.py $(ARM) $(if $(ROUND),--round $(ROUND)) $(if $(SEED),--seed $(SEED)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
+report-for-others: setup ## writes report-for-others.html, a page that neither shows nor names an image
+	@python -m stages.report --for-others
+
 experiment: setup ## with NAME=cifar10: copies experiments/cifar10.yaml to params.yaml; with NAME=my_images DATA=folder: writes a params.yaml that fits the images of a folder
 	@python workflow/scripts/experiment.py $(NAME) $(if $(DATA),"$(DATA)")
 
@@ -70,7 +73,7 @@ audit-pins: setup ## checks the pins of requirements.txt against a database of k
 	@python workflow/scripts/audit_pins.py
 
 clean: ## removes artifacts, logs and scratch; DVC's cache keeps its copies
-	@rm -rf artifacts scratch logs report.html
+	@rm -rf artifacts scratch logs report.html report-for-others.html
 
 help: ## lists these targets
 	@grep -hE '^[a-z-]+:.*' Makefile | sed -E 's/:[^#]*(## )?/\t/' | sort

@@ -2,6 +2,7 @@
 
     python -m stages.report            all of it
     python -m stages.report --page     report.html alone, from artifacts/report/body.html and logs/timing/
+    python -m stages.report --for-others   report-for-others.html, which neither shows nor names an image
     python -m stages.report --table    the headline table as text, from artifacts/report/summary.json
 
 results.py reads the artifacts, metrics.py sums them up (all of it in artifacts/report/summary.json, a few numbers an arm in
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages import experiments
-from stages.report import machines, page, table
+from stages.report import machines, page, privacy, table
 from stages.run import files, params
 from stages.run.instance import LIGHT_BYTES, Instance
 
@@ -32,13 +33,15 @@ PHASE = {
     "section": {
         "description": "what the page holds",
         "properties": {
-            "show_images": {"description": "how many generated images of each arm the page shows beside their nearest training images; 0: none (default: 24; with captions 24 if similarity.show_images is above 0, otherwise 0)", "type": "integer", "minimum": 0, "maximum": 24},
+            "show_images": {"description": "how many generated images of each arm the page shows beside their nearest training images; 0: none (default: 24 for the public image sets and where similarity.show_images is above 0, otherwise 0)", "type": "integer", "minimum": 0, "maximum": 24},
+            "names": {"description": "what page and leak list call an image: path, its name in the image set (the default), or pseudonym, its number", "enum": ["path", "pseudonym"]},
         },
     },
 }
 # fmt: on
 BODY = files.REPORT / "body.html"
 PAGE = Path("report.html")
+FOR_OTHERS = Path("report-for-others.html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +63,16 @@ def main(arguments):
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--page", action="store_true", help="only renew report.html: wall time, machine, commit")
+    only.add_argument(
+        "--for-others", action="store_true", help=f"only write {FOR_OTHERS}, which neither shows nor names an image"
+    )
     only.add_argument("--table", action="store_true", help="only print the headline table from summary.json")
     chosen = parser.parse_args(arguments)
     if chosen.table:
         print_table(params.load())
+        return
+    if chosen.for_others:
+        write_for_others(params.load())
         return
     if not chosen.page:
         with experiments.stage(PHASE, parser.description, []) as job:
@@ -85,7 +94,7 @@ def print_table(settings):
         ) from None
     if len(settings["seeds"]) == 1:
         text += "\none seed: an interval holds for this one model, and leaves out how other runs of its method differ"
-    print(f"{text}\n\n{PAGE}")
+    print("\n".join([text, "", str(PAGE), *privacy.told(settings)]))
 
 
 def build(settings):
@@ -119,7 +128,27 @@ def render_page(root="."):
     body = root / BODY
     if not body.exists():
         raise ValueError(f"{body} is missing: run `snakemake` or `dvc repro`, then this again")
-    settings = params.load(root / params.PARAMS_FILE)
+    _write_page(root, PAGE, params.load(root / params.PARAMS_FILE), body.read_text(encoding="utf-8"))
+
+
+def write_for_others(settings):
+    """Writes report-for-others.html from the artifacts, and says so.
+
+    Raises   ValueError: a file of a run is missing
+    """
+    from stages.report import metrics, results
+
+    settings = privacy.for_others(settings)
+    report = results.read(settings)
+    report.params_text = privacy.without_paths(settings)
+    report.metrics = metrics.summarise(report)
+    _write_page(Path(), FOR_OTHERS, settings, page.body(report))
+    print(
+        f"{FOR_OTHERS} neither shows nor names an image; it holds the names of the arms, and the settings without paths"
+    )
+
+
+def _write_page(root, target, settings, body):
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     wall_time = machines.section(settings, *machines.read(root), machines.checked_out(root), now)
-    files.write_text(root / PAGE, page.page(body.read_text(encoding="utf-8"), wall_time))
+    files.write_text(root / target, page.page(body, wall_time))

@@ -21,7 +21,7 @@ import numpy as np
 
 from stages import experiments
 from stages.measures import confidence, leaks, memorisation
-from stages.report import entries
+from stages.report import entries, privacy
 from stages.run import files
 
 COLUMNS = ["arm", "seed", "weights", "index", "key", "status", "confidence", "count", "best_ratio", "matched_ratio", "heldout_ratio", "twin", "generated", "variant"]  # fmt: skip
@@ -49,7 +49,9 @@ def read(settings):
             )
             for weights, of_weights in images.groupby("weights", sort=False):
                 frames.append(_of_one(of_weights, headline).assign(arm=arm, seed=seed, weights=weights))
-    return pd.concat(frames, ignore_index=True)[COLUMNS]
+    listed = pd.concat(frames, ignore_index=True)[COLUMNS]
+    listed["key"] = [privacy.name(settings, key, i) for key, i in zip(listed.key, listed["index"], strict=True)]
+    return listed
 
 
 def _of_one(images, headline):

@@ -4,9 +4,8 @@ import math
 from html import escape
 from typing import NamedTuple
 
-from stages import experiments, phases
 from stages.measures import confidence
-from stages.report import html, leaks
+from stages.report import html, leaks, privacy
 from stages.report.figures import png
 from stages.run import files
 
@@ -47,7 +46,7 @@ def section(report):
     parts = [html.quiet(text)]
     for arm in report.arms:
         listed = leaks.of_run(report.leaks, arm, report.first_seed, weights)
-        pairs = read(files.folder("results/score", report.first_place(arm)), weights, listed, _shown(report.settings))
+        pairs = read(files.folder("results/score", report.first_place(arm)), weights, listed, report.settings)
         parts.append(of_arm(arm, pairs, listed, report.metrics[arm]["num_images"], report.num_train))
     return html.section(ANCHOR, "Training images that leaked", "\n".join(parts))
 
@@ -65,21 +64,14 @@ def _how_sure(report):
     )
 
 
-def _shown(settings):
-    """How many of the pairs have pictures."""
-    if "show_images" in (asked := settings.get("report", {})):
-        return asked["show_images"]
-    shows = phases.module("similarity").shows_pictures(settings) or not experiments.is_text(settings)
-    return phases.module("score").GALLERY_IMAGES if shows else 0
-
-
-def read(folder, weights, listed, shown):
+def read(folder, weights, listed, settings):
     """The most memorised generated images of a run among those that count: list of Pair, the lowest ratio first.
 
     folder     of the run's scores
     listed     as leaks.of_run returns it
-    shown      how many of them, the first ones, have pictures
+    settings   params.yaml: how many of them, the first ones, have pictures, and whether images are called by their names
     """
+    shown = privacy.num_pictures(settings)
     gallery = files.load_arrays(folder / "gallery.safetensors")
     images = files.load_table(folder / "images.parquet", ["weights", "image", "nearest_key"])
     key_of = images[images.weights == weights].set_index("image").nearest_key
@@ -88,7 +80,7 @@ def read(folder, weights, listed, shown):
             generated=png(gallery["generated"][g]) if g < shown else None,
             train=png(gallery["train"][g]) if g < shown else None,
             image=int(image),
-            key=key_of[image],
+            key=privacy.name(settings, key_of[image], index),
             ratio=float(gallery["ratio"][g]),
             copies=int(row["count"]),
             status=row.status,

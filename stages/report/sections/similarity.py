@@ -10,7 +10,7 @@ import numpy as np
 
 from stages import experiments, phases
 from stages.measures import intervals
-from stages.report import columns, figures, html
+from stages.report import columns, figures, html, privacy
 from stages.report.entries import WEIGHTS, mean_and_sd, rounded
 from stages.report.figures import png
 from stages.report.html import number
@@ -77,7 +77,7 @@ def section(report):
     parts = [
         html.table(_rows(report), told),
         html.panels([_histogram(report, nearest)]),
-        _near_copies(nearest),
+        _near_copies(report.settings, nearest),
         _pictures(report, nearest),
     ]
     return html.section(ANCHOR, "Similarity", "\n".join(parts))
@@ -107,7 +107,7 @@ def _rows(report):
     return rows
 
 
-def _near_copies(nearest):
+def _near_copies(settings, nearest):
     """The most similar images of each arm by key, each training image once."""
     rows = []
     for arm, table in nearest.items():
@@ -117,7 +117,7 @@ def _near_copies(nearest):
                 "arm": arm,
                 "image": str(row.image),
                 "similarity": f"{row.similarity:.3f}",
-                "training image": str(row.nearest_key),
+                "training image": privacy.name(settings, row.nearest_key, row.nearest_train),
             }
             for row in most.head(MOST_SIMILAR).itertuples()
         ]
@@ -129,7 +129,9 @@ def _pictures(report, nearest):
     if not phases.module("similarity").shows_pictures(report.settings):
         return html.quiet("No pictures are shown: similarity.show_images sets how many.")
     pictures = {arm: _pictures_of(report, arm) for arm in nearest}
-    galleries = [f"<h3>{escape(arm)}</h3>\n{_gallery(shown, nearest[arm])}" for arm, shown in pictures.items()]
+    galleries = [
+        f"<h3>{escape(arm)}</h3>\n{_gallery(report.settings, shown, nearest[arm])}" for arm, shown in pictures.items()
+    ]
     told = html.quiet("Near-copies. Left: the generated image. Right: its nearest training image.")
     return f"{_grid(pictures, nearest)}\n{told}\n{''.join(galleries)}"
 
@@ -141,9 +143,10 @@ def _pictures_of(report, arm):
     return {name.removeprefix(f"{weights}."): array for name, array in arrays.items() if name.startswith(weights)}
 
 
-def _gallery(shown, table):
+def _gallery(settings, shown, table):
     """shown   arrays of one arm, see stages.similarity; table: its nearest.parquet"""
-    keys = table.set_index("image").nearest_key
+    rows = table.set_index("image")
+    keys = {i: privacy.name(settings, row.nearest_key, row.nearest_train) for i, row in rows.iterrows()}
     found = zip(shown["copies"], shown["originals"], shown["copy_image"], shown["copy_similarity"], strict=True)
     return html.gallery(
         html.figure(html.pair(png(copy), png(original), image, keys[image]), f"{value:.3f} · {keys[image]}")
