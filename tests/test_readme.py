@@ -1,4 +1,4 @@
-"""Every snippet of README.md holds: sections of params.yaml pass the checks, commands are understood by what they call.
+"""Every snippet of README.md and of the manual in docs/ holds: sections of params.yaml pass the checks, commands are understood by what they call.
 
 What each command does is tested elsewhere, through small projects (test_pipeline.py, test_own_images.py, test_release.py and so on). Not run
 here: `make run`, `make seeds` and the like, which train for minutes; git, conda, cd, $EDITOR, which are not ours; printed results.
@@ -16,7 +16,8 @@ from snakemake.cli import get_argument_parser
 from stages import rules
 from stages.run import params
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+MANUAL = ("README.md", *(f"docs/{name}.md" for name in ("experiments", "images", "measures", "running", "text")))
+TEXT = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in MANUAL)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 PROSE = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
 INLINE = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", PROSE)]
