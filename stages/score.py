@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from stages import experiments, randomness
-from stages.measures import confidence, frechet, memorisation, self_test
+from stages.measures import confidence, duplicates, frechet, memorisation, self_test
 from stages.run import cli, device, files
 from stages.run.instance import LIGHT_BYTES, REFERENCE, ROW_BYTES, Instance
 from stages.run.progress import Progress
@@ -173,7 +173,8 @@ def _self_test(job, settings):
     Returns   dict: variants, whether the search was in variants as well; alterations, a list of dicts with alteration (in words), planted,
               found, and with variants also found_as_is, how many are found without
     """
-    train, headline = load_train(settings), settings["headline"]
+    train, first = load_train(settings)
+    train, headline = train[first], settings["headline"]
     # Keyed as the parts that match held-out images, which it has nothing to do with: a purpose of its own in stages/randomness.py would
     # make every model that was ever trained stale.
     rng = randomness.numpy_generator("reference", 0)
@@ -194,13 +195,21 @@ def _self_test(job, settings):
 
 
 def load_train(settings):
-    """The training images [N,H,W,C] uint8, memory-mapped. Raises ValueError if they are fewer than score.neighbours."""
+    """The training images, and which of them are searched: of images that are equal the first one. Otherwise a copied image's own twins would be the
+    neighbours that its ratio is taken over, and a copy of it would not count.
+
+    Returns   train   [N,H,W,C] uint8, memory-mapped
+              first   [D] int64: positions, ascending
+    Raises    ValueError: there are fewer such images than score.neighbours
+    """
     train = files.load_array(files.DATA / "train.npy", mmap=True)
-    if len(train) < settings["neighbours"]:
+    first = duplicates.first_of_each(train)
+    if len(first) < settings["neighbours"]:
+        equal = f" different (of {len(train)} in all)" if len(first) < len(train) else ""
         raise ValueError(
-            f"there are {len(train)} training images, fewer than score.neighbours = {settings['neighbours']} (params.yaml)"
+            f"there are {len(first)}{equal} training images, fewer than score.neighbours = {settings['neighbours']} (params.yaml)"
         )
-    return train
+    return train, first
 
 
 def search(queries, reference, k, variants, on, what, positions=None):
@@ -250,14 +259,15 @@ class References:
         self.k = settings["neighbours"]
         self.device = job.device
         self.variants = settings.get("variants", False)
-        self.train = load_train(settings)
+        self.train, self.first = load_train(settings)
         self.heldout = files.load_array(files.DATA / "heldout.npy", mmap=True)
         self.keys = np.array(files.load_json(files.DATA / "keys.json")["train"])
         self.has_heldout = len(self.heldout) > 0
         if self.has_heldout:
+            first_heldout = duplicates.first_of_each(self.heldout)
             self.matched = memorisation.matched_parts(
-                files.load_array(files.DATA / "train_labels.npy"),
-                files.load_array(files.DATA / "heldout_labels.npy"),
+                files.load_array(files.DATA / "train_labels.npy")[self.first],
+                files.load_array(files.DATA / "heldout_labels.npy")[first_heldout],
                 randomness.numpy_generator("reference", job.seed),
             )
             if self.matched is None:
@@ -265,13 +275,16 @@ class References:
                     "only 1 held-out image matches the classes of the training images, expected 2 at least: hold out more "
                     "(data.heldout_share, data.num_train in params.yaml)"
                 )
+            self.matched = self.matched.among(self.first, len(self.train), first_heldout, len(self.heldout))
             self.matched_k = self.matched.neighbours(self.k)
             self.largest_hits = [float(self.matched.weight_train.max()), float(self.matched.weight_heldout.max())]
             self.heldout_in_train = self.nearest_train(self.heldout, "held-out images")
 
     def nearest_train(self, samples, what):
         """The Nearest of each generated image in the training set."""
-        return self._search(samples, self.train, self.k, what)
+        if len(self.first) == len(self.train):
+            return self._search(samples, self.train, self.k, what)
+        return self._search(samples, self.train[self.first], self.k, what, self.first)
 
     def nearest_heldout(self, samples, what):
         """The Nearest of each generated image in the matched held-out images."""
@@ -282,7 +295,7 @@ class References:
         """The Nearest of each generated image in one matched part of the training set after another; `whole` is nearest_train."""
         num_parts = len(self.matched.parts)
         for f, part in enumerate(self.matched.parts, start=1):
-            if len(part) == len(self.train):
+            if len(part) == len(self.first):
                 yield whole
             else:
                 yield self._search(samples, self.train[part], self.matched_k, f"{what}, part {f} of {num_parts}", part)

@@ -94,7 +94,7 @@ def test_images_of_one_person_lie_on_one_side(group):
 def test_folders_are_groups():
     folder_of_persons()
     for seed in range(3):
-        train, heldout, _ = run(heldout_share=0.4, group="folder", deduplicate="near", split_seed=seed)
+        train, heldout, _ = run(heldout_share=0.3, group="folder", deduplicate="near", split_seed=seed)
         assert not {name[:5] for name in train} & {name[:5] for name in heldout}
 
 

@@ -430,3 +430,36 @@ def test_images_of_a_folder_have_their_file_names(tmp_path, monkeypatch):
     assert score._generated(job, 5) is None  # another folder than the one that was read
     for recipe in ({"generator": {"folder": "gone"}}, {"generator": {"file": "a.npy"}}, {}):
         assert score._generated(SimpleNamespace(recipe=recipe), 4) is None
+
+
+def test_twins_of_training_and_of_held_out_images_change_no_count(scored, tmp_path, monkeypatch):
+    """A copy of an image that is there five times has its twins as neighbours: by no ratio it would be far closer to one than to others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(score, "GALLERY_IMAGES", 4)
+    twins = [9, 9, 9, 9, 2, 5]
+    write_experiment(
+        np.concatenate([HELDOUT, HELDOUT[[1, 1, 6]]]), np.append(HELDOUT_LABELS, HELDOUT_LABELS[[1, 1, 6]])
+    )
+    files.save_array(files.DATA / "train.npy", np.concatenate([TRAIN, TRAIN[twins]]))
+    files.save_array(files.DATA / "train_labels.npy", np.append(TRAIN_LABELS, TRAIN_LABELS[twins]))
+    keys = {"heldout": [f"other{i}.png" for i in range(11)], "train": KEYS + [f"twin{i}.png" for i in range(6)]}
+    files.write_json(files.DATA / "keys.json", keys)
+    score.main(["--arm", ARM, "--seed", str(SEED), "--round", "1"])
+    images, curves, scores, gallery = results()
+    heldout_once = ["simplicity"]  # of all held-out images, as before
+    pd.testing.assert_frame_equal(curves.drop(columns=heldout_once), scored[1].drop(columns=heldout_once))
+    of_pixels = ["influence"]  # a distance to all held-out images
+    pd.testing.assert_frame_equal(images.drop(columns=of_pixels), scored[0].drop(columns=of_pixels))
+    assert (scores["num_train"], scores["num_heldout"], scores["num_compared"]) == (17, 11, scored[2]["num_compared"])
+    for name, array in scored[3].items():
+        assert np.array_equal(gallery[name], array), name
+
+
+def test_too_few_different_images_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_experiment()
+    files.save_array(files.DATA / "train.npy", TRAIN[[0, 1, 2] * 4])
+    with pytest.raises(
+        ValueError, match=r"there are 3 different \(of 12 in all\) training images, fewer than score.neighbours = 4"
+    ):
+        score.main(["--arm", ARM, "--seed", str(SEED), "--round", "1"])

@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.measures import neighbours
-
 SIDE = 16  # pixels: larger images are compared by the means of blocks, which JPEG and noise hardly change
 NEAR = 1 / 3  # of the median distance to the nearest other image
 DRAWN = 1000  # images at most, evenly spaced, whose nearest other ones the median is of
@@ -43,6 +41,8 @@ def find(digests, thumbnails, progress=None):
     progress     None or a callable (images done, images)
     Returns      Found
     """
+    from stages.measures import neighbours  # imports torch
+
     _, first, place = np.unique(np.array(digests), return_index=True, return_inverse=True)
     exact = first[place]
     distinct = np.unique(exact)
@@ -59,6 +59,12 @@ def find(digests, thumbnails, progress=None):
 def digest(image):
     """What exact duplicates have in common. image: [H, W, C] uint8; returns 16 bytes."""
     return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
+def first_of_each(images):
+    """Positions of the first of each images that are equal: [D] int64, ascending. images: [N, H, W, C] uint8, may be memory-mapped."""
+    _, first = np.unique(np.array([digest(image) for image in images], dtype="S16"), return_index=True)
+    return np.sort(first)
 
 
 def thumbnail(image):

@@ -200,6 +200,16 @@ class MatchedParts(NamedTuple):
         """Number of training images that are compared: all but those of classes without a held-out image."""
         return int(np.count_nonzero(self.weight_train))
 
+    def among(self, train, num_train, heldout, num_heldout):
+        """The same parts by the positions that their images have among more images, which weigh nothing.
+
+        train, heldout           [N], [H] int64: where the images lie that the parts are of
+        num_train, num_heldout   numbers of images there
+        """
+        weight_train, weight_heldout = np.zeros(num_train), np.zeros(num_heldout)
+        weight_train[train], weight_heldout[heldout] = self.weight_train, self.weight_heldout
+        return MatchedParts(train[self.parts], heldout[self.heldout], weight_train, weight_heldout)
+
     def neighbours(self, k):
         """Neighbours that a ratio is taken over in a part or in the held-out set, where it is k in the training set.
 
