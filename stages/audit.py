@@ -29,7 +29,7 @@ from stages.run import cli, files, processes
 ARM, SEED = "generated", 0
 MOST_NEIGHBOURS = 50  # as in the paper
 SAMPLED = 256  # images that a pipeline is asked for, where no number is given
-RESULTS = {"report.html": Path("report.html"), "leaks.csv": files.REPORT / "leaks.csv", "metrics.json": files.METRICS}
+RESULTS = {"report.html": Path("report.html"), "leaks.csv": files.REPORT / "leaks.csv", "metrics.json": files.SUMMARY}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Outcome:
     excess       float, generated images that are copies beyond chance; low and high are its 95 % interval. None without held-out images
     num_copies   generated images that count as copies of a training image
     num_generated, num_train, num_heldout   M, N, H
-    metrics      what metrics.json holds: dict
+    metrics      what summary.json holds: dict
     settings     params.yaml of the audit: dict
     note         what was done to the images, a sentence; "" for nothing
     """
@@ -332,7 +332,7 @@ def _read(experiment, note):
         images=files.load_table(files.folder("results/score", report.first_place(ARM)) / "images.parquet"),
         **{name: float(at[column]) if at["num_heldout"] else None for name, column in ends.items()},
         **{name: int(at[column]) for name, column in NUMBERS.items()},
-        metrics=files.load_json(files.METRICS),
+        metrics=files.load_json(files.SUMMARY),
         settings=experiment,
         note=note,
     )

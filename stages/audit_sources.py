@@ -115,13 +115,14 @@ def _saved(role, given, work):
 
 def _unzipped(path, to):
     """The folder of a zip's images, from which folders that hold all of them are left out."""
-    from stages.image_sets import folders
+    from stages.image_sets import looks
 
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if Path(m.filename).suffix.lower() in folders.FORMATS]
+            known = looks.suffixes()
+            members = [m for m in archive.infolist() if Path(m.filename).suffix.lower() in known]
             members = [m for m in members if not m.filename.startswith("__MACOSX/")]
             needed, free = sum(m.file_size for m in members), files.free_room(to)
             if needed > free:

@@ -353,7 +353,7 @@ def main(arguments):
                 files.write_json(folder / "captions.json", captions)
         with files.publish(files.DUPLICATES) as folder:
             folder.mkdir(parents=True)
-            files.write_json(folder / "duplicates.json", duplicates.summary(found, train, heldout + first))
+            files.write_json(folder / "duplicates.json", duplicates.summary(found, train, heldout + first, keys))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,10 @@ class Results:
         d1, d2                         squared distances to the two nearest training images, in grey levels squared
         train_<protocol>               its ratio to the training images under each protocol; lower is closer to a copy
         heldout_<protocol>             the same to the matched held-out images, where there are some
+        variant                        the variant of it that is nearest, with score.variants
+        matched_ratio                  its lowest ratio among as many training images as there are held-out ones, and of their classes
+        confidence                     that it is a copy, in [0, 1]; NaN where it is not known, see stages.measures.confidence
+        generated                      its file, where the images come from a folder
         excess, influence              what it contributes to the headline's excess (images), and to fd_pixels_heldout (its unit)
         prompt                         number of its prompt, where it was asked for with one
         """
@@ -102,6 +106,10 @@ class Results:
         weights, index, key   "raw" or "ema"; index and name of the training image
         count                 generated images that are copies of it at the headline's protocol and threshold
         best_ratio, twin      the lowest ratio among them, and the number of the generated image that has it
+        status, confidence    "leaked" or "candidate"; that this image is a copy, in [0, 1], NaN where it is not known
+        matched_ratio, heldout_ratio   its ratio among as many training images as there are held-out ones, and among these
+        generated, variant    its file, or its number; the variant of it that is nearest, "as is" without score.variants
+        duplicates            how many other training images are the same as the training image or nearly so
         """
         return self._report.leaks
 

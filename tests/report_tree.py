@@ -77,6 +77,13 @@ def write_counts(root, run, rounds):
             save_file(arrays, path)
 
 
+def write_duplicates(root, sets=()):
+    """sets   as stages.measures.duplicates.summary returns them"""
+    folder = root / "artifacts/results/data"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "duplicates.json").write_text(json.dumps({"near_distance": 9.5, "sets": list(sets)}))
+
+
 def write_scores(root, run, level, round_=None, held_out=True, key="<b>3&7.png"):
     """level   the run's excess at threshold 0.5 under l2_from_gen with raw weights"""
     folder = root / "artifacts/results/score" / files.place(run, round_)
@@ -126,6 +133,7 @@ def write_self_test(root, found=SELF_TEST):
     folder = root / "artifacts/results/score/reference"
     folder.mkdir(parents=True)
     (folder / "self_test.json").write_text(json.dumps(found))
+    write_duplicates(root)
 
 
 def make_tree(root, settings, levels, **options):

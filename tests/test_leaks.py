@@ -75,8 +75,13 @@ def frame_of(keys):
     size = len(keys)
     columns = {"arm": "ddpm", "seed": 0, "weights": "raw", "index": range(size), "key": keys, "status": "candidate"}
     columns |= {"confidence": [np.nan, *[0.5] * (size - 1)], "count": 1, "best_ratio": np.linspace(0, 1, size)}
-    columns |= {"matched_ratio": 0.1, "heldout_ratio": np.nan, "twin": range(size), "generated": keys[::-1]}
-    return pd.DataFrame(columns | {"variant": "as is"})
+    columns |= {
+        "matched_ratio": 0.1,
+        "heldout_ratio": np.nan,
+        "twin": range(size),
+        "generated": keys[::-1],
+    }
+    return pd.DataFrame(columns | {"variant": "as is", "duplicates": 0})
 
 
 def check_csv():

@@ -135,7 +135,7 @@ def test_the_leak_list_of_both_arms_and_weights(one_seed):
     root, _ = one_seed
     frame = pd.read_parquet(root / "artifacts/report/leaks.parquet")
     assert frame.values.tolist() == [
-        [arm, 0, *row, "as is"]
+        [arm, 0, *row, "as is", 0]
         for arm in ("plain", "iet")
         for row in (
             ["ema", 3, "=other", "candidate", 0.93, 1, 0.5, 0.3, 0.375, 3, "3"],
@@ -144,12 +144,12 @@ def test_the_leak_list_of_both_arms_and_weights(one_seed):
     ]
     assert frame.columns.tolist() == [
         "arm", "seed", "weights", "index", "key", "status", "confidence", "count", "best_ratio", "matched_ratio", "heldout_ratio",
-        "twin", "generated", "variant",
+        "twin", "generated", "variant", "duplicates",
     ]  # fmt: skip
     lines = (root / "artifacts/report/leaks.csv").read_text().splitlines()
     assert lines[1:3] == [
-        '"plain",0,"ema",3,"\'=other","candidate",0.93,1,0.5,0.3,0.375,3,"3","as is"',
-        '"plain",0,"raw",2,"<b>3&7.png","candidate",0.89,2,0.123,0.7,0.875,7,"7","as is"',
+        '"plain",0,"ema",3,"\'=other","candidate",0.93,1,0.5,0.3,0.375,3,"3","as is",0',
+        '"plain",0,"raw",2,"<b>3&7.png","candidate",0.89,2,0.123,0.7,0.875,7,"7","as is",0',
     ]
 
 
@@ -294,7 +294,7 @@ def test_the_links_at_the_top_lead_to_the_sections_there_are(tmp_path):
         page = (root / "report.html").read_text()
     links = re.findall(r'<a href="#([^"]+)">', page[page.index("<nav>") : page.index("</nav>")])
     # Nothing is trained here, so there is no section of the training, and a point is no curve; the wall time is added to the page last.
-    assert links == ["arms", "quality", "curves", "gallery", "blind_spots", "settings", "machines"]
+    assert links == ["arms", "quality", "curves", "gallery", "blind_spots", "duplicates", "settings", "machines"]
     assert links == re.findall(r'<h2 id="([^"]+)">', page)
 
 
@@ -397,7 +397,7 @@ def test_without_held_out_images_all_are_candidates_and_it_is_said_why(tmp_path)
         frame = pd.read_parquet(root / "artifacts/report/leaks.parquet")
         assert set(frame.status) == {"candidate"} and len(frame) == 4
         assert frame[["confidence", "matched_ratio", "heldout_ratio"]].isna().all(axis=None)
-        assert '"candidate","",1,0.5,"","",3,"3","as is"' in (root / "artifacts/report/leaks.csv").read_text()
+        assert '"candidate","",1,0.5,"","",3,"3","as is",0' in (root / "artifacts/report/leaks.csv").read_text()
         page = (root / "report.html").read_text()
         assert "there is no confidence, and all are candidates. data.heldout_share holds some out." in page
         assert (

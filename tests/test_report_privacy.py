@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 import pytest
+import report_tree
 from report_tree import ONE_SEED, SETTINGS, built
 
 from stages import report
@@ -100,3 +101,40 @@ def test_no_path_is_left_in_the_settings():
     }
     text = privacy.without_paths(settings)
     assert "secret" not in text and "jane" not in text and "raw" in text and "theirs" in text
+
+
+def test_duplicates_are_named_where_they_are_and_who_gives_them_out_is_told(tmp_path):
+    """Image 3 is leaked by both arms with raw weights; 1 and 4 are not. The leak list counts the others of a set."""
+
+    def write(settings, levels):
+        sets = [
+            {
+                "exact": True,
+                "train": [0, 3, 4],
+                "heldout": [2],
+                "keys": {"train": ["a<.png", "b.png", "c.png"], "heldout": ["h.png"]},
+            },
+            {"exact": False, "train": [1], "heldout": [5], "keys": {"train": ["d.png"], "heldout": ["i.png"]}},
+        ]
+        report_tree.write_duplicates(tmp_path, sets)
+
+    with built(tmp_path, ONE_SEED, write_more=write) as (root, _):
+        page, listed = text_of(root), pd.read_parquet("artifacts/report/leaks.parquet")
+        report.main(["--for-others"])
+        others = text_of(root, "report-for-others.html")
+    raw = listed[listed.weights == "raw"]["index"].unique().tolist()
+    section = page[page.index('id="duplicates"') : page.index('id="training"')]
+    assert "2 sets of images" in section and "1 with several training images, 2 with images on both sides" in section
+    arms = [
+        arm
+        for arm in ("plain", "iet")
+        if {0, 3, 4} & set(listed[(listed.arm == arm) & (listed.weights == "raw")]["index"])
+    ]
+    cells = re.findall(r"<tr><th scope=row>(.*?)</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", section)
+    assert cells == [
+        ("exact", "a&lt;.png, b.png, c.png", "h.png", ", ".join(arms) or "–"),
+        ("near", "d.png", "i.png", "–"),
+    ], raw
+    expected = {0: 2, 3: 2, 4: 2, 1: 0, 2: 0}
+    assert listed.duplicates.tolist() == [expected[i] for i in listed["index"]]
+    assert "b.png" not in others and "image 0, image 3, image 4" in others

@@ -110,7 +110,7 @@ def test_every_column_is_explained(project):
 def test_what_is_missing_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere is no folder, expected that of an experiment"):
         results.load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"there is no params.yaml in .*: run from the root of the project"):
+    with pytest.raises(ValueError, match=r"there is no params.yaml in .*: go to the root of the project first"):
         results.load(tmp_path)
     (tmp_path / "params.yaml").write_text(json.dumps(tiny_with()))
     with pytest.raises(ValueError, match=r"is missing: run `snakemake` or `dvc repro`"):

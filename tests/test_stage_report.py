@@ -159,6 +159,8 @@ def built(tmp_path_factory):
         patch.setattr(params, "check", lambda *_: None)  # this params.yaml holds what the report reads, no more
         (root / "params.yaml").write_text(yaml.safe_dump(SETTINGS, sort_keys=False))
         report_tree.write_self_test(root)
+        twins = {"exact": True, "train": [1, 5, 7], "heldout": [], "keys": {"train": ["a", "b", "c"], "heldout": []}}
+        report_tree.write_duplicates(root, [twins])
         for arm, seed in itertools.product(ARMS, SEEDS):
             write_counts(f"{arm}-seed{seed}", COUNTS[arm], seed)
             write_scores(arm, seed)
@@ -394,7 +396,7 @@ def test_the_leak_list_has_the_copies_of_each_run(built):
             twin / 9,
             twin / 7,
         ]
-        + [twin, f"{arm}/{twin}.png", f"shift {twin}"]
+        + [twin, f"{arm}/{twin}.png", f"shift {twin}", 2 if index == 5 else 0]
         for arm, seed in itertools.product(ARMS, SEEDS)
         for weights, index, status, count, ratio, twin in LEAKS[seed]
     ]

@@ -229,7 +229,9 @@ def sizes(root, progress):
     """
     paths, _ = image_files(root)
     if not paths:
-        raise NotThereError(f"{root} holds no image")
+        raise NotThereError(
+            f"{root} holds no image, expected files that end in .bmp, .gif, .jpg, .png, .tif, .webp or the like"
+        )
     found = looks.look(paths, progress)
     if told := _faults(Path(root), paths, found):
         raise ValueError(*told)

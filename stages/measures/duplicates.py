@@ -125,14 +125,15 @@ def _components(number, rows, columns):
     return first[component]
 
 
-def summary(found, train, heldout):
+def summary(found, train, heldout, keys):
     """What duplicates.json holds: sets of duplicates by the indices that images have on their side of the split.
 
     found       Found of the pool's images, followed by those of the official test part
     train       [n] int64: training images, positions in the pool
     heldout     [h] int64: held-out images, positions among all images
-    Returns     dict: near_distance, None where nothing could be compared; sets, list of dicts with exact, train and heldout; only sets that
-                have two images or more among these
+    keys        dict train, heldout -> list of the names of these images
+    Returns     dict: near_distance, None where nothing could be compared; sets, list of dicts with exact, train, heldout and keys, which has
+                the names by side; only sets that have two images or more among these
     """
     place = {int(i): ("train", n) for n, i in enumerate(train)} | {
         int(i): ("heldout", n) for n, i in enumerate(heldout)
@@ -145,5 +146,6 @@ def summary(found, train, heldout):
                 side, n = place[int(i)]
                 sides[side].append(n)
         if len(sides["train"]) + len(sides["heldout"]) > 1:
-            sets.append({"exact": len(np.unique(found.exact[group])) == 1} | sides)
+            names = {side: [keys[side][n] for n in numbers] for side, numbers in sides.items()}
+            sets.append({"exact": len(np.unique(found.exact[group])) == 1} | sides | {"keys": names})
     return {"near_distance": None if np.isnan(found.distance) else found.distance, "sets": sets}

@@ -129,7 +129,10 @@ def _shrunk(images, border):
     size = [side - 2 * border for side in images.shape[1:3]]
     shrunk = np.empty(images.shape, np.uint8)
     for start in range(0, len(images), ROWS):
-        rows = torch.from_numpy(np.ascontiguousarray(images[start : start + ROWS].transpose(0, 3, 1, 2))).float()
+        rows = np.array(
+            images[start : start + ROWS].transpose(0, 3, 1, 2), order="C"
+        )  # a copy, as images may be read-only
+        rows = torch.from_numpy(rows).float()
         small = torch.nn.functional.interpolate(rows, size=size, mode="bilinear", antialias=True).round().clamp(0, 255)
         small = small.to(torch.uint8).numpy().transpose(0, 2, 3, 1)
         shrunk[start : start + ROWS] = np.pad(small, ((0, 0), (border, border), (border, border), (0, 0)), mode="edge")

@@ -12,6 +12,7 @@ Columns   arm, seed, weights
                               among these; NaN without held-out images
           twin, generated     the number of that generated image, and its file where the images come from a folder, else its number
           variant             the variant of it that is nearest (stages.measures.variants); "as is" without score.variants
+          duplicates          how many other training images are the same as it or nearly so
 """
 
 import csv
@@ -21,10 +22,10 @@ import numpy as np
 
 from stages import experiments
 from stages.measures import confidence, leaks, memorisation
-from stages.report import entries, privacy
+from stages.report import duplicates, entries, privacy
 from stages.run import files
 
-COLUMNS = ["arm", "seed", "weights", "index", "key", "status", "confidence", "count", "best_ratio", "matched_ratio", "heldout_ratio", "twin", "generated", "variant"]  # fmt: skip
+COLUMNS = ["arm", "seed", "weights", "index", "key", "status", "confidence", "count", "best_ratio", "matched_ratio", "heldout_ratio", "twin", "generated", "variant", "duplicates"]  # fmt: skip
 LEAKED, CANDIDATE = "leaked", "candidate"
 TEXTS = ["key", "generated"]  # names that come from outside
 # A spreadsheet takes a cell that begins so for a formula, and may run it. The last four are the first four in full width.
@@ -49,7 +50,9 @@ def read(settings):
             )
             for weights, of_weights in images.groupby("weights", sort=False):
                 frames.append(_of_one(of_weights, headline).assign(arm=arm, seed=seed, weights=weights))
-    listed = pd.concat(frames, ignore_index=True)[COLUMNS]
+    listed = pd.concat(frames, ignore_index=True)
+    listed["duplicates"] = duplicates.others_of(listed["index"])
+    listed = listed[COLUMNS]
     listed["key"] = [privacy.name(settings, key, i) for key, i in zip(listed.key, listed["index"], strict=True)]
     return listed
 

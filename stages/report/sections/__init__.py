@@ -18,6 +18,7 @@ from stages.report.sections import (
     arms,
     blind_spots,
     curves,
+    duplicates,
     gallery,
     headline,
     in_short,
@@ -39,7 +40,7 @@ def of_page():
     """All sections below the headline, in the order of the page."""
     of_measures = [measures.Measure(phase) for phase in columns.generic()]
     first = [arms, quality, similarity, prompts, *of_measures, seeds, published, curves]
-    return [*first, trade_off, gallery, blind_spots, training, analyses, settings]
+    return [*first, trade_off, gallery, blind_spots, duplicates, training, analyses, settings]
 
 
 def having(name):
