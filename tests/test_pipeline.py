@@ -94,11 +94,14 @@ def test_metrics_are_a_few_numbers_an_arm_and_plots_a_line_an_arm_without_the_we
     assert "http" not in html
     sources = re.findall(r'<img src="([^"]+)"', html)
     assert len(sources) == 4
-    drawn = [(tmp_path / "plots" / source).read_text() for source in sources]
-    for svg in drawn:
+    drawn = {source.split("_plots_")[1]: (tmp_path / "plots" / source).read_text() for source in sources}
+    for svg in drawn.values():
         assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
         assert "var(" not in svg and "currentColor" not in svg
-    assert all(arm in svg for svg in drawn[:3] for arm in ("ddpm", "iet_agc_plus"))
+    assert set(drawn) == {f"{name}.svg" for name in ("trade_off", "mq_curve", "training", "skip_histogram")}
+    named = {name: {arm for arm in ("ddpm", "iet_agc_plus") if f">{arm}<" in svg} for name, svg in drawn.items()}
+    assert named.pop("skip_histogram.svg") == {"iet_agc_plus"}  # ddpm skips nothing
+    assert all(arms == {"ddpm", "iet_agc_plus"} for arms in named.values())
 
 
 def test_scores_of_every_image_can_be_read_with_pandas(finished):
