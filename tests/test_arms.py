@@ -57,6 +57,9 @@ def test_the_audit_of_a_folder_equals_the_scores_of_the_arm_that_made_it(extende
     for name in ("images", "curves"):
         expected, found = (pd.read_parquet(folder / f"{name}.parquet") for folder in (ours, theirs))
         expected = expected[expected.weights == "raw"].reset_index(drop=True)
+        if name == "images":
+            files_of_images = found.pop("generated").tolist()
+            assert len(set(files_of_images)) == 50 and files_of_images == sorted(files_of_images)
         assert len(expected) == {"images": 50, "curves": 42}[name]
         pd.testing.assert_frame_equal(found, expected)
     scores = [json.loads((folder / "scores.json").read_text()) for folder in (ours, theirs)]
