@@ -83,7 +83,7 @@ def main():
         print(f"nothing to be done:                   {seconds:7.1f} s", flush=True)
         expected = change_one_arm(root, params)
         _, said = timed(root, "snakemake", "-n")
-        listed = {name.replace(" ", "@") for name in re.findall(r"^Job \d+: (.*)$", said, re.MULTILINE)} - {"all"}
+        listed = {name.replace(" ", "@") for name in re.findall(r"^ *\d+ of \d+  (.*)$", said, re.MULTILINE)}
         assert listed == expected, listed ^ expected
         seconds, _ = timed(root, *command)
         print(

@@ -115,7 +115,8 @@ def replace_handler(settings, handler):
     logger = logging.getLogger("snakemake.logging")
     own = next((other for other in logger.handlers if other.name == "DefaultStreamHandler"), None)
     asked = {str(word) for word in settings.quiet or ()} - {"Quietness.HOST", "Quietness.REASON", "host", "reason"}
-    if own is None or asked or settings.verbose or settings.debug_dag or settings.printshellcmds:
+    linting = "--lint" in sys.argv  # its findings are messages of Snakemake's own
+    if own is None or linting or asked or settings.verbose or settings.debug_dag or settings.printshellcmds:
         return
     logger.removeHandler(own)
     logger.addHandler(handler)
