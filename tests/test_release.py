@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import diffusers.models.unets.unet_2d_condition  # noqa: F401  before the UNet of pixels, see stages.diffusion.unet
 import numpy as np
 import pytest
 import release
