@@ -13,6 +13,9 @@ SETTINGS = {
 }
 
 
+NONE = dict.fromkeys(SETTINGS["arms"], 0)  # no image is leaked with confidence
+
+
 def cell(count, excess, low, high, distinct=3):
     return {"count": count, "distinct": distinct, "excess": excess, "excess_low": low, "excess_high": high}
 
@@ -44,12 +47,12 @@ def metrics():
 
 
 def test_the_answer_names_who_gives_images_out_and_of_whom_it_is_not_shown(metrics):
-    told = in_short.answer(SETTINGS, metrics)
+    told = in_short.answer(SETTINGS, metrics, NONE)
     assert told == (
         "Training images are given out by plain. Of ours and theirs it is not shown, which is no proof that they give out none."
     )
     metrics["theirs"]["ema"]["l2_from_gen"]["0.5"] |= {"excess": None, "excess_low": None, "excess_high": None}
-    assert "is not known" in in_short.answer(SETTINGS, metrics)
+    assert "is not known" in in_short.answer(SETTINGS, metrics, NONE)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +78,8 @@ def test_how_many_are_given_out_in_words(numbers, num_images, told):
 
 
 def test_which_state_may_go_out(metrics):
-    def told(arm, weights="ema"):
-        return in_short.may_go_out(SETTINGS, metrics, arm, weights)
+    def told(arm, weights="ema", num_leaked=0):
+        return in_short.may_go_out(SETTINGS, metrics, arm, weights, num_leaked)
 
     assert (told("plain"), told("plain", "raw"), told("ours"), told("ours", "raw")) == (
         "step 880",
@@ -84,7 +87,7 @@ def test_which_state_may_go_out(metrics):
         "step 1,760",
         "none of those measured",
     )
-    assert told("theirs") == "nothing speaks against it"
+    assert told("theirs") == "nothing speaks against it" and told("theirs", num_leaked=1) == "no"
     metrics["theirs"]["ema"]["l2_from_gen"]["0.5"]["excess_low"] = 0.1
     assert told("theirs") == "no"
 
@@ -104,11 +107,18 @@ def test_opposite_answers_are_all_told(metrics):
 
 
 def test_what_to_do_next(metrics):
-    stop, earlier, more = in_short.next_steps(SETTINGS, metrics)
+    stop, earlier, more = in_short.next_steps(SETTINGS, metrics, NONE)
     assert stop.startswith("Do not release plain as trained to the end.") and "leaks.csv" in stop
     assert earlier == "An earlier state may go out: make release ARM=plain"
     assert more.startswith(
         "Of ours and theirs, up to 2.8 % of the images could still be copies."
     )  # 14.5 of 512, not 3.1 of 128
     metrics["plain"]["ema"]["rounds"]["last_without_excess"] = None
-    assert not any("make release" in step for step in in_short.next_steps(SETTINGS, metrics))
+    assert not any("make release" in step for step in in_short.next_steps(SETTINGS, metrics, NONE))
+
+
+def test_images_that_surely_leaked_are_told_though_the_interval_of_their_number_holds_0(metrics):
+    sure = NONE | {"theirs": 2}
+    told = in_short.answer(SETTINGS, metrics, sure)
+    assert told.startswith("Training images are given out by plain and theirs. Of ours it is not shown")
+    assert in_short.next_steps(SETTINGS, metrics, sure)[0].startswith("Do not release plain and theirs")

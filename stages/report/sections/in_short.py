@@ -25,22 +25,25 @@ WORDS = {
 
 def section(report):
     settings, metrics = report.settings, report.metrics
-    rows = html.table(_rows(report))
-    steps = [*contradictions(settings, metrics), blind_spots.sentence(), *next_steps(settings, metrics)]
+    rows, sure = html.table(_rows(report)), {arm: _num_leaked(report, arm) for arm in report.arms}
+    steps = [*contradictions(settings, metrics), blind_spots.sentence(), *next_steps(settings, metrics, sure)]
     listed = "".join(f"<li>{escape(step)}</li>" for step in steps)
     words = html.details("What these words mean", html.terms(WORDS))
     return (
-        f'<section class=headline id={ANCHOR} aria-label="In short">\n<p class=answer>{escape(answer(settings, metrics))}</p>\n'
+        f'<section class=headline id={ANCHOR} aria-label="In short">\n<p class=answer>{escape(answer(settings, metrics, sure))}</p>\n'
         f"{rows}\n<ul>{listed}</ul>\n{words}</section>"
     )
 
 
-def answer(settings, metrics):
-    """The first sentence: which models give out training images."""
+def answer(settings, metrics, sure):
+    """The first sentence: which models give out training images.
+
+    sure   number of training images that are leaked with confidence, by arm: few of many do not lift the interval of their number above 0
+    """
     cells = {arm: _cell(settings, metrics, arm) for arm in settings["arms"]}
     if any(cell["excess"] is None for cell in cells.values()):
         return "Whether training images are given out is not known: no images were held out to tell copies from chance."
-    leaking = [arm for arm, cell in cells.items() if cell["excess_low"] > 0]
+    leaking = [arm for arm, cell in cells.items() if cell["excess_low"] > 0 or sure[arm]]
     others = [arm for arm in cells if arm not in leaking]
     told = f"Training images are given out by {listed(leaking)}." if leaking else ""
     if others:
@@ -69,13 +72,13 @@ def given_out(cell, num_images):
     )
 
 
-def may_go_out(settings, metrics, arm, weights):
-    """Which state of an arm's training may be released, in words."""
+def may_go_out(settings, metrics, arm, weights, num_leaked):
+    """Which state of an arm's training may be released, in words. num_leaked: training images that are leaked with confidence."""
     rounds, cell = metrics[arm][weights].get("rounds"), _cell(settings, metrics, arm, weights)
     if cell["excess"] is None:
         return "not known"
     if rounds is None:
-        return "no" if cell["excess_low"] > 0 else "nothing speaks against it"
+        return "no" if cell["excess_low"] > 0 or num_leaked else "nothing speaks against it"
     if rounds["last_without_excess"] is None:
         return "none of those measured"
     return f"step {rounds['last_without_excess']:,}"
@@ -86,12 +89,12 @@ def contradictions(settings, metrics):
     return [*_of_weights(settings, metrics), *_of_fidelities(settings, metrics)]
 
 
-def next_steps(settings, metrics):
-    """What to do with this result: list of sentences."""
+def next_steps(settings, metrics, sure):
+    """What to do with this result: list of sentences. sure: as in `answer`."""
     weights, cells = entries.headline(settings).weights, {a: _cell(settings, metrics, a) for a in settings["arms"]}
     if any(cell["excess"] is None for cell in cells.values()):
         return ["Hold images out (data.heldout_share), and measure again: until then every hit is a candidate."]
-    leaking = [arm for arm, cell in cells.items() if cell["excess_low"] > 0]
+    leaking = [arm for arm, cell in cells.items() if cell["excess_low"] > 0 or sure[arm]]
     told = []
     if leaking:
         told.append(
@@ -121,17 +124,23 @@ def _rows(report):
     rows = []
     for arm in settings["arms"]:
         on_list = report.leaks[(report.leaks.arm == arm) & (report.leaks.weights == weights)]
-        sure = on_list[on_list.status == leaks.LEAKED]["index"].nunique()
+        sure = _num_leaked(report, arm)
         possible = on_list["index"].nunique() - sure
         rows.append(
             {
                 "model": arm,
                 "training images given out": given_out(_cell(settings, metrics, arm), metrics[arm]["num_images"]),
                 "which ones": f"{sure:,} of {report.num_train:,} leaked, {possible:,} candidates",
-                "state that may go out": may_go_out(settings, metrics, arm, weights),
+                "state that may go out": may_go_out(settings, metrics, arm, weights, sure),
             }
         )
     return rows
+
+
+def _num_leaked(report, arm):
+    """Training images that are leaked with the headline's weights, by any seed."""
+    of_arm = (report.leaks.arm == arm) & (report.leaks.weights == report.headline.weights)
+    return report.leaks[of_arm & (report.leaks.status == leaks.LEAKED)]["index"].nunique()
 
 
 def _cell(settings, metrics, arm, weights=None):
