@@ -1,5 +1,7 @@
 """The search against brute force in int64, with roles, sizes and image sides all different."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -159,8 +161,24 @@ def test_saturating_processor_is_noticed(monkeypatch):
     uncached = neighbours._int8_product_is_exact.__wrapped__
     monkeypatch.setattr(neighbours, "_int8_product_is_exact", uncached)
     assert not neighbours._int8_product_is_exact(60, "cpu")
+    monkeypatch.setattr(neighbours, "_int8_product_is_faster", lambda device: True)
     for found, wanted in zip(neighbours.nearest(sample, train, 4), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(("slow", "expected"), [("_int_mm", "_product_fp32"), ("none", "_product_int8")])
+def test_the_faster_product_is_taken(monkeypatch, slow, expected):
+    """An 8-bit product that only answers after 50 ms, as on processors without 8-bit units, gives way; one that answers at once does not."""
+    zeros = torch.zeros(256, 256, dtype=torch.int32)
+
+    def product(sample, train_columns):
+        time.sleep(0.05 if slow == "_int_mm" else 0)
+        return zeros
+
+    monkeypatch.setattr(torch, "_int_mm", product)
+    monkeypatch.setattr(neighbours, "_int8_product_is_exact", lambda num_values, device: True)
+    monkeypatch.setattr(neighbours, "_int8_product_is_faster", neighbours._int8_product_is_faster.__wrapped__)
+    assert neighbours._product(3072, "cpu").__name__ == expected
 
 
 def test_memory_mapped_images(tmp_path):
