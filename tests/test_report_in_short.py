@@ -74,7 +74,7 @@ def test_the_answer_names_who_gives_images_out_and_of_whom_it_is_not_shown(metri
     ],
 )
 def test_how_many_are_given_out_in_words(numbers, num_images, told):
-    assert in_short.given_out(cell(*numbers), num_images).startswith(told)
+    assert in_short.given_out(cell(*numbers), num_images, 0).startswith(told)
 
 
 def test_which_state_may_go_out(metrics):
@@ -87,6 +87,9 @@ def test_which_state_may_go_out(metrics):
         "step 1,760",
         "none of those measured",
     )
+    metrics["ours"]["training"] = metrics["plain"]["training"] = {"optimizer_steps": 1760.0}
+    assert told("ours", num_leaked=1) == "none as late as the last, which gives images out"
+    assert told("plain", num_leaked=1) == "step 880"
     assert told("theirs") == "nothing speaks against it" and told("theirs", num_leaked=1) == "no"
     metrics["theirs"]["ema"]["l2_from_gen"]["0.5"]["excess_low"] = 0.1
     assert told("theirs") == "no"
@@ -122,3 +125,7 @@ def test_images_that_surely_leaked_are_told_though_the_interval_of_their_number_
     told = in_short.answer(SETTINGS, metrics, sure)
     assert told.startswith("Training images are given out by plain and theirs. Of ours it is not shown")
     assert in_short.next_steps(SETTINGS, metrics, sure)[0].startswith("Do not release plain and theirs")
+    told = in_short.given_out(cell(20, 15.8, -1.2, 27.6), 200, 20)
+    assert told.startswith(
+        "20 training images for sure: 20 of 200 look like copies, about 4 would by chance; up to about 28"
+    )

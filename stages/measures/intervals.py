@@ -111,3 +111,12 @@ def t_interval(values):
 
     half = stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values))
     return np.mean(values) - half, np.mean(values) + half
+
+
+def half_width_of_sum(values):
+    """Half of the 95 % interval of a sum of independent draws, by the normal distribution: z sd sqrt(n).
+
+    values    [n] float64
+    Returns   float
+    """
+    return NORMAL_97_5 * math.sqrt(len(values) * np.var(values))

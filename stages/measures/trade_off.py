@@ -116,7 +116,7 @@ def _with_interval(g, h, gain, loss, groups, best, worst):
         g, h, most = np.bincount(place, g), np.bincount(place, h), np.bincount(place).max()
         gain, loss = most * gain, most * loss
     value, low, high = intervals.sum_of_differences(g, gain, loss)
-    of_fidelity = intervals.NORMAL_97_5 * math.sqrt(len(h) * h.var())
+    of_fidelity = intervals.half_width_of_sum(h)
     together = np.corrcoef(g, h)[0, 1] if g.std() > 0 and h.std() > 0 else 0.0
     below = math.sqrt(max(0.0, (value - low) ** 2 + of_fidelity**2 + 2 * together * (value - low) * of_fidelity))
     above = math.sqrt(max(0.0, (high - value) ** 2 + of_fidelity**2 + 2 * together * (high - value) * of_fidelity))

@@ -109,10 +109,9 @@ def fidelity_errors(folder):
     images = files.load_table(folder / "images.parquet")
     if "influence" not in images:
         return {}
-    groups = ["weights", "prompt" if "prompt" in images else "image"]
-    pulls = images.groupby(groups).influence.sum().groupby("weights")  # images of one prompt are no independent draws
-    numbers = images.groupby("weights").size()
-    return (intervals.NORMAL_97_5 * np.sqrt(pulls.size() * pulls.var(ddof=0)) / numbers).to_dict()
+    by = ["weights", "prompt" if "prompt" in images else "image"]  # images of one prompt are no independent draws
+    pulls, numbers = images.groupby(by).influence.sum(), images.groupby("weights").size()
+    return {weights: intervals.half_width_of_sum(pulls[weights] / number) for weights, number in numbers.items()}
 
 
 def _told(found):

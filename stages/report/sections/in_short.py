@@ -51,11 +51,12 @@ def answer(settings, metrics, sure):
     return told.strip()
 
 
-def given_out(cell, num_images):
+def given_out(cell, num_images, num_leaked):
     """How many of a model's generated images are copies, in words.
 
     cell         metrics[arm][weights][protocol][threshold]
     num_images   images that it generated
+    num_leaked   training images that are leaked with confidence
     """
     if cell["excess"] is None:
         return f"{tally(cell['count'])} of {num_images:,} look like copies; how many do so by chance is not known"
@@ -66,8 +67,9 @@ def given_out(cell, num_images):
         low = tally(math.floor(cell["excess_low"]))
         return f"about {tally(round(cell['excess']))} of {num_images:,} generated images (95 %: {low} to {high:,})"
     chance = max(cell["count"] - cell["excess"], 0)
+    known = f"{num_leaked:,} training images for sure" if num_leaked else "not shown"
     return (
-        f"not shown: {tally(cell['count'])} of {num_images:,} look like copies, about {tally(round(chance))} would by chance; "
+        f"{known}: {tally(cell['count'])} of {num_images:,} look like copies, about {tally(round(chance))} would by chance; "
         f"up to about {high:,} is possible (95 %)"
     )
 
@@ -81,6 +83,8 @@ def may_go_out(settings, metrics, arm, weights, num_leaked):
         return "no" if cell["excess_low"] > 0 or num_leaked else "nothing speaks against it"
     if rounds["last_without_excess"] is None:
         return "none of those measured"
+    if num_leaked and rounds["last_without_excess"] == metrics[arm]["training"]["optimizer_steps"]:
+        return "none as late as the last, which gives images out"
     return f"step {rounds['last_without_excess']:,}"
 
 
@@ -129,7 +133,7 @@ def _rows(report):
         rows.append(
             {
                 "model": arm,
-                "training images given out": given_out(_cell(settings, metrics, arm), metrics[arm]["num_images"]),
+                "training images given out": given_out(_cell(settings, metrics, arm), metrics[arm]["num_images"], sure),
                 "which ones": f"{sure:,} of {report.num_train:,} leaked, {possible:,} candidates",
                 "state that may go out": may_go_out(settings, metrics, arm, weights, sure),
             }
