@@ -90,3 +90,10 @@ def test_intervals_of_a_quantile_hold_the_truth_in_93_of_100_draws(num_prompts, 
     found = coverage(num_prompts, images_per_prompt, 0.5, 1000, np.random.default_rng(1))
     print(f"{num_prompts} prompts of {images_per_prompt} images: {found:.3f}")
     assert found >= 0.93
+
+
+def test_half_the_interval_of_a_sum_is_1_96_standard_deviations_of_sums_that_are_drawn():
+    rng = np.random.default_rng(4)
+    values = rng.exponential(3.0, 400) - 2
+    sums = rng.choice(values, (4000, 400)).sum(1)
+    assert intervals.half_width_of_sum(values) == pytest.approx(1.96 * sums.std(), rel=0.05)
