@@ -266,7 +266,7 @@ def _generate(job, maker, source, images, first, batch_size, saved):
             saved.save_if_due(so_far, f"image {done} of {total}")
 
     source.network.register_forward_pre_hook(before_a_pass)
-    in_pieces, progress = InPieces(source.generate), Progress(f"sample@{job.key}", "images")
+    in_pieces, progress = InPieces(source.generate), Progress(f"sample@{job.key}", "images", begun=done)
     for i, (kind, array) in enumerate(images.items()):
         if maker is not None:
             models.load(job, maker, job.round, kind, source)

@@ -142,11 +142,16 @@ def measure(job):
             f"score@{job.key} {weights}",
         )
         scores["num_images"] = len(samples)
-        train, heldout, excess, more = references.nearest_train(samples, what), None, {}, {}
+        train, in_parts = references.nearest_train(samples, what)
+        heldout, excess, more = None, {}, {}
+        if references.variants:
+            from stages.measures import variants
+
+            more["variant"] = variants.found_in(samples, references.train[train.index])
         if references.has_heldout:
             heldout = references.nearest_heldout(samples, what)
-            excess, more = _excess(samples, what, train, heldout, settings, references, prompts)
-            more["influence"] = frechet.influences(samples, references.heldout)
+            excess, columns = _excess(train, in_parts, heldout, settings, references, prompts)
+            more |= columns | {"influence": frechet.influences(samples, references.heldout)}
         if prompts is not None:
             more["prompt"] = prompts
         if (names := _generated(job, len(samples))) is not None:
@@ -184,9 +189,8 @@ def _self_test(job, settings):
     with_variants = settings.get("variants", False)
     rows = [{"alteration": name, "planted": len(chosen)} for name in altered]
     for column, variants in {"found": with_variants, **({"found_as_is": False} if with_variants else {})}.items():
-        nearest = search(
-            queries, train, settings["neighbours"], variants, job.device, f"score@{job.key} altered images"
-        )
+        everywhere = [(np.arange(len(train)), settings["neighbours"])]
+        (nearest,) = search(queries, train, everywhere, variants, job.device, f"score@{job.key} altered images")
         counted = is_copy(nearest, headline["protocol"], headline["threshold"])
         found = self_test.found(train, planted, nearest.index, counted).reshape(len(altered), -1).sum(axis=1)
         for row, number in zip(rows, found, strict=True):
@@ -212,29 +216,27 @@ def load_train(settings):
     return train, first
 
 
-def search(queries, reference, k, variants, on, what, positions=None):
-    """The Nearest of each image among the reference images.
+def search(queries, reference, parts, variants, on, what):
+    """The Nearest of each image in each of several parts of the reference images, one after another.
 
+    parts       list of (positions among the reference images, [n] int64 ascending; number of neighbours k)
     variants    whether they are searched in all variants (stages.measures.variants)
     on          device
     what        name for the progress that is shown
-    positions   [R] int64: what the reference images are called; None: by their place
     """
     from stages.measures import neighbours  # imports torch, which whoever only reads PHASE does not need
 
-    variant = None
+    versions = neighbours.AS_IT_IS
     if variants:
         from stages.measures import variants as in_variants
 
-        number = len(in_variants.names(reference.shape[1:]))
-        progress = Progress(f"{what}, {number} variants with a search each", "images")
-        distances, indices, variant = in_variants.nearest(queries, reference, k, on, progress.update)
-    else:
-        distances, indices = neighbours.nearest(
-            queries, reference, k, device=on, progress=Progress(what, "images").update
-        )
-    ratios = memorisation.ratios(distances, neighbours.distances_from_nearest(reference, indices))
-    return Nearest(distances[:, :2], indices[:, 0] if positions is None else positions[indices[:, 0]], ratios, variant)
+        versions = in_variants.versions(reference.shape[1:])
+        what = f"{what}, {len(versions)} variants"
+    progress = Progress(what, "images").update
+    found = neighbours.nearest_in_parts(queries, reference, parts, device=on, progress=progress, versions=versions)
+    for distances, indices in found:
+        ratios = memorisation.ratios(distances, neighbours.distances_from_nearest(reference, indices))
+        yield Nearest(distances[:, :2], indices[:, 0], ratios)
 
 
 def is_copy(nearest, protocol, threshold):
@@ -260,6 +262,7 @@ class References:
         self.device = job.device
         self.variants = settings.get("variants", False)
         self.train, self.first = load_train(settings)
+        self.whole = (self.first, self.k)
         self.heldout = files.load_array(files.DATA / "heldout.npy", mmap=True)
         self.keys = np.array(files.load_json(files.DATA / "keys.json")["train"])
         self.has_heldout = len(self.heldout) > 0
@@ -278,30 +281,27 @@ class References:
             self.matched = self.matched.among(self.first, len(self.train), first_heldout, len(self.heldout))
             self.matched_k = self.matched.neighbours(self.k)
             self.largest_hits = [float(self.matched.weight_train.max()), float(self.matched.weight_heldout.max())]
-            self.heldout_in_train = self.nearest_train(self.heldout, "held-out images")
+            (self.heldout_in_train,) = self._search(self.heldout, self.train, [self.whole], "held-out images")
 
     def nearest_train(self, samples, what):
-        """The Nearest of each generated image in the training set."""
-        if len(self.first) == len(self.train):
-            return self._search(samples, self.train, self.k, what)
-        return self._search(samples, self.train[self.first], self.k, what, self.first)
+        """The Nearest of each generated image in the training set; and in each matched part of it, a list, without held-out images None."""
+        if not self.has_heldout:
+            return *self._search(samples, self.train, [self.whole], what), None
+        parts = [(part, self.matched_k) for part in self.matched.parts]
+        if len(parts) == 1 and len(parts[0][0]) == len(self.first):
+            (whole,) = self._search(samples, self.train, [self.whole], what)
+            return whole, [whole]
+        whole, *in_parts = self._search(samples, self.train, [self.whole, *parts], what)
+        return whole, in_parts
 
     def nearest_heldout(self, samples, what):
         """The Nearest of each generated image in the matched held-out images."""
-        chosen = self.matched.heldout
-        return self._search(samples, self.heldout[chosen], self.matched_k, f"{what}, held-out images", chosen)
+        part = (self.matched.heldout, self.matched_k)
+        (found,) = self._search(samples, self.heldout, [part], f"{what}, held-out images")
+        return found
 
-    def nearest_in_parts(self, samples, what, whole):
-        """The Nearest of each generated image in one matched part of the training set after another; `whole` is nearest_train."""
-        num_parts = len(self.matched.parts)
-        for f, part in enumerate(self.matched.parts, start=1):
-            if len(part) == len(self.first):
-                yield whole
-            else:
-                yield self._search(samples, self.train[part], self.matched_k, f"{what}, part {f} of {num_parts}", part)
-
-    def _search(self, queries, reference, k, what, positions=None):
-        return search(queries, reference, k, self.variants, self.device, what, positions)
+    def _search(self, queries, reference, parts, what):
+        return search(queries, reference, parts, self.variants, self.device, what)
 
 
 class Nearest(NamedTuple):
@@ -310,13 +310,11 @@ class Nearest(NamedTuple):
     distances   [M,2] int64: squared distances to the two nearest
     index       [M] int64: position of the nearest in the training set, or in the held-out set
     ratios      dict protocol -> [M] float64
-    variant     [M] text: the variant of the image that the nearest was found in; None where it was searched as it is
     """
 
     distances: np.ndarray
     index: np.ndarray
     ratios: dict
-    variant: np.ndarray | None
 
 
 def _image_rows(weights, train, heldout, keys, more):
@@ -329,8 +327,6 @@ def _image_rows(weights, train, heldout, keys, more):
         "d1": train.distances[:, 0],
         "d2": train.distances[:, 1],
     }
-    if train.variant is not None:
-        table["variant"] = train.variant
     table |= {f"train_{protocol}": ratio for protocol, ratio in train.ratios.items()}
     if heldout is not None:
         table |= {f"heldout_{protocol}": ratio for protocol, ratio in heldout.ratios.items()}
@@ -372,13 +368,18 @@ def _curves(weights, train, excess, settings, references):
     return pd.DataFrame(rows)
 
 
-def _excess(samples, what, train, heldout, settings, references, prompts):
+def _excess(train, parts, heldout, settings, references, prompts):
     """The excess by (protocol, threshold), see memorisation.excess, which takes `prompts` as its groups; and columns of images.parquet:
-    excess, what each image contributes to that of the headline; matched_ratio and confidence, by the headline's protocol."""
+    excess, what each image contributes to that of the headline; matched_ratio and confidence, by the headline's protocol.
+
+    train     Nearest of each generated image in the training set
+    parts     list of its Nearest in each matched part of it
+    heldout   Nearest in the matched held-out images
+    """
     matched, headline = references.matched, settings["headline"]
-    in_parts = {(name, threshold): np.zeros(len(samples)) for name, threshold, _ in _counting(settings)}
+    in_parts = {(name, threshold): np.zeros(len(train.index)) for name, threshold, _ in _counting(settings)}
     ratios, weights = [], []
-    for part in references.nearest_in_parts(samples, what, train):
+    for part in parts:
         ratios.append(part.ratios[headline["protocol"]])
         weights.append(matched.weight_train[part.index])
         for name, threshold, memorised in _counting(settings):

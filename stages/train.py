@@ -244,7 +244,8 @@ def _train(job, training, saved):
     from stages.iet import shard_state
     from stages.methods import loop
 
-    progress, batch_size = Progress(f"train@{job.key}", "steps"), training.settings["batch_size"]
+    begun, batch_size = training.state.step - training.first_step, training.settings["batch_size"]
+    progress = Progress(f"train@{job.key}", "steps", begun=begun)
 
     def so_far():
         return shard_state.unfinished_as_arrays(training.network, training.state, vars(training.record))

@@ -140,7 +140,7 @@ def test_fp32_slices_equal_the_int8_product():
     centred = torch.randint(-128, 128, (40, 3080), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
     centred[:8] = -128
     expected = centred[:30].double() @ centred.double().T  # exact: below 2^53
-    assert torch.equal(neighbours._product_fp32(centred[:30], centred), expected.int())
+    assert torch.equal(neighbours._product_fp32(centred[:30], neighbours._in_fp32_slices(centred)), expected.int())
 
 
 def test_saturating_processor_is_noticed(monkeypatch):
@@ -178,7 +178,7 @@ def test_the_faster_product_is_taken(monkeypatch, slow, expected):
     monkeypatch.setattr(torch, "_int_mm", product)
     monkeypatch.setattr(neighbours, "_int8_product_is_exact", lambda num_values, device: True)
     monkeypatch.setattr(neighbours, "_int8_product_is_faster", neighbours._int8_product_is_faster.__wrapped__)
-    assert neighbours._product(3072, "cpu").__name__ == expected
+    assert neighbours._product(3072, "cpu")[1].__name__ == expected
 
 
 def test_memory_mapped_images(tmp_path):
@@ -191,6 +191,37 @@ def test_memory_mapped_images(tmp_path):
     np.testing.assert_array_equal(
         neighbours.distances_from_nearest(mapped, expected[1]), neighbours.distances_from_nearest(train, expected[1])
     )
+
+
+@pytest.mark.parametrize("block", [None, 3, 7])
+def test_parts_are_searched_as_if_each_were_alone(block):
+    """Parts of unequal sizes, with gaps, one inside another, and images that are in none; with ties."""
+    train, sample = repeated_images(20, num_distinct=12, number=40), random_images(21, 11, (3, 3, 1))
+    parts = [(np.arange(1, 40), 9), (np.array([2, 3, 7, 30]), 4), (np.array([5, 8, 9, 20, 21, 22, 39]), 2)]
+    found = neighbours.nearest_in_parts(sample, train, parts, block=block)
+    for (positions, k), (distances, indices) in zip(parts, found, strict=True):
+        expected_distances, expected_places = brute_force(sample, train[positions], k)
+        np.testing.assert_array_equal(distances, expected_distances)
+        np.testing.assert_array_equal(indices, positions[expected_places])
+
+
+def test_a_part_with_fewer_images_than_neighbours_is_refused():
+    sample, train = random_images(0, 4), random_images(1, 6)
+    with pytest.raises(ValueError, match="k is 3, expected 1 <= k <= 2"):
+        neighbours.nearest_in_parts(sample, train, [(np.arange(6), 3), (np.array([1, 4]), 3)])
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_the_distance_is_the_smallest_over_the_versions(block):
+    train, sample = random_images(22, 13), random_images(23, 9)
+    versions = [neighbours.Version(lambda images: images[:, ::-1]), neighbours.Version(lambda images: images ^ 255)]
+    expected = np.minimum(pixel_distances(sample[:, ::-1], train), pixel_distances(sample ^ 255, train))
+    ((distances, indices),) = neighbours.nearest_in_parts(
+        sample, train, [(np.arange(13), 13)], block=block, versions=versions
+    )
+    np.testing.assert_array_equal(distances, np.take_along_axis(expected, indices, axis=1))
+    np.testing.assert_array_equal(np.sort(indices, axis=1), np.tile(np.arange(13), (9, 1)))
+    np.testing.assert_array_equal(distances, np.sort(expected, axis=1))
 
 
 def test_no_samples():
@@ -217,7 +248,7 @@ def test_distances_from_nearest(block):
 def test_progress_counts_up_to_the_end():
     sample, train, calls = random_images(18, 10), random_images(19, 12), []
     _, indices = neighbours.nearest(sample, train, 3, block=4, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(4, 10), (8, 10), (10, 10)]
+    assert calls == [(done, 10) for done in (1, 2, 4, 5, 6, 8, 8, 9, 10)]  # three blocks of four training images
     calls.clear()
     neighbours.distances_from_nearest(train, indices, block=4, progress=lambda done, total: calls.append((done, total)))
     assert calls[-1][0] == calls[-1][1] <= indices.size

@@ -59,13 +59,21 @@ def expected(samples, train, k):
         order = sorted(range(len(train)), key=lambda j: (smallest[j], j))[:k]
         first = order[0]
         name = variants.names(SHAPE)[int(of_variants[:, first].argmin())]
-        near = np.argsort(of_variants[0], kind="stable")[:k]
-        if first in near and of_variants[0, first] <= 1.1 * smallest[first]:
+        if of_variants[0, first] <= 1.1 * smallest[first]:
             name = "as is"
         distances.append(smallest[order])
         indices.append(order)
         told.append(name)
     return np.array(distances), np.array(indices), told
+
+
+def searched(samples, train, k):
+    """By the search: distances, indices, and the variant of each nearest."""
+    versions = variants.versions(train.shape[1:])
+    ((distances, indices),) = neighbours.nearest_in_parts(
+        samples, train, [(np.arange(len(train)), k)], versions=versions
+    )
+    return distances, indices, variants.found_in(samples, train[indices[:, 0]])
 
 
 def test_the_variants_of_a_shape():
@@ -107,7 +115,7 @@ def test_a_crop_is_undone_by_making_it_smaller_as_pillow_does(pixels):
 @pytest.mark.parametrize("k", [1, 6, 31])
 def test_the_nearest_over_all_variants_are_those_of_a_loop(k, monkeypatch):
     monkeypatch.setattr(variants, "ROWS", 5)
-    distances, indices, variant = variants.nearest(SAMPLE, TRAIN, k)
+    distances, indices, variant = searched(SAMPLE, TRAIN, k)
     by_loop = expected(SAMPLE, TRAIN, k)
     assert (
         np.array_equal(distances, by_loop[0]) and np.array_equal(indices, by_loop[1]) and variant.tolist() == by_loop[2]
@@ -117,7 +125,7 @@ def test_the_nearest_over_all_variants_are_those_of_a_loop(k, monkeypatch):
 
 def test_ties_go_to_the_lowest_index_and_each_training_image_comes_once():
     twins = np.concatenate([TRAIN[:4], TRAIN[:4], TRAIN[4:9]])
-    distances, indices, _ = variants.nearest(TRAIN[2:3, :, ::-1], twins, 13)
+    distances, indices, _ = searched(TRAIN[2:3, :, ::-1], twins, 13)
     assert indices[0, :2].tolist() == [2, 6] and distances[0, :2].tolist() == [0, 0]
     assert sorted(indices[0]) == list(range(13))
 
@@ -152,7 +160,7 @@ def test_a_planted_copy_is_found_in_the_variant_that_it_was_made_by(name, altere
     smooth = np.random.default_rng(1).integers(0, 256, (20, 4, 4, 2), dtype=np.uint8)
     train = np.stack([np.stack([np.asarray(Image.fromarray(image[..., c]).resize((16, 12), Image.Resampling.BICUBIC)) for c in range(2)], axis=2) for image in smooth])  # fmt: skip
     copies = np.stack([altered(image) for image in train[5:12]])
-    _, indices, variant = variants.nearest(np.ascontiguousarray(copies), train, 5)
+    _, indices, variant = searched(np.ascontiguousarray(copies), train, 5)
     assert indices[:, 0].tolist() == list(range(5, 12))
     assert set(variant) == {name}
 
@@ -162,16 +170,12 @@ def test_brightness_alone_is_the_distance_after_the_fit_and_no_flat_image_is_nea
     samples = np.concatenate(
         [SAMPLE, np.full((1, *SHAPE), 3, np.uint8), (TRAIN[4:5] * 0.7 + 9).round().astype(np.uint8)]
     )
-    distances, indices = neighbours.nearest(samples, train, 7, fitted=True, block=4)
+    brightness = [neighbours.Version(fitted=True)]
+    distances, indices = neighbours.nearest(samples, train, 7, versions=brightness, block=4)
     for sample, d, i in zip(samples, distances, indices, strict=True):
         assert d.tolist() == [round(fitted(sample, train[j])) for j in i] and sorted(i) == list(range(7))
+        assert neighbours.paired(np.stack([sample] * 7), train[i], fitted=True).tolist() == d.tolist()
     assert indices[-1, 0] == 4 and distances[-1, 0] < 100
-    pale = neighbours.nearest(samples, train, 7, fitted=True)[0]
+    pale = neighbours.nearest(samples, train, 7, versions=brightness)[0]
     assert np.array_equal(pale, distances)
     assert distances[indices == 6][:-2].min() > 40_000  # a flat image is near to none
-
-
-def test_progress_counts_each_image_once_for_each_variant():
-    told = []
-    variants.nearest(SAMPLE, TRAIN, 2, progress=lambda done, total: told.append((done, total)))
-    assert told == [(13 * n, 13 * 29) for n in range(1, 30)]

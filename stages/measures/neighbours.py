@@ -10,6 +10,8 @@ and a copy is what the search is for. Integers leave no rounding, so no shortlis
 
 import functools
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,24 +23,49 @@ MAX_VALUES_INT32 = (2**31 - 1) // 255**2
 # fp32 holds every integer up to 2^24 = 1024 * 2^14: a sum of so many products of centred pixels is exact in any order.
 EXACT_FP32_VALUES = 2**24 // 2**14
 MAX_CONTRAST = 2.0  # a fit raises or lowers the contrast of a sample by this factor at most
+BLOCK = 4096  # images of either side whose distances are held at a time
+BLOCK_VALUES = 2**27  # and their values, of either side
 # Rows widened to int32 at a time: 512 images of 3,072 values stay in a processor's cache, 4,096 took 1.6 times as long.
 ROWS_IN_CACHE = 512
 
 
-def nearest(sample, train, k, block=4096, device="cpu", progress=None, fitted=False):
-    """The k nearest training images of each sample, exactly.
+class Version(NamedTuple):
+    """One way in which a sample is compared with training images.
+
+    altered   function [B, H, W, C] uint8 -> [B, H, W, C] uint8: the sample that is compared in its place
+    fitted    True: the distance is that after the sample has been given brightness and contrast of the training image, see
+              `_fitted_distance`
+    """
+
+    altered: Callable = lambda images: images
+    fitted: bool = False
+
+
+AS_IT_IS = (Version(),)
+
+
+def nearest(sample, train, k, **options):
+    """The k nearest training images of each sample, exactly: `nearest_in_parts` with one part, which is all of them.
+
+    Returns   distances [M, k] int64 squared distances, ascending, and indices [M, k] int64 positions in train.
+    """
+    return nearest_in_parts(sample, train, [(np.arange(len(train)), k)], **options)[0]
+
+
+def nearest_in_parts(sample, train, parts, block=None, device="cpu", progress=None, versions=AS_IT_IS):
+    """The k nearest training images of each sample in each of several parts of the training set, exactly and in one search.
 
     sample    [M, H, W, C] uint8 array, may be memory-mapped, M >= 0
     train     [N, H, W, C] uint8 array, may be memory-mapped
-    k         number of neighbours, 1 <= k <= N
+    parts     list of (positions in train, [n] int64 ascending; number of neighbours k, 1 <= k <= n)
     block     images of either side in one block of the distance matrix; changes time and memory, never the result.
-              A block takes up to about 16 * block^2 bytes, twice that where most distances are equal
+              A block takes up to about 16 * block^2 bytes, twice that where most distances are equal, 40 where one is fitted.
+              None: at most BLOCK, fewer of large images and of several versions
     device    torch device of the search
-    progress  None or a callable (samples done, M), called after each block of samples
-    fitted    True: the distance is that after the sample has been given brightness and contrast of the training image, see
-              `_fitted_distance`; a block then takes about 40 * block^2 bytes
-    Returns   distances [M, k] int64 squared distances, ascending, and indices [M, k] int64 positions in train.
-              Equal distances are ordered by index, and the lowest indices are the ones kept.
+    progress  None or a callable (samples done, M), called after each block of the matrix and each version
+    versions  the distance of a sample and a training image is the smallest over these
+    Returns   list of distances [M, k] int64 squared distances, ascending, and indices [M, k] int64 positions in train: one
+              pair a part. Equal distances are ordered by index, and the lowest indices are the ones kept.
     Raises    ValueError: not uint8, not four axes, different image shapes, too large images, k or block out of range.
 
     A neighbour is identified by its key, distance * N + index, which is unique and orders by distance, then by index.
@@ -51,44 +78,74 @@ def nearest(sample, train, k, block=4096, device="cpu", progress=None, fitted=Fa
         raise ValueError(
             f"sample images are {sample.shape[1:]} and train images {train.shape[1:]} (H, W, C), expected one shape"
         )
-    num_samples, num_train = len(sample), len(train)
-    if not 1 <= k <= num_train:
-        raise ValueError(f"k is {k}, expected 1 <= k <= {num_train}, the number of training images")
+    num_samples, num_train, num_values = len(sample), len(train), int(np.prod(train.shape[1:]))
+    for positions, k in parts:
+        if not 1 <= k <= len(positions):
+            raise ValueError(f"k is {k}, expected 1 <= k <= {len(positions)}, the number of training images")
+    if block is None:
+        block = min(BLOCK if len(versions) == 1 else BLOCK // 2, max(256, BLOCK_VALUES // num_values))
     _check_block(block)
 
-    num_values = int(np.prod(train.shape[1:]))
-    product = _product(num_values, device)
-    dtype = torch.int32 if num_values <= MAX_VALUES_INT32 else torch.int64
-    train_norms = torch.from_numpy(_squared_norms(train)).to(device, dtype)
-    train_sums = torch.from_numpy(_sums(train)).to(device) if fitted else None
-
-    distances = np.empty((num_samples, k), np.int64)
-    indices = np.empty((num_samples, k), np.int64)
+    used = np.unique(np.concatenate([positions for positions, _ in parts]))
+    distance_of = _Distances(num_values, device, versions)
+    found = [(np.empty((num_samples, k), np.int64), np.empty((num_samples, k), np.int64)) for _, k in parts]
     for start in range(0, num_samples, block):
         rows = sample[start : start + block]
-        stop = start + len(rows)
-        rows_centred = _centred(rows, device)
-        row_norms = torch.from_numpy(_squared_norms(rows)).to(device, dtype)
-        row_sums = torch.from_numpy(_sums(rows)).to(device) if fitted else None
-        best = None
-        for first in range(0, num_train, block):
-            columns = train[first : first + block]
-            products = product(rows_centred, _centred(columns, device))[: len(rows), : len(columns)]
-            if fitted:
-                of_rows, of_columns = (
-                    (row_norms, row_sums),
-                    (x[first : first + block] for x in (train_norms, train_sums)),
-                )
-                distance = _fitted_distance(products, of_rows, tuple(of_columns), num_values)
+        best = [None] * len(parts)
+        for first in range(0, len(used), block):
+            index = used[first : first + block]
+
+            def part_done(share, start=start, rows=rows, first=first, index=index):
+                if progress is not None:
+                    share = (first + share * len(index)) / len(used)
+                    progress(start + int(len(rows) * share), num_samples)
+
+            distance = distance_of(rows, train[index], part_done)
+            for p, (positions, k) in enumerate(parts):
+                ends = np.searchsorted(positions, [index[0], index[-1] + 1])
+                own = torch.from_numpy(np.searchsorted(index, positions[slice(*ends)])).to(device)
+                if not len(own):
+                    continue
+                among = distance if len(own) == len(index) else distance[:, own]
+                keys = _smallest_keys(among, k, torch.from_numpy(index).to(device)[own], num_train)
+                best[p] = keys if best[p] is None else torch.cat([best[p], keys], dim=1).sort(dim=1).values[:, :k]
+        for (distances, indices), keys in zip(found, best, strict=True):
+            keys = keys.sort(dim=1).values.cpu().numpy()
+            distances[start : start + len(rows)], indices[start : start + len(rows)] = np.divmod(keys, num_train)
+    return found
+
+
+class _Distances:
+    """Squared distances of a block of samples and a block of training images, the smallest over the versions."""
+
+    def __init__(self, num_values, device, versions):
+        self.num_values, self.device, self.versions = num_values, device, versions
+        self.prepared, self.product = _product(num_values, device)
+        self.dtype = torch.int32 if num_values <= MAX_VALUES_INT32 else torch.int64
+
+    def __call__(self, rows, columns, part_done):
+        """[B, n] int32 or int64 of images rows [B, H, W, C] and columns [n, H, W, C].
+
+        part_done   called with the share that is done, after each version
+        """
+        of_columns, smallest = self.prepared(_centred(columns, self.device)), None
+        norms = self._norms(columns)
+        sums = _sums(columns, self.device) if any(version.fitted for version in self.versions) else None
+        for number, version in enumerate(self.versions, start=1):
+            altered = version.altered(rows)
+            products = self.product(_centred(altered, self.device), of_columns)[: len(rows), : len(columns)]
+            own = self._norms(altered)
+            if version.fitted:
+                moments = (own, _sums(altered, self.device)), (norms, sums)
+                distance = _fitted_distance(products, *moments, self.num_values).to(self.dtype)
             else:
-                distance = products.to(dtype).mul_(-2).add_(row_norms[:, None]).add_(train_norms[first : first + block])
-            keys = _smallest_keys(distance, k, first, num_train)
-            best = keys if best is None else torch.cat([best, keys], dim=1).sort(dim=1).values[:, :k]
-        best = best.sort(dim=1).values.cpu().numpy()
-        distances[start:stop], indices[start:stop] = np.divmod(best, num_train)
-        if progress is not None:
-            progress(stop, num_samples)
-    return distances, indices
+                distance = products.to(self.dtype).mul_(-2).add_(own[:, None]).add_(norms)
+            smallest = distance if smallest is None else torch.minimum(smallest, distance, out=smallest)
+            part_done(number / len(self.versions))
+        return smallest
+
+    def _norms(self, images):
+        return torch.from_numpy(_squared_norms(images)).to(self.device, self.dtype)
 
 
 def distances_from_nearest(train, indices, block=ROWS_IN_CACHE, progress=None):
@@ -135,6 +192,29 @@ def distances_from_nearest(train, indices, block=ROWS_IN_CACHE, progress=None):
     return distances[position].reshape(indices.shape)
 
 
+def paired(sample, train, fitted=False):
+    """Squared distances of each sample and the training image of the same place; both [P, H, W, C] uint8, fitted as in Version.
+
+    Returns   [P] int64
+    """
+    shape = (len(sample), int(np.prod(sample.shape[1:])))
+    distances = np.empty(len(sample), np.int64)
+    for start in range(0, len(sample), ROWS_IN_CACHE):
+        rows = slice(start, start + ROWS_IN_CACHE)
+        x, y = (images.reshape(shape)[rows].astype(np.int64) - 128 for images in (sample, train))
+        if fitted:
+            of_rows, of_columns = (
+                (torch.from_numpy(np.einsum("pd,pd->p", values, values)), torch.from_numpy(values.sum(axis=1)))
+                for values in (x, y)
+            )
+            products = torch.from_numpy(np.einsum("pd,pd->p", x, y))
+            pairs = _fitted_distance(products[:, None], of_rows, [moment[:, None] for moment in of_columns], shape[1])
+            distances[rows] = pairs[:, 0]
+        else:
+            distances[rows] = np.einsum("pd,pd->p", x - y, x - y)
+    return distances
+
+
 def _fitted_distance(products, of_samples, of_train, num_values):
     """Squared distances after brightness and contrast of each sample were fitted to each training image.
 
@@ -160,11 +240,11 @@ def _fitted_distance(products, of_samples, of_train, num_values):
     return distance.round_().clamp_(min=0).long()
 
 
-def _smallest_keys(distance, k, first, num_train):
+def _smallest_keys(distance, k, index, num_train):
     """Keys of the k nearest columns in each row of one block, ties by lowest index; all keys if there are at most k.
 
-    distance   [B, n] int32 or int64: squared distances to the training images first .. first + n - 1
-    first      index of the block's first training image
+    distance   [B, n] int32 or int64: squared distances to some training images
+    index      [n] int64 on the same device: their positions, ascending
     num_train  N
     Returns    [B, min(k, n)] int64 keys, distance * N + index, in no order.
 
@@ -173,9 +253,7 @@ def _smallest_keys(distance, k, first, num_train):
     found precisely those. Equal to it: the row is searched again by key, where no two are equal. Building keys for
     every row would be as sure, and took ten times as long.
     """
-    num_columns = distance.shape[1]
-    index = torch.arange(first, first + num_columns, device=distance.device)
-    if num_columns <= k:
+    if distance.shape[1] <= k:
         return distance.long() * num_train + index
     values, columns = torch.topk(distance, k + 1, dim=1, largest=False, sorted=True)
     keys = values[:, :k].long() * num_train + index[columns[:, :k]]
@@ -187,23 +265,32 @@ def _smallest_keys(distance, k, first, num_train):
 
 
 def _product(num_values, device):
-    """The faster of the two products below that gives true sums here; which one it is changes no result."""
+    """The faster of the two products below that gives true sums here; which one it is changes no result.
+
+    Returns   function that prepares centred training images for it, once for several products; the product
+    """
     on_8_bits = _int8_product_is_faster(device) and _int8_product_is_exact(num_values, device)
-    return _product_int8 if on_8_bits else _product_fp32
+    return (torch.t, _product_int8) if on_8_bits else (_in_fp32_slices, _product_fp32)
 
 
 def _product_int8(sample, train):
-    """Inner products [M, N] int32 of centred images [M, D] and [N, D] int8, on the processor's 8-bit units."""
-    return torch._int_mm(sample, train.T)
+    """Inner products [M, N] int32 of centred images [M, D] int8 and, transposed, [D, N] int8, on the processor's 8-bit units."""
+    return torch._int_mm(sample, train)
 
 
 def _product_fp32(sample, train):
-    """The same as _product_int8 on any processor: fp32 over slices of D so short that no sum is rounded."""
-    products = torch.zeros(len(sample), len(train), dtype=torch.int32, device=sample.device)
-    for start in range(0, sample.shape[1], EXACT_FP32_VALUES):
-        values = slice(start, start + EXACT_FP32_VALUES)
-        products += (sample[:, values].float() @ train[:, values].float().T).int()
+    """The same as _product_int8 on any processor: fp32 over slices of D so short that no sum is rounded.
+
+    train   list of [N, at most EXACT_FP32_VALUES] float32
+    """
+    products = torch.zeros(len(sample), len(train[0]), dtype=torch.int32, device=sample.device)
+    for of_sample, of_train in zip(sample.split(EXACT_FP32_VALUES, dim=1), train, strict=True):
+        products += (of_sample.float() @ of_train.T).int()
     return products
+
+
+def _in_fp32_slices(images):
+    return [values.float() for values in images.split(EXACT_FP32_VALUES, dim=1)]
 
 
 @functools.cache
@@ -215,10 +302,16 @@ def _int8_product_is_faster(device):
 
     def seconds(product):
         started = time.perf_counter()
-        product(images, images)
+        product(images)
         return time.perf_counter() - started
 
-    times = [(seconds(_product_int8), seconds(_product_fp32)) for _ in range(3)]  # the first of each sets things up
+    def on_8_bits(images):
+        _product_int8(images, images.T)
+
+    def in_fp32(images):
+        _product_fp32(images, _in_fp32_slices(images))
+
+    times = [(seconds(on_8_bits), seconds(in_fp32)) for _ in range(3)]  # the first of each sets things up
     return min(int8 for int8, _ in times) <= min(fp32 for _, fp32 in times)
 
 
@@ -232,7 +325,7 @@ def _int8_product_is_exact(num_values, device):
     ends = torch.tensor([127, -128], dtype=torch.int8, device=device).repeat(128)  # 256 constant images
     images = ends[:, None].repeat(1, _round_up(num_values, 8))
     ends = ends.int()
-    return torch.equal(_product_int8(images, images), images.shape[1] * ends[:, None] * ends[None, :])
+    return torch.equal(_product_int8(images, images.T), images.shape[1] * ends[:, None] * ends[None, :])
 
 
 def _centred(images, device):
@@ -257,10 +350,11 @@ def _squared_norms(images):
     return norms
 
 
-def _sums(images):
-    """Sums [B] int64 of the centred pixels of images [B, H, W, C] uint8."""
+def _sums(images, device):
+    """Sums [B] int64 on the device of the centred pixels of images [B, H, W, C] uint8."""
     num_values = int(np.prod(images.shape[1:]))
-    return images.reshape(len(images), num_values).sum(axis=1, dtype=np.int64) - 128 * num_values
+    sums = images.reshape(len(images), num_values).sum(axis=1, dtype=np.int64) - 128 * num_values
+    return torch.from_numpy(sums).to(device)
 
 
 def _round_up(number, multiple):

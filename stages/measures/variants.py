@@ -11,29 +11,29 @@ shift X Y     it is moved X pixels to the right and Y down (negative: left, up),
               the pixels at its edge
 crop C        it is the middle of the training image without C pixels at each side, brought to full size. It is made smaller again
               (bilinear), and the border is filled as above. That smooths it, so it is often the nearest variant of a noisy copy too
-brightness    its brightness and contrast differ: neighbours.nearest with fitted
+brightness    its brightness and contrast differ: neighbours.Version with fitted
 
-All distances are squared grey levels over all values of an image, so those of different variants compare. Each variant is searched
-exactly, and the k smallest of the D(j) are among the k smallest of each variant: so the result is exact too. It costs as many searches
-as there are variants, 29 for images of 6 pixels or more.
+All distances are squared grey levels over all values of an image, so those of different variants compare. The search is exact. It
+costs as many products of images as there are variants, 29 for images of 6 pixels or more.
 
 With variants, ratios and counts are not those of any published protocol: every image comes nearer to something, also by chance.
 Held-out images have to be searched in the same way.
 """
+
+import functools
 
 import numpy as np
 import torch
 
 from stages.measures import neighbours
 
-AS_IS = "as is"
+AS_IS, BRIGHTNESS = "as is", "brightness"
 MAX_SHIFT = 2  # pixels
 MAX_CROP = 2  # pixels at each side
 # "as is" is told where the image as it is comes so near to the smallest squared distance: the fit of brightness takes a little off
 # every distance, also off that of an image whose brightness is the same.
 AS_GOOD = 1.1
-FITTED_BLOCK = 2048  # its distances take 8 bytes each, several times over
-ROWS = 4096  # images that are transformed, and lists that are merged, at a time
+ROWS = 4096  # images that are transformed at a time
 
 
 def names(shape):
@@ -46,7 +46,7 @@ def names(shape):
     rows, columns = (range(-min(MAX_SHIFT, side - 1), min(MAX_SHIFT, side - 1) + 1) for side in (height, width))
     shifts = [f"shift {x:+d} {y:+d}" for y in rows for x in columns if x or y]
     crops = [f"crop {c}" for c in range(1, MAX_CROP + 1) if 2 * c < min(height, width)]
-    return [AS_IS, "mirrored", *shifts, *crops, "brightness"]
+    return [AS_IS, "mirrored", *shifts, *crops, BRIGHTNESS]
 
 
 def undone(images, name):
@@ -66,54 +66,27 @@ def undone(images, name):
     return images
 
 
-def nearest(sample, train, k, device="cpu", progress=None):
-    """The k nearest training images of each sample over all variants, exactly.
+def versions(shape):
+    """The variants of images of a shape as a search takes them: list of neighbours.Version, in the order of `names`."""
+    return [neighbours.Version(functools.partial(undone, name=name), name == BRIGHTNESS) for name in names(shape)]
 
-    sample, train, k, device   as in neighbours.nearest
-    progress                   None or a callable (images done, images), where each image counts once for each variant
-    Returns                    distances [M,k] int64, ascending; indices [M,k] int64, as those of neighbours.nearest, each training
-                               image once; variant [M], the text of the variant that the nearest one was found in
-    Raises                     ValueError: as neighbours.nearest
+
+def found_in(sample, nearest):
+    """In which of its variants a sample is nearest to a training image; "as is" where that comes near to the smallest distance.
+
+    sample    [M,H,W,C] uint8
+    nearest   [M,H,W,C] uint8: the training image that is nearest to each
+    Returns   [M] text, of `names`
     """
-    all_names = names(train.shape[1:])
-    for number, name in enumerate(all_names):
-
-        def done(images, total, number=number):
-            if progress is not None:
-                progress(number * total + images, len(all_names) * total)
-
-        block = {"fitted": True, "block": FITTED_BLOCK} if name == "brightness" else {}
-        found = neighbours.nearest(undone(sample, name), train, k, device=device, progress=done, **block)
-        if name == AS_IS:
-            best, as_is, variant = found, found, np.zeros(len(sample), np.int64)
-            continue
-        before = best[0][:, 0].copy()
-        best = _merged(best, found, len(train))
-        variant[best[0][:, 0] < before] = number
-    first, smallest = best[1][:, :1], best[0][:, :1]
-    variant[((as_is[1] == first) & (as_is[0] <= AS_GOOD * smallest)).any(axis=1)] = 0
-    return *best, np.array(all_names)[variant]
-
-
-def _merged(one, other, num_train):
-    """The k smallest of two searches, each training image once, with the smaller of its distances; ties as in neighbours.nearest."""
-    k = one[0].shape[1]
-    distances, indices = np.empty_like(one[0]), np.empty_like(one[1])
-    for start in range(0, len(distances), ROWS):
-        rows = slice(start, start + ROWS)
-        keys = np.concatenate([found[0][rows] * num_train + found[1][rows] for found in (one, other)], axis=1)
-        keys.sort(axis=1)
-        index = keys % num_train
-        order = np.argsort(index, axis=1, kind="stable")  # of one training image the smaller distance comes first
-        index = np.take_along_axis(index, order, axis=1)
-        again = np.zeros(index.shape, bool)
-        again[:, 1:] = index[:, 1:] == index[:, :-1]
-        at = np.empty_like(again)
-        np.put_along_axis(at, order, again, axis=1)
-        keys[at] = np.iinfo(np.int64).max
-        keys.sort(axis=1)
-        distances[rows], indices[rows] = np.divmod(keys[:, :k], num_train)
-    return distances, indices
+    all_names = np.array(names(sample.shape[1:]))
+    variant = np.empty(len(sample), all_names.dtype)
+    for start in range(0, len(sample), ROWS):
+        rows, columns = sample[start : start + ROWS], nearest[start : start + ROWS]
+        distances = np.stack([neighbours.paired(v.altered(rows), columns, v.fitted) for v in versions(rows.shape[1:])])
+        first = distances.argmin(axis=0)
+        first[distances[0] <= AS_GOOD * distances.min(axis=0)] = 0
+        variant[start : start + ROWS] = all_names[first]
+    return variant
 
 
 def _moved(images, x, y):
@@ -121,7 +94,7 @@ def _moved(images, x, y):
     height, width = images.shape[1:3]
     rows = np.clip(np.arange(height) - y, 0, height - 1)
     columns = np.clip(np.arange(width) - x, 0, width - 1)
-    return images[:, rows[:, None], columns]
+    return images.take(rows, axis=1).take(columns, axis=2)
 
 
 def _shrunk(images, border):

@@ -9,24 +9,22 @@ class Progress:
 
     what     what is being done, e.g. 'train@ddpm-seed0-round1-shard0'
     unit     of done and total, e.g. 'steps'
+    begun    number done before, where an interrupted stage goes on
     """
 
-    def __init__(self, what, unit, every_s=None):
-        self.what, self.unit = what, unit
+    def __init__(self, what, unit, every_s=None, begun=0):
+        self.what, self.unit, self.begun = what, unit, begun
         self.terminal = sys.stderr.isatty()
         self.every_s = every_s if every_s is not None else (0.5 if self.terminal else 10)
         self.start = self.last = time.monotonic()
-        self.first = None
 
     def update(self, done, total, note=None):
         """note   function that returns more to print; only called when a line is printed"""
         now = time.monotonic()
-        if self.first is None:
-            self.first = done - 1  # where an interrupted stage went on
         if now - self.last < self.every_s and done < total:
             return
         self.last = now
-        rate = (done - self.first) / max(now - self.start, 1e-9)
+        rate = max(done - self.begun, 1e-9) / max(now - self.start, 1e-9)
         left = (total - done) / rate
         extra = f", {note()}" if note else ""
         line = f"{self.what}: {done}/{total} {self.unit} ({done / total:.0%}), {rate:.1f} {self.unit}/s, {duration(left)} left{extra}"
