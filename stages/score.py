@@ -15,7 +15,8 @@ writes    artifacts/results/score/reference/
                                 variant: with score.variants, the one in which it is nearest (stages.measures.variants)
                                 generated: its file, where it comes from a folder
               curves.parquet    per protocol and threshold: count, distinct, excess with its interval, simplicity
-              scores.json       numbers of images, Frechet distance on pixels; num_compared: the training images that the excess is of
+              scores.json       numbers of images, Frechet distance on pixels, and fd_mean_image, which it would be if all images were the mean of
+                                the held-out (or, without, the training) images; num_compared: the training images that the excess is of
               gallery.safetensors   the most memorised images beside their nearest training images
 """
 
@@ -135,6 +136,8 @@ def measure(job):
     rows, curves, gallery = [], [], None
     scores = {"num_train": len(references.train), "num_heldout": len(references.heldout)}
     scores["num_compared"] = references.matched.num_train if references.has_heldout else 0
+    of_images = references.heldout if references.has_heldout else references.train
+    scores["fd_mean_image"] = frechet.fd_of_mean_image(of_images)
     scores["largest_hits"] = references.largest_hits if references.has_heldout else None
     for weights in sample_settings["weights"]:
         samples, what = (

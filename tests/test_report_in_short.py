@@ -34,15 +34,17 @@ def metrics():
     return {
         "plain": {
             "num_images": 1024,
+            "fd_mean_image": 5.0,
             "raw": entry(cell(90, 70.2, 50.4, 92.1), (0.2, 0.3), last=440),
             "ema": entry(cell(170, 111.0, 85.9, 136.2), (0.1, 0.3), last=880),
         },
         "ours": {
             "num_images": 512,
+            "fd_mean_image": 5.0,
             "raw": entry(cell(20, 12.0, 3.2, 21.0), (0.2, 0.2), "more"),
             "ema": entry(cell(21, 6.0, -1.5, 14.5), (0.2, 0.2), "less", last=1760),
         },
-        "theirs": {"num_images": 128, "ema": theirs},
+        "theirs": {"num_images": 128, "fd_mean_image": 5.0, "ema": theirs},
     }
 
 
@@ -75,6 +77,23 @@ def test_the_answer_names_who_gives_images_out_and_of_whom_it_is_not_shown(metri
 )
 def test_how_many_are_given_out_in_words(numbers, num_images, told):
     assert in_short.given_out(cell(*numbers), num_images, 0).startswith(told)
+
+
+def test_a_model_that_is_too_little_trained_is_no_evidence(metrics):
+    assert in_short.too_little_trained(SETTINGS, metrics, NONE) == []
+    metrics["ours"]["ema"]["fd_pixels_heldout"], metrics["theirs"]["ema"]["fd_pixels_heldout"] = 2.4, 2.6
+    (told,) = in_short.too_little_trained(SETTINGS, metrics, NONE)
+    assert told.startswith(
+        "theirs is too little trained to conclude anything: fd_pixels_heldout is 2.6, and one average image over and over would have 5."
+    )
+    metrics["theirs"]["ema"]["l2_from_gen"]["0.5"] |= {
+        "excess_low": 0.4
+    }  # copies that are shown are an answer all the same
+    assert in_short.too_little_trained(SETTINGS, metrics, NONE) == []
+    metrics["ours"]["ema"] |= {"fd_pixels": 2.7, "fd_pixels_heldout": None}
+    (told,) = in_short.too_little_trained(SETTINGS, metrics, NONE)
+    assert "fd_pixels is 2.7" in told
+    assert in_short.too_little_trained(SETTINGS, metrics, NONE | {"ours": 1}) == []
 
 
 def test_which_state_may_go_out(metrics):

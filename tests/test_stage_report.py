@@ -138,7 +138,7 @@ def write_scores(arm, seed):
         w: {name: DISTANCES[arm, seed, w, name] for name in ("fd_pixels", "fd_pixels_heldout")} for w in WEIGHTS
     }
     sizes = {"num_images": num_images, "num_train": NUM_TRAIN, "num_heldout": NUM_HELDOUT}
-    sizes |= {"num_compared": NUM_TRAIN, "largest_hits": [1.0, 1.0]}
+    sizes |= {"num_compared": NUM_TRAIN, "largest_hits": [1.0, 1.0], "fd_mean_image": 9.0}
     files.write_json(folder / "scores.json", sizes | distances)
     images = [
         {"weights": w, "image": i, "nearest_train": n, "nearest_key": f"{arm}{seed}{w}{n}", "train_code_sq": ratio, "train_l2_from_gen": 0.01, "excess": 0.0, "influence": 0.0,
@@ -187,7 +187,8 @@ def test_metrics_hold_the_mean_and_deviation_of_each_planted_number(built):
     assert list(metrics) == ["plain", "iet"]
     for arm, num_images in ARMS.items():
         assert (metrics[arm]["num_images"], metrics[arm]["num_seeds"]) == (num_images, 2)
-        assert set(metrics[arm]) == {"num_images", "num_seeds", "ema", "raw", "training"}
+        assert set(metrics[arm]) == {"num_images", "num_seeds", "fd_mean_image", "ema", "raw", "training"}
+        assert metrics[arm]["fd_mean_image"] == 9
         for weights in WEIGHTS:
             entry = metrics[arm][weights]
             assert (

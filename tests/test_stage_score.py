@@ -297,9 +297,12 @@ def frechet(one, two):
 
 def test_numbers_of_images_and_frechet_distances_of_both_sets(scored):
     scores = scored[2]
-    assert set(scores) == {"num_images", "num_train", "num_heldout", "num_compared", "largest_hits", "raw", "ema"}
+    numbers = {"num_images", "num_train", "num_heldout", "num_compared", "largest_hits", "fd_mean_image"}
+    assert set(scores) == numbers | {"raw", "ema"}
     assert scores["num_compared"] == 11
     assert (scores["num_images"], scores["num_train"], scores["num_heldout"]) == (9, 11, 8)
+    mean_image = np.tile(HELDOUT.reshape(8, -1).mean(axis=0), (9, 1))
+    assert scores["fd_mean_image"] == pytest.approx(frechet(mean_image, HELDOUT), abs=1e-4)
     for weights, samples in SAMPLES.items():
         assert set(scores[weights]) == {"fd_pixels", "fd_pixels_heldout"}
         assert scores[weights]["fd_pixels"] == pytest.approx(frechet(samples, TRAIN), abs=1e-4)
@@ -331,6 +334,7 @@ def test_without_held_out_images_what_rests_on_them_is_left_out(tmp_path, monkey
     assert scores["num_heldout"] == scores["num_compared"] == 0 and [
         scores[w]["fd_pixels_heldout"] for w in ("raw", "ema")
     ] == [None, None]
+    assert scores["fd_mean_image"] == pytest.approx(np.cov(TRAIN.reshape(11, -1) / 255, rowvar=False).trace())
 
 
 def test_the_confidence_is_that_of_the_ratios_in_all_parts_and_among_the_held_out_images(scored):

@@ -99,6 +99,14 @@ def fd_pixels(sample, train):
     return _distance(_pixel_spread(sample), _pixel_spread(train))
 
 
+def fd_of_mean_image(images):
+    """fd_pixels of a generator that gives out nothing but the mean image: the trace of the covariance. A scale for fd_pixels.
+
+    images   [N, H, W, C] uint8, N >= 2
+    """
+    return float(_pixel_spread(images).trace)
+
+
 def _pixel_spread(images):
     """Spread of the pixels that `pixel_moments` is of.
 

@@ -21,6 +21,7 @@ def summarise(report):
     for arm in report.arms:
         of_arm = report.results[report.results.arm == arm]
         metrics[arm] = {"num_seeds": of_arm.seed.nunique(), "num_images": int(of_arm.num_images.iloc[0])}
+        metrics[arm]["fd_mean_image"] = rounded(of_arm.fd_mean_image.iloc[0])
         for weights in of_arm.weights.unique():
             metrics[arm][weights] = _of_weights(report, arm, weights, of_arm[of_arm.weights == weights])
         of_arm = report.training[report.training.arm == arm]

@@ -12,6 +12,7 @@ from stages.report import columns, entries, leaks, sections, trade_off
 from stages.run import files, params
 
 RUN = ["arm", "seed"]  # the first columns of every frame
+FOR_ALL_ROWS = ("num_images", "num_train", "num_heldout", "num_compared", "fd_mean_image")  # of scores.json
 TRAINING = ["skipped_share", "augmented_share", "moved", "optimizer_steps", "forward_images"]  # sums of `totals`
 
 
@@ -147,7 +148,7 @@ def read_scores(folder, thresholds):
     for name in columns.of("score"):
         by_weights = {weights: scores[weights][name] for weights in curves.weights.unique()}
         curves[name] = curves.weights.map(by_weights).astype(float)
-    return curves.assign(**{name: scores[name] for name in ("num_images", "num_train", "num_heldout", "num_compared")})
+    return curves.assign(**{name: scores[name] for name in FOR_ALL_ROWS})
 
 
 # What happened in training. `rounds` is a list of rounds, each the list of its K shards, each the arrays of its counts file.

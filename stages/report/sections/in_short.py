@@ -13,6 +13,9 @@ from stages.report.html import tally
 from stages.report.sections import blind_spots
 
 ANCHOR, TITLE = "in_short", None
+NOT_YET = (
+    0.5  # of the Frechet distance of the mean image: a model as far from the images as that has learnt little of them
+)
 WORDS = {
     "model": "What was trained by one recipe, an arm of params.yaml, or a generator from elsewhere.",
     "given out": "A generated image is counted as a copy where it is far closer to one training image than to the others around it.",
@@ -26,7 +29,8 @@ WORDS = {
 def section(report):
     settings, metrics = report.settings, report.metrics
     rows, sure = html.table(_rows(report)), {arm: _num_leaked(report, arm) for arm in report.arms}
-    steps = [*contradictions(settings, metrics), blind_spots.sentence(), *next_steps(settings, metrics, sure)]
+    steps = [*contradictions(settings, metrics), *too_little_trained(settings, metrics, sure)]
+    steps += [blind_spots.sentence(), *next_steps(settings, metrics, sure)]
     listed = "".join(f"<li>{escape(step)}</li>" for step in steps)
     words = html.details("What these words mean", html.terms(WORDS))
     return (
@@ -91,6 +95,21 @@ def may_go_out(settings, metrics, arm, weights, num_leaked):
 def contradictions(settings, metrics):
     """Where two ways of measuring lead to opposite answers: list of sentences."""
     return [*_of_weights(settings, metrics), *_of_fidelities(settings, metrics)]
+
+
+def too_little_trained(settings, metrics, sure):
+    """Of which models no copies say nothing, as their images are hardly images of this kind yet: list of sentences. sure: as in `answer`."""
+    weights, told = entries.headline(settings).weights, []
+    for arm in settings["arms"]:
+        entry, mean_image = metrics[arm][weights], metrics[arm]["fd_mean_image"]
+        name = FIDELITY if entry[FIDELITY_HELDOUT] is None else FIDELITY_HELDOUT
+        if sure[arm] or (_cell(settings, metrics, arm)["excess_low"] or 0) > 0 or entry[name] < NOT_YET * mean_image:
+            continue
+        told.append(
+            f"{arm} is too little trained to conclude anything: {name} is {html.number(entry[name])}, and one average image over and over "
+            f"would have {html.number(mean_image)}. Train it longer, and measure again."
+        )
+    return told
 
 
 def next_steps(settings, metrics, sure):
