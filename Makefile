@@ -43,7 +43,7 @@ seeds: setup ## runs the experiment of params.yaml with seeds 0, 1 and 2, in a c
 audit: setup ## with GENERATED=dir TRAIN=dir: which training images a generator gives out; HELDOUT=dir adds what is chance; folders, .zip, .npz, or a saved pipeline; SIZE=, NUM_IMAGES=, SHOW_IMAGES=, OUT=
 	@python -m stages.audit $(if $(GENERATED),--generated "$(GENERATED)") $(if $(TRAIN),--train "$(TRAIN)") $(if $(HELDOUT),--heldout "$(HELDOUT)") $(if $(OUT),--out "$(OUT)") $(if $(SIZE),--size "$(SIZE)") $(if $(NUM_IMAGES),--num-images "$(NUM_IMAGES)") $(if $(SHOW_IMAGES),--show-images "$(SHOW_IMAGES)")
 
-release: setup ## with ARM=ddpm: exports a model for diffusers, with a model card; ROUND=, SEED=, WEIGHTS= choose another than the last without excess
+release: setup ## with ARM=ddpm: exports a model for diffusers, with a model card; ROUND=, SEED=, WEIGHTS= choose another than the last that shows no copies
 	@python workflow/scripts/release.py $(ARM) $(if $(ROUND),--round $(ROUND)) $(if $(SEED),--seed $(SEED)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 report-for-others: setup ## writes report-for-others.html, a page that neither shows nor names an image

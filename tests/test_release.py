@@ -53,7 +53,7 @@ def test_the_released_model_makes_the_images_that_were_measured(finished, tmp_pa
     assert again.returncode and "release/iet_agc_plus-seed3-round2-raw exists already" in again.text
 
 
-def test_without_a_round_it_is_the_last_one_without_excess(tmp_path, monkeypatch):
+def test_without_a_round_it_is_the_last_one_that_shows_no_copies(tmp_path, monkeypatch):
     """Rounds of 10, 25 and 45 steps in all shards and the mean of two seeds: the second is the one that the report names."""
     monkeypatch.chdir(tmp_path)
     arm = {"rounds": 3, "shard": {"num_shards": 2}, "redistribute": {}, "sample": {}}
@@ -64,9 +64,9 @@ def test_without_a_round_it_is_the_last_one_without_excess(tmp_path, monkeypatch
                 path = files.counts_file(f"a-seed{seed}", r, k)
                 files.save_arrays(path, {"optimizer_steps": np.array([number])})
     for steps, expected in ((10, 1), (25, 2), (45, 3)):
-        metrics = {"a": {"ema": {"rounds": {"last_without_excess": steps}}}}
+        metrics = {"a": {"ema": {"rounds": {"last_without_copies": steps}}}}
         assert release._round(experiment, metrics, "a", "ema") == expected
-    with pytest.raises(ValueError, match=r"no round of a has an excess .*\(ROUND=, one of 1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"every round of a shows copies .*\(ROUND=, one of 1, 2, 3\)"):
         release._round(experiment, {"a": {"ema": {}}}, "a", "ema")
 
 

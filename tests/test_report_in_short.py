@@ -24,7 +24,7 @@ def entry(cell, fidelity=(0.3, 0.4), verdict=None, last=None):
     found = {"l2_from_gen": {"0.5": cell}, "fd_pixels": fidelity[0], "fd_pixels_heldout": fidelity[1]}
     if verdict:
         found["against_training_less"] = {"verdict": verdict}
-    return found | {"rounds": {"last_without_excess": last}}
+    return found | {"rounds": {"last_without_copies": last}}
 
 
 @pytest.fixture
@@ -106,8 +106,6 @@ def test_which_state_may_go_out(metrics):
         "step 1,760",
         "none of those measured",
     )
-    metrics["ours"]["training"] = metrics["plain"]["training"] = {"optimizer_steps": 1760.0}
-    assert told("ours", num_leaked=1) == "none as late as the last, which gives images out"
     assert told("plain", num_leaked=1) == "step 880"
     assert told("theirs") == "nothing speaks against it" and told("theirs", num_leaked=1) == "no"
     metrics["theirs"]["ema"]["l2_from_gen"]["0.5"]["excess_low"] = 0.1
@@ -135,7 +133,7 @@ def test_what_to_do_next(metrics):
     assert more.startswith(
         "Of ours and theirs, up to 2.8 % of the images could still be copies."
     )  # 14.5 of 512, not 3.1 of 128
-    metrics["plain"]["ema"]["rounds"]["last_without_excess"] = None
+    metrics["plain"]["ema"]["rounds"]["last_without_copies"] = None
     assert not any("make release" in step for step in in_short.next_steps(SETTINGS, metrics, NONE))
 
 

@@ -171,19 +171,25 @@ def test_landmarks_of_the_rounds():
     """Two seeds. The excess of round 2 is above 0 in one of them; the fidelity is best in round 3 in the mean."""
     rows = pd.DataFrame(
         [
-            {"seed": 0, "round": 1, "steps": 100, "excess_low": -3.0, "fd_pixels_heldout": 0.5},
-            {"seed": 0, "round": 2, "steps": 200, "excess_low": 1.0, "fd_pixels_heldout": 0.3},
-            {"seed": 0, "round": 3, "steps": 300, "excess_low": -1.0, "fd_pixels_heldout": 0.25},
-            {"seed": 0, "round": 4, "steps": 400, "excess_low": 9.0, "fd_pixels_heldout": 0.2},
-            {"seed": 1, "round": 1, "steps": 100, "excess_low": -2.0, "fd_pixels_heldout": 0.5},
-            {"seed": 1, "round": 2, "steps": 200, "excess_low": -1.0, "fd_pixels_heldout": 0.3},
-            {"seed": 1, "round": 3, "steps": 300, "excess_low": 0.0, "fd_pixels_heldout": 0.25},
-            {"seed": 1, "round": 4, "steps": 400, "excess_low": 9.0, "fd_pixels_heldout": 0.4},
+            {"seed": 0, "round": 1, "steps": 100, "excess_low": -3.0, "leaked": 0, "fd_pixels_heldout": 0.5},
+            {"seed": 0, "round": 2, "steps": 200, "excess_low": 1.0, "leaked": 0, "fd_pixels_heldout": 0.3},
+            {"seed": 0, "round": 3, "steps": 300, "excess_low": -1.0, "leaked": 0, "fd_pixels_heldout": 0.25},
+            {"seed": 0, "round": 4, "steps": 400, "excess_low": 9.0, "leaked": 2, "fd_pixels_heldout": 0.2},
+            {"seed": 1, "round": 1, "steps": 100, "excess_low": -2.0, "leaked": 0, "fd_pixels_heldout": 0.5},
+            {"seed": 1, "round": 2, "steps": 200, "excess_low": -1.0, "leaked": 0, "fd_pixels_heldout": 0.3},
+            {"seed": 1, "round": 3, "steps": 300, "excess_low": 0.0, "leaked": 0, "fd_pixels_heldout": 0.25},
+            {"seed": 1, "round": 4, "steps": 400, "excess_low": 9.0, "leaked": 2, "fd_pixels_heldout": 0.4},
         ]
     )
-    assert told.landmarks(rows) == {"last_without_excess": 300, "t_mem": 200, "t_gen": 300}
-    assert told.landmarks(rows[rows["round"] == 4])["last_without_excess"] is None
+    assert told.landmarks(rows) == {"last_without_copies": 300, "t_mem": 200, "t_gen": 300}
+    assert told.landmarks(rows[rows["round"] == 4])["last_without_copies"] is None
     assert told.landmarks(rows[rows["round"] == 1])["t_mem"] is None
+    rows.loc[(rows.seed == 1) & (rows["round"] == 3), "leaked"] = (
+        1  # one that surely leaked, though the interval holds 0
+    )
+    assert told.landmarks(rows)["last_without_copies"] == 100
+    rows.loc[(rows.seed == 0) & (rows["round"] == 1), "leaked"] = 1
+    assert told.landmarks(rows) == {"last_without_copies": None, "t_mem": 100, "t_gen": 300}
 
 
 # From the files of a run to metrics.json.
@@ -234,7 +240,8 @@ def of_files(tmp_path, monkeypatch):
                     "steps": steps,
                     "excess": own.excess[r].sum(),
                 }
-                rounds.append(row | {"excess_low": own.excess[r].sum() - 50, "fd_pixels_heldout": own.fidelity[r]})
+                row |= {"excess_low": own.excess[r].sum() - 50, "leaked": 0}
+                rounds.append(row | {"fd_pixels_heldout": own.fidelity[r]})
             files.write_json(files.folder("results/score", run, r + 1) / "scores.json", scores)
 
     def entries(prompts=None):
@@ -292,8 +299,8 @@ def test_metrics_hold_the_difference_of_the_curves_that_the_files_have(of_files)
 def test_landmarks_are_in_optimiser_steps_of_all_shards_up_to_the_round(of_files):
     """Excess less 50 lies above 0 from 51 copies on: of seed 4 in round 2, of seed 7 in rounds 2 of both arms."""
     found = of_files()
-    assert found["plain", "ema"]["rounds"] == {"last_without_excess": 5, "t_mem": 12, "t_gen": 23}
-    assert found["ours", "ema"]["rounds"] == {"last_without_excess": 5, "t_mem": 15, "t_gen": 15}
+    assert found["plain", "ema"]["rounds"] == {"last_without_copies": 5, "t_mem": 12, "t_gen": 23}
+    assert found["ours", "ema"]["rounds"] == {"last_without_copies": 5, "t_mem": 15, "t_gen": 15}
 
 
 def test_images_of_one_prompt_are_taken_together_where_both_arms_have_the_same_prompts(of_files):
@@ -323,7 +330,7 @@ SETTINGS = {
     "score": {"headline": {"protocol": "code_sq", "threshold": 0.5, "weights": "ema"}},
     "arms": {"plain": {}, "ours": {}, "short": {}, "theirs": {"generator": {"folder": "x"}}},
 }
-ROUNDS = {"last_without_excess": 480, "t_mem": 960, "t_gen": None}
+ROUNDS = {"last_without_copies": 480, "t_mem": 960, "t_gen": None}
 LESS = {"verdict": "less", "difference": -0.0123, "low": -0.02, "high": -0.004, "best": 0.17, "worst": 0.3}
 METRICS = {
     "plain": {"ema": {"rounds": ROUNDS}, "raw": {"rounds": ROUNDS}},
@@ -360,7 +367,7 @@ def test_the_table_of_the_page():
         "difference at equal fidelity [95 %]": "−1.2 % [−2, −0.4]",
         "verdict": "memorises less than training less",
         "fidelities compared": "0.17 to 0.3",
-        "last round without excess": "step 480",
+        "last round without copies": "step 480",
         "t_mem": "step 960",
         "t_gen": "none",
     }

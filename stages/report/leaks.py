@@ -84,6 +84,15 @@ def _of_one(images, headline):
     return listed.sort_values("confidence", ascending=False, kind="stable", na_position="last")
 
 
+def num_leaked(folder, headline):
+    """How many training images were leaked with confidence, by kind of weights: dict. folder: that of a score phase."""
+    images = files.load_table(folder / "images.parquet")
+    return {
+        weights: int((_of_one(of_weights, headline).status == LEAKED).sum())
+        for weights, of_weights in images.groupby("weights", sort=False)
+    }
+
+
 def of_run(frame, arm, seed, weights):
     """The rows of one run, by index of the training image."""
     chosen = (frame.arm == arm) & (frame.seed == seed) & (frame.weights == weights)

@@ -26,7 +26,8 @@ class Report:
                   of images, what sections add (with_columns), of the last round that is sampled; excess_share = excess / num_images, then the columns of `training`
     rounds        frame, one row per arm, seed, kind of weights and round that is sampled, at the headline's protocol and
                   threshold: columns as in results, with round; steps, the optimiser steps of all shards up to then (NaN for a
-                  generator from elsewhere); fd_pixels_heldout_error, half of the 95 % interval (NaN without held-out images)
+                  generator from elsewhere); fd_pixels_heldout_error, half of the 95 % interval (NaN without held-out images); leaked,
+                  training images that are leaked with confidence
     training      frame, one row per arm and seed that is trained here: columns TRAINING, and spent.<name> of what methods spent
     epochs        frame, one row per arm, seed and epoch: round, loss, skipped_share, augmented_share
     histogram     frame, one row per arm, seed and number of skips: images that were skipped so often
@@ -93,6 +94,7 @@ def read(settings):
                     scores = section.with_columns(scores, settings, files.place(run, r))
                 at = scores[_at_headline(scores, settings)]
                 at = at.assign(fd_pixels_heldout_error=at.weights.map(trade_off.fidelity_errors(folder)))
+                at = at.assign(leaked=at.weights.map(leaks.num_leaked(folder, entries.headline(settings))))
                 rounds.append(at.assign(arm=arm, seed=seed, round=r, steps=trade_off.steps_until(recipe, run, r)))
             results.append(scores.assign(arm=arm, seed=seed))
             if "generator" in recipe:  # trained elsewhere

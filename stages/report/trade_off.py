@@ -29,7 +29,7 @@ def entries_of(report):
 
     against_training_less   of all arms but the baseline that are trained here: verdict (see measures.trade_off.verdict), difference, low,
                             high (shares of the generated images), best, worst (fidelities); reason in the place of a verdict
-    rounds                  last_without_excess, t_mem, t_gen, see `landmarks`
+    rounds                  last_without_copies, t_mem, t_gen, see `landmarks`
     Both only with held-out images.
     """
     settings, found = report.settings, []
@@ -61,16 +61,18 @@ def landmarks(rows):
     """Rounds of an arm that stand out, as optimiser steps of all shards.
 
     rows      frame as Report.rounds, of one arm and kind of weights
-    Returns   dict: last_without_excess   the last round whose excess has an interval that includes 0, for each seed: the one to release
-                    t_mem                 the first round whose interval lies above 0, for any seed
+    Returns   dict: last_without_copies   the last round at which no seed shows copies: the one to release
+                    t_mem                 the first round at which any seed does
                     t_gen                 the round with the best fidelity to held-out images, in the mean over seeds
                     None where there is no such round
+    Copies are shown where the interval of the excess lies above 0, or a training image is leaked with confidence: a few that surely
+    leaked do not lift the interval of their number above 0.
     """
     steps = rows.groupby("round").steps.mean()
-    above = (rows.excess_low > 0).groupby(rows["round"]).any()
-    without, having = above.index[~above], above.index[above]
+    shown = ((rows.excess_low > 0) | (rows.leaked > 0)).groupby(rows["round"]).any()
+    without, having = shown.index[~shown], shown.index[shown]
     found = {
-        "last_without_excess": without.max() if len(without) else None,
+        "last_without_copies": without.max() if len(without) else None,
         "t_mem": having.min() if len(having) else None,
         "t_gen": rows.groupby("round").fd_pixels_heldout.mean().idxmin(),
     }
@@ -170,7 +172,8 @@ def view(settings, metrics):
         f"Excess for {protocol} at {threshold:g}, in % of the generated images. The difference is that of the curves of an arm and of the "
         f"baseline {baseline} at the same fidelity to held-out images, the mean over the range that both reach, straight between rounds. "
         f"Its interval holds the draw of the generated images in both directions, excess and fidelity{_over(settings)}. Steps are "
-        "optimiser steps of all shards. t_mem: the first round whose excess lies above 0 (95 %). t_gen: the round that comes closest to "
+        "optimiser steps of all shards. Copies are shown where the excess lies above 0 (95 %) or a training image is leaked with "
+        "confidence; t_mem: the first round that shows them. t_gen: the round that comes closest to "
         f"the held-out images.{told}"
     )
     return View("", caption, rows)
@@ -197,7 +200,7 @@ def _row(arm, weights, of_weights, is_baseline):
         "difference at equal fidelity [95 %]": difference,
         "verdict": verdict,
         "fidelities compared": shared,
-        "last round without excess": _steps(rounds["last_without_excess"]),
+        "last round without copies": _steps(rounds["last_without_copies"]),
         "t_mem": _steps(rounds["t_mem"]),
         "t_gen": _steps(rounds["t_gen"]),
     }

@@ -2,7 +2,7 @@
 
     make release ARM=ddpm [ROUND=3] [SEED=0] [WEIGHTS=ema]
 
-Without ROUND it is the last round whose excess cannot be told from 0, as the report names it. The folder is release/<arm>-seed<S>-round<r>-
+Without ROUND it is the last round that shows no copies, as the report names it. The folder is release/<arm>-seed<S>-round<r>-
 <weights>. A model of pixels becomes a DDIMPipeline; one with captions a copy of model.pipeline with the trained UNet.
 """
 
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from stages import experiments, methods, rules
-from stages.report import trade_off
+from stages.report import entries, leaks, trade_off
 from stages.run import cli, files
 
 RELEASE = Path("release")
@@ -26,7 +26,7 @@ def main(words):
     )
     parser.add_argument("arm", help="an arm that is trained here (make release ARM=...)")
     parser.add_argument(
-        "--round", type=int, help="a round that is sampled; the last one without excess if left out (ROUND=...)"
+        "--round", type=int, help="a round that is sampled; the last one that shows no copies if left out (ROUND=...)"
     )
     parser.add_argument("--seed", type=int, help="a seed of params.yaml; the first if left out (SEED=...)")
     parser.add_argument("--weights", choices=["raw", "ema"], help="those of the headline if left out (WEIGHTS=...)")
@@ -71,11 +71,11 @@ def _check(experiment, asked):
 
 
 def _round(experiment, metrics, arm, weights):
-    """The last round whose excess has an interval that includes 0, for each seed."""
-    steps = metrics[arm][weights].get("rounds", {}).get("last_without_excess")
+    """The last round that shows no copies, for each seed."""
+    steps = metrics[arm][weights].get("rounds", {}).get("last_without_copies")
     if steps is None:
         raise ValueError(
-            f"no round of {arm} has an excess that cannot be told from 0 ({weights} weights), or none was measured: say which one to "
+            f"every round of {arm} shows copies of training images ({weights} weights), or none was measured: say which one to "
             f"release in spite of that (ROUND=, one of {', '.join(map(str, experiments.sampled_rounds(experiment, arm)))})"
         )
     runs = [files.run_name(arm, seed) for seed in experiment["seeds"]]
@@ -96,7 +96,8 @@ def _measured(job, round_, weights):
         & (curves.protocol == headline["protocol"])
         & ((curves.threshold - headline["threshold"]).abs() < 1e-9)
     ]
-    return scores | scores[weights] | at.iloc[0].to_dict()
+    leaked = leaks.num_leaked(folder, entries.headline(job.params))[weights]
+    return scores | scores[weights] | at.iloc[0].to_dict() | {"leaked": leaked}
 
 
 def _save(job, round_, weights, folder):
@@ -133,9 +134,8 @@ def _excess(found):
         return f"{found['count']} of {found['num_images']} generated images count as memorised; no image is held out, so no excess is known"
     low, high = found["excess_low"], found["excess_high"]
     told = "which cannot be told from 0" if low <= 0 else "MORE THAN CHANCE: this model gives out training images"
-    return (
-        f"excess {found['excess']:.1f} [{low:.1f}, {high:.1f}] of {found['num_images']} generated images (95 %), {told}"
-    )
+    sure = f"; {found['leaked']:,} TRAINING IMAGES ARE GIVEN OUT FOR SURE" if found["leaked"] else ""
+    return f"excess {found['excess']:.1f} [{low:.1f}, {high:.1f}] of {found['num_images']} generated images (95 %), {told}{sure}"
 
 
 def _card(job, round_, weights, found, metrics):

@@ -85,11 +85,9 @@ def may_go_out(settings, metrics, arm, weights, num_leaked):
         return "not known"
     if rounds is None:
         return "no" if cell["excess_low"] > 0 or num_leaked else "nothing speaks against it"
-    if rounds["last_without_excess"] is None:
+    if rounds["last_without_copies"] is None:
         return "none of those measured"
-    if num_leaked and rounds["last_without_excess"] == metrics[arm]["training"]["optimizer_steps"]:
-        return "none as late as the last, which gives images out"
-    return f"step {rounds['last_without_excess']:,}"
+    return f"step {rounds['last_without_copies']:,}"
 
 
 def contradictions(settings, metrics):
@@ -124,7 +122,7 @@ def next_steps(settings, metrics, sure):
             f"Do not release {listed(leaking)} as trained to the end. artifacts/report/leaks.csv lists the images that are given out: "
             "look at the first ones before anything else."
         )
-    earlier = [a for a in leaking if metrics[a][weights].get("rounds", {}).get("last_without_excess") is not None]
+    earlier = [a for a in leaking if metrics[a][weights].get("rounds", {}).get("last_without_copies") is not None]
     if earlier:
         told.append(f"An earlier state may go out: make release ARM={earlier[0]}")
     unclear = [arm for arm in cells if arm not in leaking]
