@@ -10,7 +10,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow mutants kills slurm-test seeds settings dependencies experiment audit release report-for-others setup lint lock audit-pins clean help
+.PHONY: run test slow watch mutants kills slurm-test seeds settings dependencies experiment audit release report-for-others setup lint lock audit-pins clean help
 
 run: setup ## runs the experiment of params.yaml
 	@snakemake
@@ -30,6 +30,9 @@ kills: setup ## kills a small experiment 20 times, and compares the result with 
 slurm-test: setup ## runs a small experiment on a Slurm cluster of two nodes, started on this machine; on Debian, as root, it first installs slurm-wlm and munge if they are missing
 	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
 	@python -m pytest -m slurm
+
+watch: setup ## shows curves of the stages that train, in a browser, of what was started with REDISTRIBUTE_LIVE=1
+	@mkdir -p logs/live && tensorboard --logdir logs/live
 
 settings: setup ## lists every key of params.yaml with its meaning, type, range and default; ONLY=train: only keys that begin with train
 	@python workflow/scripts/settings.py $(ONLY)

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from stages import experiments, models
-from stages.run import checkpoint, cli, declarations, device, files
+from stages.run import checkpoint, cli, declarations, device, files, live
 from stages.run.instance import START_UP, Instance
 from stages.run.progress import Progress
 
@@ -252,10 +252,14 @@ def _train(job, training, saved):
 
     def after_step(done, total, loss):
         progress.update(done, total, lambda: _note(loss, training.record))
+        curves.add(
+            training.state.step, lambda: _numbers(loss, training) | {"steps_per_s": progress.rate(done)}, done == total
+        )
         saved.save_if_due(so_far, f"step {done} of {total}")
 
     try:
-        loop.train_round(training, after_step, saved.look)
+        with live.Curves(job.run, job.shard, training.state.step) as curves:
+            loop.train_round(training, after_step, saved.look)
     except FloatingPointError as error:
         raise FloatingPointError(
             f"{error} (arm {job.arm}, seed {job.seed}, round {job.round}, shard {job.shard}): lower train.learning_rate or "
@@ -273,9 +277,23 @@ def _train(job, training, saved):
 
 
 def _note(loss, record):
-    visited = max(int(record.epoch_visited.sum()), 1)
-    skipped, augmented = int(record.epoch_skipped.sum()) / visited, int(record.epoch_augmented.sum()) / visited
+    skipped, augmented = _shares(record)
     return f"loss {float(loss):.4f}, skipped {skipped:.1%}, augmented {augmented:.1%}"
+
+
+def _numbers(loss, training):
+    """What the curves show of the round so far."""
+    from stages.methods import loop
+
+    settings, (skipped, augmented) = training.settings, _shares(training.record)
+    rate = loop.learning_rate(settings["learning_rate"], training.state.step - 1, settings["warmup_steps"])
+    return {"loss": float(loss), "learning_rate": rate, "skipped_share": skipped, "augmented_share": augmented}
+
+
+def _shares(record):
+    """Of the images visited in this round so far: the shares that were skipped and augmented."""
+    visited = max(int(record.epoch_visited.sum()), 1)
+    return int(record.epoch_skipped.sum()) / visited, int(record.epoch_augmented.sum()) / visited
 
 
 def _write(job, training):

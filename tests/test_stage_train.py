@@ -14,7 +14,7 @@ from conftest import TINY, write_params
 from stages import train
 from stages.diffusion import unet
 from stages.pixels import initial_weights
-from stages.run import files
+from stages.run import files, live
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -256,3 +256,47 @@ def test_a_method_that_carries_nothing_passes_nothing_on_and_without_ema_there_i
     assert {name.split(".")[0] for name in found["state"]} == {"exp_avg", "exp_avg_sq", "step"}
     counts = files.load_arrays(files.counts_file(RUN, 1, SHARD))
     assert counts["visits"].sum() == 12 and not counts["skips"].any() and "carried.bank" not in counts
+
+
+def curves(folder):
+    """What TensorBoard reads: dict name -> list of (step, value)."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder)).Reload()
+    return {name: [(point.step, point.value) for point in read.Scalars(name)] for name in read.Tags()["scalars"]}
+
+
+def test_curves_are_written_where_they_are_asked_for_and_change_nothing(tmp_path, monkeypatch):
+    """A point a step, and of a round that is trained again only the later ones."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment("joint")
+    without = run(3)
+    assert not live.FOLDER.exists()
+    monkeypatch.setenv(live.VARIABLE, "1")
+    monkeypatch.setattr(live, "EVERY_S", 0)
+    for _ in range(2):
+        shown = run(3)
+    for name, arrays in without.items():
+        for key, array in arrays.items():
+            assert np.array_equal(array, shown[name][key]), key
+    found, steps = curves(live.FOLDER / RUN / f"shard{SHARD}"), [STEP[2] + n for n in (1, 2, 3, 4)]
+    names = {"loss", "learning_rate", "skipped_share", "augmented_share", "steps_per_s"}
+    assert set(found) == names and all([step for step, _ in points] == steps for points in found.values())
+    assert [value for _, value in found["learning_rate"]] == pytest.approx([RATE * min(1, n / WARMUP) for n in steps])
+    counts = files.load_arrays(files.counts_file(RUN, 3, SHARD))
+    assert found["skipped_share"][-1][1] == pytest.approx(counts["skips"].sum() / counts["visits"].sum())
+
+
+def test_points_are_as_far_apart_as_is_said_and_the_last_is_there(tmp_path, monkeypatch):
+    """The loss is that which is minimised: of plain DDPM the mean over a batch, and batches are of one size."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment("joint", {"name": "ddpm"})
+    monkeypatch.setenv(live.VARIABLE, "1")
+    for every_s, expected_steps in ((0, [1, 2, 3, 4]), (3600, [1, 4])):
+        monkeypatch.setattr(live, "EVERY_S", every_s)
+        run(1)
+        steps, losses = zip(*curves(live.FOLDER / RUN / f"shard{SHARD}")["loss"], strict=True)
+        assert list(steps) == expected_steps
+        if every_s == 0:
+            counts = files.load_arrays(files.counts_file(RUN, 1, SHARD))
+            assert np.mean(losses) == pytest.approx(np.mean(counts["epoch_loss"]), rel=1e-4)

@@ -24,7 +24,7 @@ class Progress:
         if now - self.last < self.every_s and done < total:
             return
         self.last = now
-        rate = max(done - self.begun, 1e-9) / max(now - self.start, 1e-9)
+        rate = self.rate(done)
         left = (total - done) / rate
         extra = f", {note()}" if note else ""
         line = f"{self.what}: {done}/{total} {self.unit} ({done / total:.0%}), {rate:.1f} {self.unit}/s, {duration(left)} left{extra}"
@@ -32,6 +32,10 @@ class Progress:
             print(f"\r\033[K{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    def rate(self, done):
+        """Done per second since the beginning; never 0."""
+        return max(done - self.begun, 1e-9) / max(time.monotonic() - self.start, 1e-9)
 
 
 def duration(seconds):
