@@ -122,11 +122,17 @@ def check(experiment):
 
 
 def _check_method(experiment, arm):
-    kind, name = experiments.kind(experiment), experiment["arms"][arm]["method"]["name"]
+    kind, settings = experiments.kind(experiment), experiment["arms"][arm]["method"]
+    name = settings["name"]
     fitting = [n for n, method in declarations.methods().items() if kind in method["MODELS"]]
     if name not in fitting:
         trains = "a model without captions" if kind == "text" else "a model with captions, model.pipeline"
         raise ValueError(f"arms.{arm}.method.name is {name}, which trains {trains}: use one of {', '.join(fitting)}")
+    for low, high in declarations.methods()[name]["INCREASING"]:
+        if low in settings and settings[low] >= settings[high]:
+            raise ValueError(
+                f"arms.{arm}.method.{low} is {settings[low]}, expected less than arms.{arm}.method.{high} = {settings[high]}"
+            )
 
 
 def _check_captions(experiment):

@@ -244,12 +244,14 @@ def test_tiny_digits_has_every_method_and_equal_budgets():
     digits = load("tiny/digits")
     kinds = {parts(recipe) for recipe in digits["arms"].values()}
     others = {parts(recipe) for recipe in yaml.safe_load(with_optional_arms())["arms"].values()}
-    assert kinds == others - {("agc", True, False, None)}  # k1_full: no kind of its own
+    of_no_table = {("timestep_focus", False, False, None)}
+    assert kinds == others - {("agc", True, False, None)} | of_no_table  # k1_full: no kind of its own
     assert kinds == {
         ("ddpm", False, False, None),
         ("added_noise", False, False, None),
         ("dp_sgd", False, False, None),
         ("ambient", False, False, None),
+        *of_no_table,
         ("agc", False, False, None),
         ("ddpm", False, True, None),
         ("agc", False, True, None),
