@@ -22,10 +22,15 @@ def build(job, arm):
     Returns   kinds.Model
     Raises    ValueError: a class-conditional model on images without classes; a model that does not fit the images, or the GPU
     """
+    from stages.methods import told_augmentation
+
     _check_memory(job)
     method = methods.method(job.params["arms"][arm]["method"])
-    dropout = experiments.section(job.params, "train", arm).get("dropout", 0.0)
-    model, diffusion = job.params["model"] | {"dropout": dropout}, job.params["diffusion"]
+    settings = experiments.section(job.params, "train", arm)
+    own = {"dropout": settings.get("dropout", 0.0)}
+    if "told_augmentation" in settings:
+        own["num_told"] = told_augmentation.num_told(settings["told_augmentation"])
+    model, diffusion = job.params["model"] | own, job.params["diffusion"]
     return _kind(job).build(method, model, diffusion, _image_shape(), _num_classes(job), job.device)
 
 

@@ -39,6 +39,16 @@ PHASE = {
             "flip": {"description": "mirror training images at random", "default": False, "type": "boolean"},
             "dropout": {"description": "share of the values that a residual block drops in training (default: 0)", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
             "weight_decay": {"description": "share of the learning rate by which each step shrinks the weights, as in AdamW (default: 0)", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            "told_augmentation": {
+                "description": "augmentation of training images that the network is told of, and that is switched off in sampling (default: none)",
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["p", "kinds"],
+                "properties": {
+                    "p": {"description": "probability of each kind at a visit (0.12 for CIFAR-10 in Karras et al. 2022)", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                    "kinds": {"description": "kinds of change: x_flip, y_flip, scaling, rotation, anisotropy, translation, as in Karras et al. 2022; shift: by one pixel", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["x_flip", "y_flip", "scaling", "rotation", "anisotropy", "translation", "shift"]}},
+                },
+            },
             "caption": {"description": "text model, the caption to train with. first: the first one of an image; random_of_all: a random one of the image at each visit; fixed_text: caption_text for all images (default: first)", "enum": ["first", "random_of_all", "fixed_text"]},
             "caption_text": {"description": "text model: with caption fixed_text, the text that stands for all captions, in training and in generation", "type": "string"},
             "caption_dropout": {"description": "text model: share of the visits at which the network sees no caption (default: 0)", "type": "number", "minimum": 0, "maximum": 1},
@@ -109,8 +119,9 @@ def check(experiment):
     for arm in experiments.trained(experiment):
         _check_method(experiment, arm)
         settings, own = experiments.section(experiment, "train", arm), experiment["arms"][arm]["train"]
-        if experiments.is_text(experiment) and "dropout" in settings:
-            raise ValueError(f"train.dropout of {arm} has no effect on the network of model.pipeline: remove it")
+        for key in ("dropout", "told_augmentation") if experiments.is_text(experiment) else ():
+            if key in settings:
+                raise ValueError(f"train.{key} of {arm} has no effect on the network of model.pipeline: remove it")
         found = [key for key in ("epochs", "steps") if key in settings]
         if not found:
             raise ValueError(f"the key arms.{arm}.train.epochs is missing (or steps: how long a round is)")
@@ -128,7 +139,13 @@ def _check_method(experiment, arm):
     if name not in fitting:
         trains = "a model without captions" if kind == "text" else "a model with captions, model.pipeline"
         raise ValueError(f"arms.{arm}.method.name is {name}, which trains {trains}: use one of {', '.join(fitting)}")
-    for low, high in declarations.methods()[name]["INCREASING"]:
+    declared = declarations.methods()[name]
+    if "told_augmentation" in experiments.section(experiment, "train", arm):
+        reads_again = settings.get("taa", {}).get("authors")
+        if reads_again or not declared["AUGMENTABLE"]:
+            why = "taa.authors, which trains on images that it reads again" if reads_again else f"the method {name}"
+            raise ValueError(f"train.told_augmentation of {arm} does not go with {why}: remove one of them")
+    for low, high in declared["INCREASING"]:
         if low in settings and settings[low] >= settings[high]:
             raise ValueError(
                 f"arms.{arm}.method.{low} is {settings[low]}, expected less than arms.{arm}.method.{high} = {settings[high]}"

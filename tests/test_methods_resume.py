@@ -8,7 +8,7 @@ from conftest import ROOT
 from stages import methods
 from stages.diffusion import ddpm, unet, weights
 from stages.iet import shard_state
-from stages.methods import base, loop
+from stages.methods import base, loop, told_augmentation
 from stages.pixels import initial_weights
 from stages.run import declarations
 
@@ -26,8 +26,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def begun(arm):
     """A round before its first step, whose network already answers."""
-    method = methods.method(ARMS[arm]["method"])
-    network = unet.build(MODEL, (1, 8, 8), method.network_channels(1))
+    method, settings = methods.method(ARMS[arm]["method"]), SETTINGS
+    if told := ARMS[arm]["train"].get("told_augmentation"):
+        settings = settings | {"told_augmentation": told}
+    num_told = told_augmentation.num_told(told) if told else 0
+    network = unet.build(MODEL, (1, 8, 8), method.network_channels(1), num_told=num_told)
     weights.load(network, initial_weights.initial_weights(network, SEED), "the initialisation")
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -38,7 +41,7 @@ def begun(arm):
     state = shard_state.fresh_state(list(network.parameters()), method.initial_state(T, torch.device("cpu")))
     record = loop.Record.empty(NUM_IMAGES, loop.num_epochs(NUM_IMAGES, SETTINGS), "cpu")
     alpha_bar = ddpm.alpha_bars(T, 0.005, 0.3).float()
-    return loop.Training(network, state, record, images, method, SETTINGS, alpha_bar, SEED, SHARD)
+    return loop.Training(network, state, record, images, method, settings, alpha_bar, SEED, SHARD)
 
 
 def so_far(training):

@@ -8,11 +8,8 @@ import functools
 from pathlib import Path
 
 STAGES = Path(__file__).parents[1]
-METHOD = {
-    "COUNTS_SKIPS": False,
-    "MODELS": ["pixels"],
-    "INCREASING": [],
-}  # what a method that says nothing of it is taken to say
+# What a method that says nothing of it is taken to say.
+METHOD = {"COUNTS_SKIPS": False, "MODELS": ["pixels"], "INCREASING": [], "AUGMENTABLE": True}
 
 
 @functools.cache

@@ -114,6 +114,8 @@ def _save(job, round_, weights, folder):
         return
     import diffusers
 
+    from stages.diffusion import unet
+
     schedule = job.params["diffusion"]
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=schedule["num_timesteps"],
@@ -125,7 +127,7 @@ def _save(job, round_, weights, folder):
         steps_offset=1,
         timestep_spacing="leading",
     )
-    diffusers.DDIMPipeline(unet=model.network, scheduler=scheduler).save_pretrained(folder)
+    diffusers.DDIMPipeline(unet=unet.untold(model.network), scheduler=scheduler).save_pretrained(folder)
 
 
 def _excess(found):
