@@ -49,6 +49,7 @@ def test_every_method_is_found_by_its_module():
         "added_noise",
         "agc",
         "ambient",
+        "ambient_high",
         "caption_noise",
         "ddpm",
         "dp_sgd",
