@@ -105,6 +105,11 @@ def section(experiment, phase, arm):
     return settings
 
 
+def trains_apart(recipe):
+    """Whether the models of an arm's shards are trained apart, and their predictions averaged in the place of their weights."""
+    return recipe["shard"].get("combine") == "predictions"
+
+
 def current_shards(recipe, run, round_):
     """Folder of the index lists that hold in a round: shard<k>.npy, [n] int64 sorted."""
     return files.folder("shards", run, rounds.round_of_shards(recipe["redistribute"], round_))
@@ -112,7 +117,7 @@ def current_shards(recipe, run, round_):
 
 def model_before(recipe, run, round_, shard):
     """Folder of the weights that a round after the first begins with: the average, or the shard's own where there was none."""
-    averaged = rounds.averages_after(recipe["redistribute"], round_ - 1)
+    averaged = rounds.averages_after(recipe["redistribute"], round_ - 1) and not trains_apart(recipe)
     return files.folder("model", run, round_ - 1) if averaged else files.folder("train", run, round_ - 1, shard)
 
 

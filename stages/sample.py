@@ -82,8 +82,10 @@ class Part(Instance):
         if self.section == "generator":
             return START_UP
         settings = experiments.section(scale.experiment, "sample", self.arm)
+        made_by = scale.experiment["arms"][experiments.maker(scale.experiment, self.arm)]
+        num_models = made_by["shard"]["num_shards"] if experiments.trains_apart(made_by) else 1
         # A forward pass is a third of a training pass.
-        passes = settings["num_images"] * settings["num_steps"] * len(settings["weights"]) / 3
+        passes = settings["num_images"] * settings["num_steps"] * len(settings["weights"]) * num_models / 3
         return int(passes / settings["parts"]) + START_UP
 
 
