@@ -107,7 +107,12 @@ def section(experiment, phase, arm):
 
 def trains_apart(recipe):
     """Whether the models of an arm's shards are trained apart, and their predictions averaged in the place of their weights."""
-    return recipe["shard"].get("combine") == "predictions"
+    return recipe.get("shard", {}).get("combine") == "predictions"
+
+
+def teacher_of(experiment, arm):
+    """The arm whose models teach a trained arm; None where there is none."""
+    return experiment["arms"][arm]["method"].get("teacher")
 
 
 def current_shards(recipe, run, round_):
@@ -128,6 +133,17 @@ def model_of_round(experiment, arm, seed, round_):
         "method": method_source(experiment, arm),
         "kind": f"stages/{kind(experiment)}",
         "architecture": architecture(experiment),
+    }
+
+
+def teacher_files(experiment, arm, seed):
+    """What the teachers of an arm are read from: dict with the folders of their weights, of the last round, and of their shards; {} without."""
+    if (teacher := teacher_of(experiment, arm)) is None:
+        return {}
+    recipe, run = experiment["arms"][teacher], files.run_name(teacher, seed)
+    return {
+        "teacher": str(files.folder("model", run, recipe["rounds"])),
+        "teacher_shards": str(current_shards(recipe, run, recipe["rounds"])),
     }
 
 

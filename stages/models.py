@@ -35,8 +35,7 @@ def build(job, arm):
         own["num_told"] = told_augmentation.num_told(settings["told_augmentation"])
     model, diffusion = job.params["model"] | own, job.params["diffusion"]
     found = _kind(job).build(method, model, diffusion, _image_shape(), _num_classes(job), job.device)
-    is_trained = job.phase == "train" and arm == job.arm
-    if experiments.trains_apart(recipe) and not is_trained:
+    if experiments.trains_apart(recipe) and not (job.phase == "train" and arm == job.arm):
         found.network = mean_of_predictions.MeanOfPredictions(found.network, recipe["shard"]["num_shards"])
     return found
 

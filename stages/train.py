@@ -1,7 +1,8 @@
 """Trains the proxy model of one shard for one round (IET), by the method of its arm.
 
 params    model, diffusion, compute, train, arms.<arm>.train, arms.<arm>.method; model.pipeline is a folder that is read too
-reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state from the round before
+reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state from the round before; with a teacher
+          the models of the arm that teaches and their index lists
 writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model (no EMA with ema_decay 0)
               state.safetensors: Adam's moments, the state of the method (AGC: the memory bank) and the step, for the next round of this shard
           artifacts/results/counts/<run>/round<r>/shard<k>/counts.safetensors: skips, visits and losses of this round
@@ -11,6 +12,7 @@ write one at once and end.
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from stages import experiments, models
 from stages.run import checkpoint, cli, declarations, device, files
@@ -67,6 +69,7 @@ class Training(Instance):
     kind           code of the kind of model
     architecture   what the network is built from
     model, state   of a round after the first: the weights that it begins with, and what the shard kept for itself
+    teacher, teacher_shards   of a student: the models that teach it, and which images each of them saw
     """
 
     index: str
@@ -75,6 +78,8 @@ class Training(Instance):
     architecture: str
     model: str | None = None
     state: str | None = None
+    teacher: str | None = None
+    teacher_shards: str | None = None
 
     writes = ("train", "results/counts")
 
@@ -99,18 +104,20 @@ def instances(experiment):
             "kind": f"stages/{experiments.kind(experiment)}",
             "architecture": experiments.architecture(experiment),
         }
+        code |= experiments.teacher_files(experiment, arm, seed)
+        student = "_student" if "teacher" in code else ""
         for r in range(1, recipe["rounds"] + 1):
             shards = experiments.current_shards(recipe, run, r)
             for k in range(recipe["shard"]["num_shards"]):
                 place = {"arm": arm, "seed": seed, "round": r, "shard": k, "index": str(shards / f"shard{k}.npy")}
                 if r == 1:
-                    found.append(Training(block="train", **place, **code))
+                    found.append(Training(block=f"train{student}", **place, **code))
                     continue
                 model, state = experiments.model_before(recipe, run, r, k), files.folder("train", run, r - 1, k)
                 if model == state:  # DVC wants a path only once
                     model /= "raw.safetensors"
                 before = {"model": str(model), "state": str(state)}
-                found.append(Training(block="train_next", **place, **code, **before))
+                found.append(Training(block=f"train_next{student}", **place, **code, **before))
     return found
 
 
@@ -118,6 +125,7 @@ def check(experiment):
     """Raises ValueError if keys of the section, or what an arm says of its training, do not go together."""
     for arm in experiments.trained(experiment):
         _check_method(experiment, arm)
+        _check_teacher(experiment, arm)
         settings, own = experiments.section(experiment, "train", arm), experiment["arms"][arm]["train"]
         for key in ("dropout", "told_augmentation") if experiments.is_text(experiment) else ():
             if key in settings:
@@ -150,6 +158,23 @@ def _check_method(experiment, arm):
             raise ValueError(
                 f"arms.{arm}.method.{low} is {settings[low]}, expected less than arms.{arm}.method.{high} = {settings[high]}"
             )
+
+
+def _check_teacher(experiment, arm):
+    """That the arm which teaches another has models that were trained apart, on the images themselves, and is no student."""
+    if (teacher := experiments.teacher_of(experiment, arm)) is None:
+        return
+    key, trained = f"arms.{arm}.method.teacher is {teacher}", experiments.trained(experiment)
+    apart = [name for name in trained if experiments.trains_apart(trained[name])]
+    if teacher not in apart or experiments.teacher_of(experiment, teacher):
+        raise ValueError(
+            f"{key}, expected an arm with shard.combine: predictions that is no student itself: "
+            f"{', '.join(a for a in apart if not experiments.teacher_of(experiment, a)) or 'there is none'}"
+        )
+    from stages import methods  # takes seconds
+
+    if not methods.method(trained[teacher]["method"]).predicts_noise:
+        raise ValueError(f"{key}, whose networks do not predict the noise of an image: use one whose method is another")
 
 
 def _check_captions(experiment):
@@ -190,6 +215,8 @@ def main(arguments):
         index = files.load_array(_index_file(job))
         model = models.build(job, job.arm)
         images = _images(job, model, index)
+        if experiments.teacher_of(job.params, job.arm):
+            model.method.take_teachers(*_teachers(job))
         state = _state(job, model, settings["ema_decay"])
         record = loop.Record.empty(len(index), loop.num_epochs(len(index), settings), job.device)
         alpha_bar = model.alpha_bars.float().to(job.device)
@@ -226,6 +253,42 @@ def _images(job, model, index):
     return base.Images(pixels, torch.from_numpy(index), labels, models.objective(job, model))
 
 
+def _teacher_weights(job):
+    """The file of the models that teach: averaged weights where such are kept."""
+    teacher = experiments.teacher_of(job.params, job.arm)
+    kept = "ema" if experiments.section(job.params, "train", teacher)["ema_decay"] else "raw"
+    return Path(experiments.teacher_files(job.params, job.arm, job.seed)["teacher"]) / f"{kept}.safetensors"
+
+
+def _teacher_lists(job):
+    """The index lists of the models that teach, in their order: list of paths."""
+    folder = Path(experiments.teacher_files(job.params, job.arm, job.seed)["teacher_shards"])
+    num_teachers = job.params["arms"][experiments.teacher_of(job.params, job.arm)]["shard"]["num_shards"]
+    return [folder / f"shard{k}.npy" for k in range(num_teachers)]
+
+
+def _teachers(job):
+    """The networks that teach, and [N] int64: which of them saw an image.
+
+    Raises   ValueError: an image is in no shard of theirs, as after a change of data that they have not seen
+    """
+    import torch
+
+    from stages.diffusion import weights
+
+    path = _teacher_weights(job)
+    network = models.build(job, experiments.teacher_of(job.params, job.arm)).network
+    weights.load(network, files.load_arrays(path), path)
+    seen_by = torch.full((files.shape_of(files.DATA / "train.npy")[0],), -1)
+    for k, index in enumerate(_teacher_lists(job)):
+        seen_by[torch.from_numpy(files.load_array(index))] = k
+    if (seen_by < 0).any():
+        raise ValueError(
+            f"{path.parent} knows nothing of {int((seen_by < 0).sum())} of the training images: rerun the arm that teaches"
+        )
+    return network.to(job.device).eval().requires_grad_(False).members, seen_by.to(job.device)
+
+
 def _before(job):
     """What a round after the first begins with: the folder of its weights, and the file of the shard's own state."""
     own = files.folder("train", job.run, job.round - 1, job.shard)
@@ -238,6 +301,8 @@ def _inputs(job):
     if job.round > 1:
         folder, state = _before(job)
         found += [*sorted(folder.glob("*.safetensors")), state]
+    if experiments.teacher_of(job.params, job.arm):
+        found += [_teacher_weights(job), *_teacher_lists(job)]
     return found
 
 

@@ -154,7 +154,7 @@ def last_round(arm):
 
 def test_every_method_trains_samples_and_scores(every_method):
     assert list(every_method.metrics) == [
-        "added_noise", "dp_sgd", "ambient", "timestep_focus", "timestep_focus_late", "told_augmentation", "ambient_high", "agc", "iet", "iet_agc", "iet_agc_taa", "iet_agc_plus_random", "iet_agc_plus_told", "mean_of_predictions",
+        "added_noise", "dp_sgd", "ambient", "timestep_focus", "timestep_focus_late", "told_augmentation", "ambient_high", "agc", "iet", "iet_agc", "iet_agc_taa", "iet_agc_plus_random", "iet_agc_plus_told", "mean_of_predictions", "distill_md",
     ]  # fmt: skip
     images = {}
     for arm, metrics in every_method.metrics.items():

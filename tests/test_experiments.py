@@ -244,7 +244,7 @@ def test_tiny_digits_has_every_method_and_equal_budgets():
     digits = load("tiny/digits")
     kinds = {parts(recipe) for recipe in digits["arms"].values()}
     others = {parts(recipe) for recipe in yaml.safe_load(with_optional_arms())["arms"].values()}
-    of_no_table = {(name, False, False, None) for name in ("timestep_focus", "ambient_high")}
+    of_no_table = {(name, False, False, None) for name in ("timestep_focus", "ambient_high", "distill_md")}
     assert kinds == others - {("agc", True, False, None)} | of_no_table  # k1_full: no kind of its own
     assert kinds == {
         ("ddpm", False, False, None),

@@ -52,6 +52,7 @@ def test_every_method_is_found_by_its_module():
         "ambient_high",
         "caption_noise",
         "ddpm",
+        "distill_md",
         "dp_sgd",
         "text_noise",
         "timestep_focus",

@@ -31,6 +31,9 @@ def begun(arm):
         settings = settings | {"told_augmentation": told}
     num_told = told_augmentation.num_told(told) if told else 0
     network = unet.build(MODEL, (1, 8, 8), method.network_channels(1), num_told=num_told)
+    if "teacher" in ARMS[arm]["method"]:
+        torch.manual_seed(7)
+        method.take_teachers([unet.build(MODEL, (1, 8, 8)).eval() for _ in range(2)], torch.arange(40) % 2)
     weights.load(network, initial_weights.initial_weights(network, SEED), "the initialisation")
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
