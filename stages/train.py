@@ -92,7 +92,10 @@ class Training(Instance):
         settings = experiments.section(scale.experiment, "train", self.arm)
         shard_size = scale.num_train / scale.experiment["arms"][self.arm]["shard"]["num_shards"]
         images = settings["steps"] * settings["batch_size"] if "steps" in settings else settings["epochs"] * shard_size
-        return int(images) + START_UP
+        # A student asks its teachers at each visit, and a forward pass is a third of a training pass.
+        teacher = experiments.teacher_of(scale.experiment, self.arm)
+        asked = scale.experiment["arms"][teacher]["shard"]["num_shards"] / 3 if teacher else 0
+        return int(images * (1 + asked)) + START_UP
 
 
 def instances(experiment):

@@ -176,6 +176,9 @@ def test_a_student_waits_for_the_last_round_of_its_teachers():
         assert found[name].teacher == f"artifacts/model/them-seed{SEED}/round2"
         assert found[name].teacher_shards == f"artifacts/shards/them-seed{SEED}/round1"
     assert f"train@ddpm-seed{SEED}-round1-shard0" in found and f"train@student-seed{SEED}-round1-shard0" not in found
+    scale = plan.scale(experiment)
+    works = [found[f"{name}-seed{SEED}-round1-shard0"].work(scale) for name in ("train_student@student", "train@ddpm")]
+    assert works[0] - works[1] == SIZE * K / 3  # one epoch, three forward passes an image
     assert "teacher" not in found[f"train@them-seed{SEED}-round1-shard0"].item()
 
 
