@@ -105,6 +105,16 @@ def section(experiment, phase, arm):
     return settings
 
 
+def trains_apart(recipe):
+    """Whether the models of an arm's shards are trained apart, and their predictions averaged in the place of their weights."""
+    return recipe.get("shard", {}).get("combine") == "predictions"
+
+
+def teacher_of(experiment, arm):
+    """The arm whose models teach a trained arm; None where there is none."""
+    return experiment["arms"][arm]["method"].get("teacher")
+
+
 def current_shards(recipe, run, round_):
     """Folder of the index lists that hold in a round: shard<k>.npy, [n] int64 sorted."""
     return files.folder("shards", run, rounds.round_of_shards(recipe["redistribute"], round_))
@@ -112,7 +122,7 @@ def current_shards(recipe, run, round_):
 
 def model_before(recipe, run, round_, shard):
     """Folder of the weights that a round after the first begins with: the average, or the shard's own where there was none."""
-    averaged = rounds.averages_after(recipe["redistribute"], round_ - 1)
+    averaged = rounds.averages_after(recipe["redistribute"], round_ - 1) and not trains_apart(recipe)
     return files.folder("model", run, round_ - 1) if averaged else files.folder("train", run, round_ - 1, shard)
 
 
@@ -123,6 +133,17 @@ def model_of_round(experiment, arm, seed, round_):
         "method": method_source(experiment, arm),
         "kind": f"stages/{kind(experiment)}",
         "architecture": architecture(experiment),
+    }
+
+
+def teacher_files(experiment, arm, seed):
+    """What the teachers of an arm are read from: dict with the folders of their weights, of the last round, and of their shards; {} without."""
+    if (teacher := teacher_of(experiment, arm)) is None:
+        return {}
+    recipe, run = experiment["arms"][teacher], files.run_name(teacher, seed)
+    return {
+        "teacher": str(files.folder("model", run, recipe["rounds"])),
+        "teacher_shards": str(current_shards(recipe, run, recipe["rounds"])),
     }
 
 

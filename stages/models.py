@@ -15,18 +15,29 @@ CAPTIONS, KEYS = files.DATA / "captions.json", files.DATA / "keys.json"
 
 
 def build(job, arm):
-    """The model that an arm trains, with its method, for the images of artifacts/data; its weights are not loaded.
+    """The model that an arm trains, with its method, for the images of artifacts/data; its weights are not loaded. Where it is not to be
+    trained by the job and its shards are trained apart, its network is all of theirs: mean_of_predictions.MeanOfPredictions.
 
     job       of cli.stage, with its device
     arm       a trained arm, which need not be that of the job
     Returns   kinds.Model
     Raises    ValueError: a class-conditional model on images without classes; a model that does not fit the images, or the GPU
     """
+    from stages.iet import mean_of_predictions
+    from stages.methods import told_augmentation
+
     _check_memory(job)
-    method = methods.method(job.params["arms"][arm]["method"])
-    dropout = experiments.section(job.params, "train", arm).get("dropout", 0.0)
-    model, diffusion = job.params["model"] | {"dropout": dropout}, job.params["diffusion"]
-    return _kind(job).build(method, model, diffusion, _image_shape(), _num_classes(job), job.device)
+    recipe = job.params["arms"][arm]
+    method = methods.method(recipe["method"])
+    settings = experiments.section(job.params, "train", arm)
+    own = {"dropout": settings.get("dropout", 0.0)}
+    if "told_augmentation" in settings:
+        own["num_told"] = told_augmentation.num_told(settings["told_augmentation"])
+    model, diffusion = job.params["model"] | own, job.params["diffusion"]
+    found = _kind(job).build(method, model, diffusion, _image_shape(), _num_classes(job), job.device)
+    if experiments.trains_apart(recipe) and not (job.phase == "train" and arm == job.arm):
+        found.network = mean_of_predictions.MeanOfPredictions(found.network, recipe["shard"]["num_shards"])
+    return found
 
 
 def _kind(job):
@@ -182,6 +193,9 @@ def _memory(job):
     else:
         more = {"guidance": experiments.section(job.params, "sample", job.arm).get("guidance", 1)}
     needed = _kind(job).memory_needed(job.params["model"], _image_shape(), precision, **more)
+    made_by = job.params["arms"][experiments.maker(job.params, job.arm)]
+    if needed and job.phase != "train" and experiments.trains_apart(made_by):
+        needed = needed | {"weights": made_by["shard"]["num_shards"] * needed["weights"]}
     return needed and (needed, batch_size, has)
 
 

@@ -42,6 +42,8 @@ PURPOSES = {
     "text_noise": 53,  # noise on the embeddings of a step: (seed, shard, step)
     "second_noise": 55,  # timesteps and noise of the authors' second pass: (seed, shard, step)
     "prompts": 54,  # the captions that images are generated for: (seed)
+    "told_augmentation": 56,  # augmentation of a step that the network is told of: (seed, shard, step)
+    "fixed_noise": 57,  # the one noise of an image in ambient_high: (seed, image)
     "method": 60,  # any training method's own draws of a step: (seed, shard, step)
 }
 

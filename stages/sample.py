@@ -44,7 +44,7 @@ PHASE = {
             "num_steps": {"description": "DDIM steps. Where they do not divide diffusion.num_timesteps, the authors' code takes more than is asked for: 31 for 30 of 1000", "default": 50, "type": "integer", "minimum": 1},
             "guidance": {"description": "text model: scale of classifier-free guidance; 1: none", "type": "number", "minimum": 1},
             "images_per_prompt": {"description": "text model: images generated for each caption (default: 1)", "type": "integer", "minimum": 1},
-            "mitigation": {"description": "text model: how prompts or their embeddings are changed while images are generated (default: not at all)", "$ref": "#/$defs/mitigation"},
+            "mitigation": {"description": "text model: how prompts, their embeddings or guidance are changed while images are generated (default: not at all)", "$ref": "#/$defs/mitigation"},
             "with_replacement": {"description": "text model: captions are drawn with replacement, as in the authors' code (default: false)", "type": "boolean"},
             "weights": {"description": "weights to sample with. raw: the averaged weights; ema: their moving average", "default": ["raw", "ema"], "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["raw", "ema"]}},
         },
@@ -82,8 +82,10 @@ class Part(Instance):
         if self.section == "generator":
             return START_UP
         settings = experiments.section(scale.experiment, "sample", self.arm)
+        made_by = scale.experiment["arms"][experiments.maker(scale.experiment, self.arm)]
+        num_models = made_by["shard"]["num_shards"] if experiments.trains_apart(made_by) else 1
         # A forward pass is a third of a training pass.
-        passes = settings["num_images"] * settings["num_steps"] * len(settings["weights"]) / 3
+        passes = settings["num_images"] * settings["num_steps"] * len(settings["weights"]) * num_models / 3
         return int(passes / settings["parts"]) + START_UP
 
 

@@ -22,6 +22,7 @@ PHASE = {
         "properties": {
             "num_shards": {"description": "K, number of shards", "default": 1, "type": "integer", "minimum": 1},
             "split": {"description": "random: each shard has the same mix of classes; contiguous: as in the authors' code for Stable Diffusion (default: random)", "enum": ["random", "contiguous"]},
+            "combine": {"description": "how the models of the shards become one. weights: averaged after each round (IET); predictions: trained apart, and the mean of their predictions makes the images (default: weights)", "enum": ["weights", "predictions"]},
         },
     },
 }
@@ -42,6 +43,22 @@ class Shards(Instance):
 def instances(experiment):
     runs = experiments.runs(experiment, experiments.trained(experiment))
     return [Shards(block="shard", arm=arm, seed=seed) for arm, seed in runs]
+
+
+def check(experiment):
+    """Raises ValueError if an arm has models that are trained apart and nothing to train apart, or that images move between."""
+    for arm, recipe in experiments.trained(experiment).items():
+        if not experiments.trains_apart(recipe):
+            continue
+        if recipe["shard"]["num_shards"] == 1:
+            raise ValueError(
+                f"arms.{arm}.shard.combine is predictions, which takes a mean over the models of shards, but num_shards is 1: use at least 2"
+            )
+        if recipe["redistribute"]:
+            raise ValueError(
+                f"arms.{arm}.redistribute moves images between shards whose models are trained apart (shard.combine: predictions), each of which "
+                "is never to see the images of another: set it to {}"
+            )
 
 
 def check_sizes(experiment, num_train):

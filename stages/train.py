@@ -1,7 +1,8 @@
 """Trains the proxy model of one shard for one round (IET), by the method of its arm.
 
 params    model, diffusion, compute, train, arms.<arm>.train, arms.<arm>.method; model.pipeline is a folder that is read too
-reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state from the round before
+reads     artifacts/data, the index list of the shard, the averaged model and the shard's own state from the round before; with a teacher
+          the models of the arm that teaches and their index lists
 writes    artifacts/train/<run>/round<r>/shard<k>/raw.safetensors, ema.safetensors: the proxy model (no EMA with ema_decay 0)
               state.safetensors: Adam's moments, the state of the method (AGC: the memory bank) and the step, for the next round of this shard
           artifacts/results/counts/<run>/round<r>/shard<k>/counts.safetensors: skips, visits and losses of this round
@@ -11,6 +12,7 @@ write one at once and end.
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from stages import experiments, models
 from stages.run import checkpoint, cli, declarations, device, files, live
@@ -39,6 +41,16 @@ PHASE = {
             "flip": {"description": "mirror training images at random", "default": False, "type": "boolean"},
             "dropout": {"description": "share of the values that a residual block drops in training (default: 0)", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
             "weight_decay": {"description": "share of the learning rate by which each step shrinks the weights, as in AdamW (default: 0)", "type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            "told_augmentation": {
+                "description": "augmentation of training images that the network is told of, and that is switched off in sampling (default: none)",
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["p", "kinds"],
+                "properties": {
+                    "p": {"description": "probability of each kind at a visit (0.12 for CIFAR-10 in Karras et al. 2022)", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                    "kinds": {"description": "kinds of change: x_flip, y_flip, scaling, rotation, anisotropy, translation, as in Karras et al. 2022; shift: by one pixel", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["x_flip", "y_flip", "scaling", "rotation", "anisotropy", "translation", "shift"]}},
+                },
+            },
             "caption": {"description": "text model, the caption to train with. first: the first one of an image; random_of_all: a random one of the image at each visit; fixed_text: caption_text for all images (default: first)", "enum": ["first", "random_of_all", "fixed_text"]},
             "caption_text": {"description": "text model: with caption fixed_text, the text that stands for all captions, in training and in generation", "type": "string"},
             "caption_dropout": {"description": "text model: share of the visits at which the network sees no caption (default: 0)", "type": "number", "minimum": 0, "maximum": 1},
@@ -57,6 +69,7 @@ class Training(Instance):
     kind           code of the kind of model
     architecture   what the network is built from
     model, state   of a round after the first: the weights that it begins with, and what the shard kept for itself
+    teacher, teacher_shards   of a student: the models that teach it, and which images each of them saw
     """
 
     index: str
@@ -65,6 +78,8 @@ class Training(Instance):
     architecture: str
     model: str | None = None
     state: str | None = None
+    teacher: str | None = None
+    teacher_shards: str | None = None
 
     writes = ("train", "results/counts")
 
@@ -77,7 +92,10 @@ class Training(Instance):
         settings = experiments.section(scale.experiment, "train", self.arm)
         shard_size = scale.num_train / scale.experiment["arms"][self.arm]["shard"]["num_shards"]
         images = settings["steps"] * settings["batch_size"] if "steps" in settings else settings["epochs"] * shard_size
-        return int(images) + START_UP
+        # A student asks its teachers at each visit, and a forward pass is a third of a training pass.
+        teacher = experiments.teacher_of(scale.experiment, self.arm)
+        asked = scale.experiment["arms"][teacher]["shard"]["num_shards"] / 3 if teacher else 0
+        return int(images * (1 + asked)) + START_UP
 
 
 def instances(experiment):
@@ -89,18 +107,20 @@ def instances(experiment):
             "kind": f"stages/{experiments.kind(experiment)}",
             "architecture": experiments.architecture(experiment),
         }
+        code |= experiments.teacher_files(experiment, arm, seed)
+        student = "_student" if "teacher" in code else ""
         for r in range(1, recipe["rounds"] + 1):
             shards = experiments.current_shards(recipe, run, r)
             for k in range(recipe["shard"]["num_shards"]):
                 place = {"arm": arm, "seed": seed, "round": r, "shard": k, "index": str(shards / f"shard{k}.npy")}
                 if r == 1:
-                    found.append(Training(block="train", **place, **code))
+                    found.append(Training(block=f"train{student}", **place, **code))
                     continue
                 model, state = experiments.model_before(recipe, run, r, k), files.folder("train", run, r - 1, k)
                 if model == state:  # DVC wants a path only once
                     model /= "raw.safetensors"
                 before = {"model": str(model), "state": str(state)}
-                found.append(Training(block="train_next", **place, **code, **before))
+                found.append(Training(block=f"train_next{student}", **place, **code, **before))
     return found
 
 
@@ -108,9 +128,11 @@ def check(experiment):
     """Raises ValueError if keys of the section, or what an arm says of its training, do not go together."""
     for arm in experiments.trained(experiment):
         _check_method(experiment, arm)
+        _check_teacher(experiment, arm)
         settings, own = experiments.section(experiment, "train", arm), experiment["arms"][arm]["train"]
-        if experiments.is_text(experiment) and "dropout" in settings:
-            raise ValueError(f"train.dropout of {arm} has no effect on the network of model.pipeline: remove it")
+        for key in ("dropout", "told_augmentation") if experiments.is_text(experiment) else ():
+            if key in settings:
+                raise ValueError(f"train.{key} of {arm} has no effect on the network of model.pipeline: remove it")
         found = [key for key in ("epochs", "steps") if key in settings]
         if not found:
             raise ValueError(f"the key arms.{arm}.train.epochs is missing (or steps: how long a round is)")
@@ -122,11 +144,40 @@ def check(experiment):
 
 
 def _check_method(experiment, arm):
-    kind, name = experiments.kind(experiment), experiment["arms"][arm]["method"]["name"]
+    kind, settings = experiments.kind(experiment), experiment["arms"][arm]["method"]
+    name = settings["name"]
     fitting = [n for n, method in declarations.methods().items() if kind in method["MODELS"]]
     if name not in fitting:
         trains = "a model without captions" if kind == "text" else "a model with captions, model.pipeline"
         raise ValueError(f"arms.{arm}.method.name is {name}, which trains {trains}: use one of {', '.join(fitting)}")
+    declared = declarations.methods()[name]
+    if "told_augmentation" in experiments.section(experiment, "train", arm):
+        reads_again = settings.get("taa", {}).get("authors")
+        if reads_again or not declared["AUGMENTABLE"]:
+            why = "taa.authors, which trains on images that it reads again" if reads_again else f"the method {name}"
+            raise ValueError(f"train.told_augmentation of {arm} does not go with {why}: remove one of them")
+    for low, high in declared["INCREASING"]:
+        if low in settings and settings[low] >= settings[high]:
+            raise ValueError(
+                f"arms.{arm}.method.{low} is {settings[low]}, expected less than arms.{arm}.method.{high} = {settings[high]}"
+            )
+
+
+def _check_teacher(experiment, arm):
+    """That the arm which teaches another has models that were trained apart, on the images themselves, and is no student."""
+    if (teacher := experiments.teacher_of(experiment, arm)) is None:
+        return
+    key, trained = f"arms.{arm}.method.teacher is {teacher}", experiments.trained(experiment)
+    apart = [name for name in trained if experiments.trains_apart(trained[name])]
+    if teacher not in apart or experiments.teacher_of(experiment, teacher):
+        raise ValueError(
+            f"{key}, expected an arm with shard.combine: predictions that is no student itself: "
+            f"{', '.join(a for a in apart if not experiments.teacher_of(experiment, a)) or 'there is none'}"
+        )
+    from stages import methods  # takes seconds
+
+    if not methods.method(trained[teacher]["method"]).predicts_noise:
+        raise ValueError(f"{key}, whose networks do not predict the noise of an image: use one whose method is another")
 
 
 def _check_captions(experiment):
@@ -167,6 +218,8 @@ def main(arguments):
         index = files.load_array(_index_file(job))
         model = models.build(job, job.arm)
         images = _images(job, model, index)
+        if experiments.teacher_of(job.params, job.arm):
+            model.method.take_teachers(*_teachers(job))
         state = _state(job, model, settings["ema_decay"])
         record = loop.Record.empty(len(index), loop.num_epochs(len(index), settings), job.device)
         alpha_bar = model.alpha_bars.float().to(job.device)
@@ -203,6 +256,42 @@ def _images(job, model, index):
     return base.Images(pixels, torch.from_numpy(index), labels, models.objective(job, model))
 
 
+def _teacher_weights(job):
+    """The file of the models that teach: averaged weights where such are kept."""
+    teacher = experiments.teacher_of(job.params, job.arm)
+    kept = "ema" if experiments.section(job.params, "train", teacher)["ema_decay"] else "raw"
+    return Path(experiments.teacher_files(job.params, job.arm, job.seed)["teacher"]) / f"{kept}.safetensors"
+
+
+def _teacher_lists(job):
+    """The index lists of the models that teach, in their order: list of paths."""
+    folder = Path(experiments.teacher_files(job.params, job.arm, job.seed)["teacher_shards"])
+    num_teachers = job.params["arms"][experiments.teacher_of(job.params, job.arm)]["shard"]["num_shards"]
+    return [folder / f"shard{k}.npy" for k in range(num_teachers)]
+
+
+def _teachers(job):
+    """The networks that teach, and [N] int64: which of them saw an image.
+
+    Raises   ValueError: an image is in no shard of theirs, as after a change of data that they have not seen
+    """
+    import torch
+
+    from stages.diffusion import weights
+
+    path = _teacher_weights(job)
+    network = models.build(job, experiments.teacher_of(job.params, job.arm)).network
+    weights.load(network, files.load_arrays(path), path)
+    seen_by = torch.full((files.shape_of(files.DATA / "train.npy")[0],), -1)
+    for k, index in enumerate(_teacher_lists(job)):
+        seen_by[torch.from_numpy(files.load_array(index))] = k
+    if (seen_by < 0).any():
+        raise ValueError(
+            f"{path.parent} knows nothing of {int((seen_by < 0).sum())} of the training images: rerun the arm that teaches"
+        )
+    return network.to(job.device).eval().requires_grad_(False).members, seen_by.to(job.device)
+
+
 def _before(job):
     """What a round after the first begins with: the folder of its weights, and the file of the shard's own state."""
     own = files.folder("train", job.run, job.round - 1, job.shard)
@@ -215,6 +304,8 @@ def _inputs(job):
     if job.round > 1:
         folder, state = _before(job)
         found += [*sorted(folder.glob("*.safetensors")), state]
+    if experiments.teacher_of(job.params, job.arm):
+        found += [_teacher_weights(job), *_teacher_lists(job)]
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from stages import phases, plan  # sets one thread, before torch is imported: float sums depend on it
+from stages import experiments, phases, plan  # sets one thread, before torch is imported: float sums depend on it
 from stages.run import files
 from stages.run import params as parameters  # sets one thread, before torch is imported: float sums depend on it
 
@@ -255,8 +255,9 @@ def run_stages(experiment):
 
     def place(stage):
         if stage.phase in of_rounds:
-            return order.index("train"), stage.round, order.index(stage.phase)
-        return order.index(stage.phase), 0, 0
+            taught = experiments.teacher_of(experiment, stage.arm) is not None  # by models of another arm
+            return order.index("train"), taught, stage.round, order.index(stage.phase)
+        return order.index(stage.phase), 0, 0, 0
 
     for stage in sorted(plan.expand(experiment).values(), key=place):
         if stage.phase == "plan":  # it only checks, and makes what DVC reads

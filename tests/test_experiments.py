@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from stages import experiments, rules
 from stages.report import published, trade_off
+from stages.run import declarations
 
 FOLDER = ROOT / "experiments"
 NAMES = ["cifar10", "cifar100", "afhq_dog", "fashion_mnist"]
@@ -37,6 +38,7 @@ def with_optional_arms():
 def test_every_file_is_an_experiment_known_here():
     found = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*")} - {"tiny"}
     small = {"cifar10_8px", "flickr8k_16px", *(f"tiny/{name}" for name in NAMES), "tiny/digits", "tiny/text"}
+    small |= {"digits_methods"}
     assert found == {*NAMES, "laion10k", *small}
 
 
@@ -244,12 +246,14 @@ def test_tiny_digits_has_every_method_and_equal_budgets():
     digits = load("tiny/digits")
     kinds = {parts(recipe) for recipe in digits["arms"].values()}
     others = {parts(recipe) for recipe in yaml.safe_load(with_optional_arms())["arms"].values()}
-    assert kinds == others - {("agc", True, False, None)}  # k1_full: no kind of its own
+    of_no_table = {(name, False, False, None) for name in ("timestep_focus", "ambient_high", "distill_md")}
+    assert kinds == others - {("agc", True, False, None)} | of_no_table  # k1_full: no kind of its own
     assert kinds == {
         ("ddpm", False, False, None),
         ("added_noise", False, False, None),
         ("dp_sgd", False, False, None),
         ("ambient", False, False, None),
+        *of_no_table,
         ("agc", False, False, None),
         ("ddpm", False, True, None),
         ("agc", False, True, None),
@@ -259,6 +263,21 @@ def test_tiny_digits_has_every_method_and_equal_budgets():
     }
     steps = {arm: optimiser_steps(digits, 60, arm) for arm in digits["arms"]}
     assert steps == dict.fromkeys(digits["arms"], 120)
+
+
+def test_digits_methods_has_every_method_of_pixels_with_one_budget():
+    """But for three: DP-SGD, Ambient with masks, and noise on the images, which are in the tables of the paper."""
+    experiment = load("digits_methods")
+    steps = {arm: optimiser_steps(experiment, 256, arm) for arm in experiment["arms"]}
+    assert steps == dict.fromkeys(experiment["arms"], 1320) and trade_off.baseline_of(experiment) == "ddpm"
+    of_pixels = {name for name, declared in declarations.methods().items() if "pixels" in declared["MODELS"]}
+    names = {recipe["method"]["name"] for recipe in experiment["arms"].values()}
+    assert names == of_pixels - {"dp_sgd", "ambient", "added_noise"}
+    assert {arm for arm, recipe in experiment["arms"].items() if "dropout" in recipe["train"]} == {"ddpm_dropout", "iet_agc_plus_dropout"}  # fmt: skip
+    assert {arm for arm, recipe in experiment["arms"].items() if "told_augmentation" in recipe["train"]} == {"told_augmentation", "iet_agc_plus_told"}  # fmt: skip
+    focus = experiment["arms"]["timestep_focus"]["method"]
+    inside = [t for t in range(1000) if focus["low"] <= t / 1000 < focus["high"]]
+    assert (inside[0], inside[-1], focus["weight"]) == (20, 199, 0.1)
 
 
 # The command that switches.

@@ -68,10 +68,10 @@ def test_exactly_the_blocks_that_run_a_network_ask_for_a_gpu_and_none_on_the_cpu
     told = project.run(sys.executable, "-c", RULES).text
     asked = json.loads(re.search(r"^asked (.*)$", told, re.MULTILINE)[1])
     with_network = {
-        "train", "train_next", "sample", "sample_elsewhere", "score_reference", "score", "quality_reference", "quality", "similarity_reference",
+        "train", "train_next", "train_student", "train_next_student", "sample", "sample_elsewhere", "score_reference", "score", "quality_reference", "quality", "similarity_reference",
         "similarity", "clip", "detect", "analyse",
     }  # fmt: skip
-    light = {"plan", "data", "shard", "aggregate", "redistribute", "redistribute_both", "report"}
+    light = {"plan", "data", "shard", "aggregate", "aggregate_apart", "redistribute", "redistribute_both", "report"}
     assert asked == dict.fromkeys(with_network, [gpus, 2]) | dict.fromkeys(light, [0, 1])
 
 

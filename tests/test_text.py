@@ -17,7 +17,7 @@ from stages.diffusion import sampling, weights
 from stages.iet import shard_state
 from stages.methods import base, caption_noise, kinds, loop, wen
 from stages.methods.agc import augmentation
-from stages.run import files, kept
+from stages.run import declarations, files, kept
 from stages.text import generation, latents, model, prediction, prompt_mitigations
 
 SEED, SHARD = 5, 3
@@ -685,6 +685,9 @@ def test_every_mitigation_changes_what_the_network_sees_in_the_sample_phase(epsi
     texts, noise = [record["prompt_used"] for record in records], sampling.starting_noise(1, 3, (4, 8, 8), 5)
     stock = pipeline(texts, latents=noise, num_inference_steps=3, guidance_scale=3.0, output_type="np").images
     assert np.abs(plain - 255 * stock).max() < 1
+    assert {*MITIGATIONS, "delayed_guidance"} == set(
+        declarations.mitigations()
+    )  # that one: test_delayed_guidance_by_hand
     for name, (more, (changes_cond, changes_uncond)) in MITIGATIONS.items():
         images, seen, changed = run(name=name, **more)
         assert torch.equal(seen[0][0], shown_plain[0][0])  # the noise
@@ -695,6 +698,52 @@ def test_every_mitigation_changes_what_the_network_sees_in_the_sample_phase(epsi
         assert (images != plain).any() and np.array_equal(images, run(name=name, **more)[0])
         words = name in ("rt", "cwr", "rna")
         assert all((record["prompt_used"] != record["prompt_original"]) == words for record in changed)
+
+
+@pytest.mark.parametrize("early", [0, -2])
+def test_delayed_guidance_by_hand(early):
+    """Ten steps of 1,000: t = 901, 801, 701 are early, and so is not 601; the network answers by what it is shown."""
+    mitigation = {"name": "delayed_guidance", "until": 0.65, "guidance": early}
+    times, alpha_bars = [], torch.linspace(0.99, 0.01, 1000, dtype=torch.float64)
+
+    def network(x, t, encoder_hidden_states):
+        times.append((int(t[0]), len(x)))
+        return SimpleNamespace(sample=encoder_hidden_states.view(-1, 1, 1, 1) * torch.ones_like(x))
+
+    cond, uncond = torch.tensor([[[3.0]], [[5.0]]]), torch.tensor([[[1.0]], [[1.0]]])
+    predict = generation.guided(
+        network, cond, uncond, lambda t: prompt_mitigations.guidance_at(mitigation, 4.0, t, 1000), alpha_bars, "epsilon"
+    )
+    for t in sampling.timesteps(1000, 10):
+        scale = early if t > 650 else 4.0
+        found = predict(torch.zeros(2, 1, 2, 2), torch.full((2,), t)).sample
+        assert found.flatten(1)[:, 0].tolist() == [1 + scale * 2, 1 + scale * 4], t
+    halves = 2 if early == 0 else 4  # without the prompt one half is enough
+    assert times[:3] == [(901, halves), (801, halves), (701, halves)] and all(size == 4 for _, size in times[3:])
+    assert prompt_mitigations.guidance_at(None, 4.0, 999, 1000) == 4.0
+    assert prompt_mitigations.guidance_at({"name": "rt", "num_words": 1}, 4.0, 999, 1000) == 4.0
+    assert prompt_mitigations.guidance_at(mitigation, 4.0, 650, 1000) == 4.0
+
+
+def test_delayed_guidance_changes_the_images_of_the_sample_phase(epsilon, pixels, tmp_path, monkeypatch):
+    """With opposite guidance they differ, and where it is over before the first step they are those without."""
+    objective(epsilon, pixels, tmp_path, monkeypatch)
+    files.write_json(files.DATA / "captions.json", {"train": CAPTIONS, "heldout": []})
+    files.write_json(files.DATA / "keys.json", {"train": [f"{i}.png" for i in range(6)], "heldout": []})
+    files.save_arrays(files.folder("model", "a-seed5", 1) / "raw.safetensors", model.unet_weights(epsilon))
+    params = {"model": {"pipeline": str(epsilon)}, "diffusion": {}, "train": {"flip": False}, "arms": {"a": {"rounds": 1, "method": {"name": "ddpm"}, "train": {}}}}  # fmt: skip
+    job = SimpleNamespace(arm="a", seed=5, params=params, device=torch.device("cpu"))
+    settings = {"num_images": 4, "num_steps": 3, "protocol": "paper", "weights": ["raw"], "guidance": 3.0, "precision": "fp32"}  # fmt: skip
+
+    def made(**mitigation):
+        more = {"mitigation": {"name": "delayed_guidance"} | mitigation} if mitigation else {}
+        source, _ = models.source(job, "a", 1, settings | more, sampling)
+        models.load(job, "a", 1, "raw", source)
+        return source.generate(1, 3)
+
+    plain = made()
+    assert np.array_equal(made(until=0.999, guidance=-2), plain)
+    assert (made(until=0.5, guidance=-2) != plain).any() and (made(until=0.5, guidance=0) != plain).any()
 
 
 def test_prompts_are_the_same_for_all_and_none_is_drawn_twice():
@@ -755,7 +804,7 @@ MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
         ({"arms__default__sample": {"weights": ["raw", "ema"]}}, "train.ema_decay of default is 0, so no averaged weights are kept"),
         ({"arms__default__sample": {"num_images": 33}}, "num_images of default asks for 33 captions, but there are 32 training images"),
         ({"arms__default_rt__sample": {"num_images": 33}}, "num_images of default_rt asks for 33 captions"),
-        ({"arms__default__sample": {"mitigation": {"name": "rtt"}}}, "mitigation.name is 'rtt', expected one of cwr, gni, rna, rt, wen"),
+        ({"arms__default__sample": {"mitigation": {"name": "rtt"}}}, "mitigation.name is 'rtt', expected one of cwr, delayed_guidance, gni, rna, rt, wen"),
         ({"arms__default__sample": {"mitigation": {"name": "rt"}}}, "the key arms.default.sample.mitigation.num_words is missing"),
         ({"arms__default__train": {"epochs": 1, "steps": 3}}, "both epochs and steps say how long a round of default is"),
         ({"arms__default__train": {}}, "the key arms.default.train.epochs is missing"),

@@ -54,7 +54,7 @@ def _module(name, contents):
     return module
 
 
-def build(model, image_shape, network_channels=None, num_classes=None):
+def build(model, image_shape, network_channels=None, num_classes=None, num_told=0):
     """An uninitialised network for images of one shape.
 
     model         dict: block_channels [L] multiples of norm_groups, attention_levels (positions in block_channels),
@@ -62,6 +62,7 @@ def build(model, image_shape, network_channels=None, num_classes=None):
     image_shape   (C, H, W)
     network_channels   (in, out) channels of the network where they are not those of an image
     num_classes   makes the network class-conditional: called with class_labels [B] int64
+    num_told      numbers that the network may be told of an image, see `_tell`
     Returns       UNet2DModel in training mode on the CPU: (x [B,C,H,W], t [B]) -> prediction [B,C,H,W] in .sample
     Raises        ValueError: the image cannot be halved as often as there are levels
     """
@@ -76,7 +77,7 @@ def build(model, image_shape, network_channels=None, num_classes=None):
     in_channels, out_channels = network_channels or (channels, channels)
     unet_2d = _import_unet()
     attention = [level in model["attention_levels"] for level in range(levels)]
-    return unet_2d(
+    network = unet_2d(
         sample_size=(height, width),
         in_channels=in_channels,
         out_channels=out_channels,
@@ -95,6 +96,45 @@ def build(model, image_shape, network_channels=None, num_classes=None):
         add_attention=True,  # in the middle block
         num_class_embeds=num_classes,
     )
+    if num_told:
+        _tell(network, num_told)
+    return network
+
+
+def _tell(network, num_told):
+    """Lets a network be told numbers of an image: called with class_labels (labels or None, told [B, num_told] float32), it adds a linear
+    map of them, without a bias, to the embedding of the timestep. Called without them they are 0, which changes nothing."""
+    import torch
+
+    class Told(torch.nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.classes = classes
+            self.told = torch.nn.Linear(num_told, network.time_embedding.linear_2.out_features, bias=False)
+
+        def forward(self, class_labels):
+            labels, told = class_labels
+            found = self.told(told)
+            return found if self.classes is None else found + self.classes(labels)
+
+    def with_numbers(_, arguments, named):
+        labels = named.get("class_labels")
+        if not isinstance(labels, tuple):
+            nothing = torch.zeros(len(arguments[0]), num_told, device=arguments[0].device)
+            named = named | {"class_labels": (labels, nothing)}
+        return arguments, named
+
+    network.class_embedding = Told(network.class_embedding)
+    network.register_forward_pre_hook(with_numbers, with_kwargs=True)
+
+
+def untold(network):
+    """The network as diffusers knows it: of one that may be told numbers what it is where they are 0, which is exact. Changes it in place."""
+    if hasattr(network.class_embedding, "told"):
+        network.class_embedding = network.class_embedding.classes
+        network._forward_pre_hooks.clear()
+        network._forward_pre_hooks_with_kwargs.clear()
+    return network
 
 
 def num_parameters(model, channels, num_classes=0):

@@ -1,4 +1,4 @@
-"""IET: the model of a round is the mean of its K proxy models (Eq. 9 of the paper)."""
+"""IET: the model of a round is the mean of its K proxy models (Eq. 9 of the paper); or their weights side by side."""
 
 import numpy as np
 
@@ -34,3 +34,12 @@ def average(states):
     if num_models == 1:
         return first
     return {name: (value / num_models).astype(first[name].dtype) for name, value in total.items()}
+
+
+def side_by_side(states):
+    """K sets of weights as one, for mean_of_predictions.MeanOfPredictions: members.<k>.<name>.
+
+    states   iterable of K dicts name -> float array
+    Returns  dict name -> array
+    """
+    return {f"members.{k}.{name}": value for k, state in enumerate(states) for name, value in state.items()}

@@ -3,7 +3,10 @@
 To add a method, copy added_noise.py, give it another name and change what it overrides of base.Method. Nothing else has to
 know of it. A module says in plain data, which is read without importing it, what its section of params.yaml may hold:
 
-    SETTINGS      JSON schema of its keys beside `name`: {"required": [...], "properties": {...}}
+    SETTINGS      JSON schema of its keys beside `name`: {"required": [...], "properties": {...}}, and maybe oneOf and
+                  dependentRequired, which hold lists of keys
+    AUGMENTABLE   False if it does not go with train.told_augmentation; may be left out
+    INCREASING    pairs of its keys of which the first must be less than the second; may be left out
     COUNTS_SKIPS  True if it skips samples and counts that, which MSR moves images by; may be left out
     MODELS        kinds of model that it can train: "pixels" (from nothing) and "text" (model.pipeline); pixels alone if left out
 

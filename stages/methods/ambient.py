@@ -34,6 +34,7 @@ SETTINGS = {
         },
     },
 }
+AUGMENTABLE = False  # its masks belong to the pixels of an image where they are
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1] that EDM's preconditioning assumes
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the noise levels in training
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7  # of the noise levels in sampling

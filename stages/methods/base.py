@@ -46,6 +46,7 @@ class Step:
     prompts     list of B texts that the network is shown; a method may change it before the first loss is asked for
     condition   [B,tokens,width] float32: embeddings of the prompts, made when they are first needed; None without text
     shard       all images of the shard; None where a step is made by hand
+    told        [B,A] float32: what the network is told of the augmentation of x, see told_augmentation; None without
     """
 
     network: torch.nn.Module
@@ -63,6 +64,12 @@ class Step:
     prompts: list | None = None
     condition: torch.Tensor | None = None
     shard: Images | None = None
+    told: torch.Tensor | None = None
+
+    def class_labels(self, rows=slice(None)):
+        """What the network is told of some samples of the batch beside the timestep: labels, or labels and told; None for nothing."""
+        labels = None if self.labels is None else self.labels[rows]
+        return labels if self.told is None else (labels, self.told[rows])
 
     def sample_losses(self, images=None, rows=slice(None)):
         """Losses of some samples of the batch: see Objective.sample_losses."""

@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 
 from stages import randomness
 from stages.iet import shard_state
-from stages.methods import base
+from stages.methods import base, told_augmentation
 
 
 def steps_between_looks(device):
@@ -75,7 +75,7 @@ class Training:
     images                   base.Images of the shard
     method                   base.Method: what is special about an arm
     settings                 dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision; maybe
-                             weight_decay, and steps, the length of the round where it is not that of its epochs
+                             weight_decay, told_augmentation, and steps, the length of the round where it is not that of its epochs
     alpha_bar                [T] float32 on the device
     seed, shard              that the draws are keyed by
     first_step               step at which the round began; state.step is beyond it where an interrupted stage goes on
@@ -126,6 +126,12 @@ def _drawn(training):
     if settings["flip"]:
         flipped = _sent(torch.rand(len(x), generator=randomness.torch_generator("cpu", "flip", *key)) < 0.5, device)
         x = torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
+    told = None
+    if augmentation := settings.get("told_augmentation"):
+        generator = randomness.numpy_generator("told_augmentation", *key)
+        changes = told_augmentation.drawn(len(x), augmentation, generator)
+        x = told_augmentation.changed(x, changes, lambda tensor: _sent(tensor, device))
+        told = _sent(told_augmentation.told_of(changes), device)
     noise = randomness.torch_generator(device, "noise", *key)
     t = torch.randint(len(training.alpha_bar), (len(x),), generator=noise, device=device)
     eps = torch.randn(images.objective.noise_shape(x), generator=noise, device=device)
@@ -146,6 +152,7 @@ def _drawn(training):
         objective=images.objective,
         prompts=images.objective.prompts(ids, settings, key),
         shard=images,
+        told=told,
     )
 
 

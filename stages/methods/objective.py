@@ -42,7 +42,7 @@ class Pixels(Objective):
 
     def sample_losses(self, step, images, rows):
         x_0 = ddpm.normalise(step.x[rows]) if images is None else images
-        labels = None if step.labels is None else step.labels[rows]
+        labels = step.class_labels(rows)
         return ddpm.sample_losses(
             step.network, x_0, step.t[rows], step.eps[rows], step.alpha_bar, step.settings["precision"], labels
         )

@@ -13,7 +13,8 @@ from stages.pixels import initial_weights
 
 def build(method, model, diffusion, image_shape, num_classes, device):
     """See stages.methods.kinds; all of such a model is trained, so nothing is put on the device here."""
-    network = unet.build(model, image_shape, method.network_channels(image_shape[0]), num_classes)
+    channels = method.network_channels(image_shape[0])
+    network = unet.build(model, image_shape, channels, num_classes, model.get("num_told", 0))
     return Model(method, network, ddpm.alpha_bars(**diffusion), num_classes, image_shape, device)
 
 

@@ -1,6 +1,6 @@
 """Reads what modules declare in plain data from their source, because importing all of them would take seconds.
 
-A phase declares it in PHASE (stages/phases.py), a training method in SETTINGS, COUNTS_SKIPS and MODELS (stages/methods/__init__.py).
+A phase declares it in PHASE (stages/phases.py), a training method in SETTINGS and the names of METHOD (stages/methods/__init__.py).
 """
 
 import ast
@@ -8,7 +8,8 @@ import functools
 from pathlib import Path
 
 STAGES = Path(__file__).parents[1]
-METHOD = {"COUNTS_SKIPS": False, "MODELS": ["pixels"]}  # what a method that says nothing of it is taken to say
+# What a method that says nothing of it is taken to say.
+METHOD = {"COUNTS_SKIPS": False, "MODELS": ["pixels"], "INCREASING": [], "AUGMENTABLE": True}
 
 
 @functools.cache
@@ -48,7 +49,7 @@ def phases():
 
 @functools.cache
 def methods():
-    """What every training method says of itself: dict name -> dict with SETTINGS, COUNTS_SKIPS and MODELS."""
+    """What every training method says of itself: dict name -> dict with SETTINGS and the names of METHOD."""
     each = {name: literals(path) for name, path in _modules(STAGES / "methods").items()}
     return {
         name: {key: data.get(key, default) for key, default in METHOD.items()} | {"SETTINGS": data["SETTINGS"]}

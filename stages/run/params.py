@@ -210,6 +210,7 @@ def _by_name(settings, description):
         {
             "if": {"required": ["name"], "properties": {"name": {"const": method}}},
             "then": {
+                **declared,
                 "additionalProperties": False,
                 "required": ["name", *declared.get("required", [])],
                 "properties": {"name": name, **declared.get("properties", {})},
@@ -255,6 +256,10 @@ def _sentence(error):
                 f"the arm name {_short(found)} cannot be used: expected a letter, then letters, digits, '_', '+' or '-' "
                 "(it becomes part of stage names and paths)"
             )
+        case "oneOf":
+            cases = [_listed(case["required"]) for case in error.validator_value]
+            given = [name for name in found if any(name in case["required"] for case in error.validator_value)]
+            return f"{key} has {_listed(given) or 'none of its keys'}, expected either {', or '.join(cases)}{meaning}"
         case "uniqueItems":
             return f"{key} is {_short(found)}, expected no value twice{meaning}"
         case "maxProperties":
@@ -264,6 +269,10 @@ def _sentence(error):
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
             return f"{key} is {_short(found)}, expected {_range(rule)}{meaning}"
     return f"{key}: {error.message}{meaning}"
+
+
+def _listed(names):
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def not_one_of(key, found, expected, meaning=""):

@@ -32,22 +32,24 @@ def prompted(num_images, images_per_prompt, num_train, seed, with_replacement=Fa
 
 def guided(network, cond, uncond, guidance, alpha_bars, prediction_type):
     """The network as a predictor of noise under classifier-free guidance (Ho and Salimans 2022):
-    eps = eps_uncond + guidance * (eps_cond - eps_uncond); with guidance 1 the conditional half alone, at half the cost.
+    eps = eps_uncond + guidance * (eps_cond - eps_uncond); with guidance 1 the conditional half alone, at half the cost, with 0 the other.
 
     network           (x, t, encoder_hidden_states) -> object with .sample
     cond, uncond      [B,L,D]: what the network is shown with and without the prompt
+    guidance          its scale, or a function of the timestep
     alpha_bars        [T] float64
     prediction_type   of the network: see stages.text.prediction
     Returns           function (x [B,c,h,w], t [B]) -> object with .sample, as `sampling.ddim` asks for
     """
 
     def predict(x, t):
-        if guidance == 1:
-            found = network(x, t, encoder_hidden_states=cond).sample
+        scale = guidance(int(t[0])) if callable(guidance) else guidance
+        if scale in (0, 1):
+            found = network(x, t, encoder_hidden_states=cond if scale else uncond).sample
         else:
             both = network(torch.cat([x, x]), torch.cat([t, t]), encoder_hidden_states=torch.cat([uncond, cond])).sample
             without, found = both.float().chunk(2)
-            found = without + guidance * (found - without)
+            found = without + scale * (found - without)
         signal = float(alpha_bars[int(t[0])])
         return SimpleNamespace(sample=prediction.as_noise(prediction_type, found.float(), x, signal))
 
@@ -157,16 +159,18 @@ class Source(kinds.Source):
         settings = self.settings
         x_T = self.sampler.starting_noise(start, stop, self.latent_shape, self.seed).to(self.device)
         cond, uncond = self.embeddings(start, stop, x_T)
-        return self.sampler.stored(
-            self.frozen.decoded(
-                self.sampled(x_T, cond, uncond, settings["num_steps"], settings["guidance"], settings["protocol"])
-            )
-        )
+        latents = self.sampled(x_T, cond, uncond, settings["num_steps"], self.guidance, settings["protocol"])
+        return self.sampler.stored(self.frozen.decoded(latents))
+
+    def guidance(self, t):
+        """The scale of guidance at a timestep."""
+        return prompt_mitigations.guidance_at(self.mitigation, self.settings["guidance"], t, len(self.alpha_bars))
 
     def sampled(self, x_T, cond, uncond, num_steps, guidance, protocol):
         """Latents from noise, under guidance: [B,c,h,w] float32.
 
         x_T            [B,c,h,w] float32 on the device
+        guidance       its scale, or a function of the timestep
         cond, uncond   [B,L,D] float32: what the network is shown with and without the prompts
         protocol       paper or clean: see sampling.ddim
         """

@@ -1,10 +1,12 @@
-"""Mitigations at inference time: what is changed of a prompt, or of its embedding, so that a model gives out fewer copies.
+"""Mitigations at inference time: what is changed of a prompt, of its embedding, or of guidance, so that a model gives out fewer copies.
 
 rt     random token addition: words that the tokenizer has, put in at random places (Somepalli et al. 2023)
 cwr    caption word repetition: words of the prompt itself, put in at random places (the same)
 rna    random number addition: numbers below 100,000, put in at random places (the same)
 gni    Gaussian noise on the embeddings of the prompt and of the empty prompt (the same)
 wen    the embedding of the prompt is optimised until the first step's prediction no longer depends on it so strongly (Wen et al. 2024)
+delayed_guidance   another guidance in the first steps, where a copy is decided on: none of the prompt (0) until t / T = 0.5, or
+       away from it (-2, opposite guidance) until 0.65 (arXiv 2411.16738)
 
 sample.mitigation in params.yaml names one of them, with its settings. Draws are keyed by (seed, image): the noise that an image
 starts from stays what it is without a mitigation.
@@ -85,8 +87,36 @@ SETTINGS = {
             "max_iterations": {"description": "largest number of updates (10)", "type": "integer", "minimum": 1},
         },
     },
+    "delayed_guidance": {
+        "required": ["until", "guidance"],
+        "properties": {
+            "until": {
+                "description": "steps with t / T above this have this guidance, those after them sample.guidance (0.5, or 0.65 where it is "
+                "opposite, in the published runs)",
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "exclusiveMaximum": 1,
+            },
+            "guidance": {
+                "description": "scale of guidance in those steps; 0: the prompt has no effect; below 0: away from it (0, or -2, in the "
+                "published runs)",
+                "type": "number",
+                "maximum": 1,
+            },
+        },
+    },
 }
 LARGEST_NUMBER = 100_000
+
+
+def guidance_at(settings, guidance, t, num_timesteps):
+    """The scale of guidance of a step: that of delayed_guidance while t / T > until; otherwise, and with any other mitigation, `guidance`.
+
+    settings   section sample.mitigation, None without
+    """
+    if not settings or settings["name"] != "delayed_guidance" or t / num_timesteps <= settings["until"]:
+        return guidance
+    return settings["guidance"]
 
 
 def reworded(settings, prompt, tokenizer, seed, image):

@@ -64,6 +64,12 @@ def _check(experiment, asked):
         if found is not None and found not in expected:
             why = " (sample_rounds): only what was measured is released" if name == "ROUND" else ""
             raise ValueError(f"{name} is {found}, expected one of {', '.join(map(str, expected))}{why}")
+    if experiments.trains_apart(experiment["arms"][asked.arm]):
+        num_models = experiment["arms"][asked.arm]["shard"]["num_shards"]
+        raise ValueError(
+            f"{asked.arm} is the mean of the predictions of {num_models} models (shard.combine: predictions), and a pipeline of diffusers holds "
+            "one: release an arm with one model"
+        )
     if not methods.method(experiment["arms"][asked.arm]["method"]).predicts_noise:
         raise ValueError(
             f"the network of {asked.arm} does not predict the noise of an image, so no pipeline of diffusers can use it"
@@ -115,6 +121,8 @@ def _save(job, round_, weights, folder):
         return
     import diffusers
 
+    from stages.diffusion import unet
+
     schedule = job.params["diffusion"]
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=schedule["num_timesteps"],
@@ -126,7 +134,7 @@ def _save(job, round_, weights, folder):
         steps_offset=1,
         timestep_spacing="leading",
     )
-    diffusers.DDIMPipeline(unet=model.network, scheduler=scheduler).save_pretrained(folder)
+    diffusers.DDIMPipeline(unet=unet.untold(model.network), scheduler=scheduler).save_pretrained(folder)
 
 
 def _excess(found):
