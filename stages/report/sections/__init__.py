@@ -23,6 +23,7 @@ from stages.report.sections import (
     headline,
     in_short,
     measures,
+    membership,
     prompts,
     published,
     quality,
@@ -39,7 +40,7 @@ __all__ = ["having", "headline", "in_short", "of_page"]
 def of_page():
     """All sections below the headline, in the order of the page."""
     of_measures = [measures.Measure(phase) for phase in columns.generic()]
-    first = [arms, quality, similarity, prompts, *of_measures, seeds, published, curves]
+    first = [arms, quality, similarity, membership, prompts, *of_measures, seeds, published, curves]
     return [*first, trade_off, gallery, blind_spots, duplicates, training, analyses, settings]
 
 

@@ -78,10 +78,10 @@ def _entries(report):
 
 
 def _of_measures(report):
-    """Columns of measures that the text table has too, and that some arm has numbers of: dict phase -> names."""
+    """Columns of measures and of membership that the text table has too, and that some arm has numbers of: dict phase -> names."""
     found = {}
     for phase, name in columns.short():
-        if phase in columns.generic() and any(phase in entry for _, _, entry in _entries(report)):
+        if phase in (*columns.generic(), "membership") and any(phase in entry for _, _, entry in _entries(report)):
             found.setdefault(phase, []).append(name)
     return found
 
