@@ -32,7 +32,12 @@ def every_phase():
         "num_prompts": 4, "images_per_prompt": 2, "num_steps": 5, "guidance": 3.0, "batch_size": 4,
     }  # fmt: skip
     tiny = text_experiment(
-        quality=QUALITY, similarity=SIMILARITY, clip=clip, detect=detect, analyse=ANALYSE | {"group_size": 3}
+        quality=QUALITY,
+        similarity=SIMILARITY,
+        copying={"features": "pixels"},
+        clip=clip,
+        detect=detect,
+        analyse=ANALYSE | {"group_size": 3},
     )
     tiny["arms"]["theirs"] = {"generator": {"folder": "images"}, "sample": {}}
     return tiny
@@ -69,7 +74,7 @@ def test_exactly_the_blocks_that_run_a_network_ask_for_a_gpu_and_none_on_the_cpu
     asked = json.loads(re.search(r"^asked (.*)$", told, re.MULTILINE)[1])
     with_network = {
         "train", "train_next", "sample", "sample_elsewhere", "score_reference", "score", "quality_reference", "quality", "similarity_reference",
-        "similarity", "membership_reference", "membership", "membership_elsewhere", "clip", "detect", "analyse",
+        "similarity", "membership_reference", "membership", "membership_elsewhere", "copying_reference", "copying", "clip", "detect", "analyse",
     }  # fmt: skip
     light = {"plan", "data", "shard", "aggregate", "redistribute", "redistribute_both", "report"}
     assert asked == dict.fromkeys(with_network, [gpus, 2]) | dict.fromkeys(light, [0, 1])
@@ -149,6 +154,7 @@ def test_what_is_left_out_is_said_of_a_phase_by_its_own_sentence():
         "quality",
         "similarity",
         "membership",
+        "copying",
         "clip",
         "detect",
     ]
