@@ -35,6 +35,7 @@ PURPOSES = {
     "quality_heldout": 24,  # as many held-out images as training images: (0)
     "membership": 30,  # pairs of images, redrawn images of an attack: (which, 0 or 1)
     "copying": 31,  # halves of held-out images, copycat, cells: (which, 0 to 2)
+    "halves": 32,  # halves of the held-out images: (0)
     "prompt_words": 41,  # words put into a prompt:     (seed, image index)
     "embedding_noise": 42,  # noise on the embeddings of a prompt: (seed, image index)
     "detect": 43,  # prompts that are looked at:        (seed)
