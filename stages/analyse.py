@@ -162,7 +162,9 @@ def _loss_by_timestep(job, run, settings):
     closeness = _distance(job, run.train) if settings["select"] == "l2" else run.lowest_ratio
     groups = run_analyses.loss_groups(run, closeness, settings["group_size"], job.seed)
     index = [("heldout" if name == "heldout" else "train", group["index"]) for name, group in groups.items()]
-    shown, x_0, labels = models.profiled(job, model, {"train": run.train, "heldout": run.heldout}, index)
+    last = experiments.last_sampled(job.params, job.arm)
+    models.load_network(job, job.arm, last, job.params["score"]["headline"]["weights"], model)
+    shown, x_0, labels = models.profiled(job, job.arm, model, {"train": run.train, "heldout": run.heldout}, index)
     timesteps = np.arange(0, len(model.alpha_bars), settings["timestep_stride"])
     losses = loss_profile.losses(
         shown,

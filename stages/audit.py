@@ -28,6 +28,7 @@ from stages.run import cli, files, processes
 
 ARM, SEED = "generated", 0
 MOST_NEIGHBOURS = 50  # as in the paper
+ATTACKED = 1000  # training images of which a pipeline is asked whether it knows them, at most
 SAMPLED = 256  # images that a pipeline is asked for, where no number is given
 RESULTS = {"report.html": Path("report.html"), "leaks.csv": files.REPORT / "leaks.csv", "metrics.json": files.SUMMARY}
 
@@ -95,6 +96,8 @@ def settings(sources, size, options):
         sample = {"num_images": options.num_images or SAMPLED, "batch_size": 64, "num_steps": options.num_steps}
     elif options.num_images:
         sample = {"num_images": options.num_images}
+    # Only of a model can be told whom it was trained on, and only beside images that it was not.
+    attacked = {"membership": {"num_images": ATTACKED}} if generated.kind == "pipeline" and "heldout" in sources else {}
     return {
         "seeds": [SEED],
         "data": {"name": "train_and_heldout", "root": "images", "split_seed": 0} | ({"size": size} if size else {}),
@@ -106,6 +109,7 @@ def settings(sources, size, options):
             "variants": True,  # copies that are mirrored, shifted, cropped or of another brightness are leaks too
             "headline": {"protocol": "l2_from_gen", "threshold": 0.5, "weights": "raw"},
         },
+        **attacked,
         "report": {"show_images": options.show_images},
         "arms": {ARM: {"generator": generator, "sample": sample}},
         **NOT_USED,
@@ -203,6 +207,11 @@ def told(outcome, out):
         lines.append(
             f"Beyond chance, as {outcome.num_heldout:,} held-out images show it, that is {outcome.excess:.1f} "
             f"[{outcome.low:.1f}, {outcome.high:.1f}] generated images (95 % interval)."
+        )
+    if found := outcome.metrics[ARM]["raw"].get("membership"):
+        lines.append(
+            f"Which images it was trained on can be told from the model itself with an AUC of {found['auc']:.2f} (0.5: not at all, 1: of each "
+            "image), as far as training and held-out images do not differ by themselves."
         )
     shown = outcome.settings["report"]["show_images"]
     about = {

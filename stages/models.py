@@ -116,8 +116,24 @@ def _data(job, arm):
     )
 
 
-def profiled(job, model, images, groups):
-    """The model of the round that stands for the job's arm, with the headline's weights, and images, as loss_profile.losses looks at them.
+def load_network(job, arm, round_, kind, model):
+    """Gives the network of a model the weights of an arm after a round, and puts it on the device in evaluation mode.
+
+    round_   0: the weights that training begins with
+    kind     raw or ema; of round 0 there is one
+    """
+    from stages.diffusion import weights
+
+    if round_ == 0:
+        weights.load(model.network, model.first_weights(job.seed), "round 0")
+    else:
+        path = _weights_file(job, arm, round_, kind)
+        weights.load(model.network, files.load_arrays(path), path)
+    model.network.to(job.device).eval()
+
+
+def profiled(job, arm, model, images, groups):
+    """A model of an arm, with its weights loaded, and images, as loss_profile.losses looks at them.
 
     images    dict: train, heldout, each a [n,H,W,C] uint8 array
     groups    list of (train or heldout, [n] indices of images of that part)
@@ -126,12 +142,7 @@ def profiled(job, model, images, groups):
     import numpy as np
     import torch
 
-    from stages.diffusion import ddpm, weights
-
-    last = experiments.last_sampled(job.params, job.arm)
-    path = _weights_file(job, job.arm, last, job.params["score"]["headline"]["weights"])
-    weights.load(model.network, files.load_arrays(path), path)
-    model.network.to(job.device).eval()
+    from stages.diffusion import ddpm
 
     def of_groups(by_part):
         return [by_part[part][i] for part, index in groups for i in index]
@@ -143,7 +154,7 @@ def profiled(job, model, images, groups):
     if model.num_classes:
         labels = on_device({part: files.load_array(files.DATA / f"{part}_labels.npy") for part in images})
     if experiments.is_text(job.params):
-        fixed = experiments.fixed_text(job.params, job.arm)
+        fixed = experiments.fixed_text(job.params, arm)
         captions = [fixed or texts[0] for texts in of_groups(files.load_json(CAPTIONS))]
     x_0 = ddpm.normalise(on_device(images).permute(0, 3, 1, 2).contiguous())
     return model.profiled(x_0, labels, captions)

@@ -7,6 +7,7 @@ params    score
 reads     artifacts/data, artifacts/samples/<run>[/round<r>]/part<p> of exactly the parts of the plan; where images have prompts, these as well
 writes    artifacts/results/score/reference/
               self_test.json    by alteration of training images how many were planted and found; see stages.measures.self_test
+              fidelity.json     num_half, distance: of two halves of the held-out images, see frechet.distance_of_halves; {} of fewer than four
           artifacts/results/score/<run>[/round<r>]/
               images.parquet    one row per generated image and kind of weights: nearest training image, distances, ratios; with held-out
                                 images also what it contributes to the headline's excess, its influence on fd_pixels_heldout, its lowest
@@ -125,6 +126,16 @@ def reference(job):
     job.device = device.claim(job.params["compute"])
     with files.publish(files.folder("results/score", REFERENCE)) as folder:
         files.write_json(folder / "self_test.json", _self_test(job, settings))
+        files.write_json(folder / "fidelity.json", _halves())
+
+
+def _halves():
+    """How far apart two halves of the held-out images are by chance: dict num_half, distance; {} where there are fewer than four."""
+    heldout = files.load_array(files.DATA / "heldout.npy", mmap=True)
+    if len(heldout) < 4:
+        return {}
+    num, distance = frechet.distance_of_halves(heldout, randomness.numpy_generator("halves", 0))
+    return {"num_half": num, "distance": distance}
 
 
 def measure(job):

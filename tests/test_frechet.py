@@ -147,6 +147,21 @@ def test_influences_give_the_error_of_the_distance():
     assert np.std(found) == pytest.approx(expected, rel=0.15)
 
 
+def test_what_is_chance_in_a_distance_follows_from_halves():
+    """Images of one distribution: the distance of 150 from 600 in the mean of many draws, and what the halves of 500 say of it."""
+    rng = np.random.default_rng(3)
+    mixed = rng.normal(size=(12, 12))
+
+    def drawn(num):
+        return (128 + 12 * rng.normal(size=(num, 12)) @ mixed).clip(0, 255).astype(np.uint8).reshape(num, 3, 4, 1)
+
+    truth = np.mean([frechet.fd_pixels(drawn(150), drawn(600)) for _ in range(40)])
+    told = [frechet.by_chance(*frechet.distance_of_halves(drawn(501), rng), 150, 600) for _ in range(10)]
+    assert np.mean(told) == pytest.approx(truth, rel=0.1)
+    assert frechet.distance_of_halves(drawn(501), rng)[0] == 250
+    assert frechet.by_chance(250, 0.02, 250, 250) == pytest.approx(0.02)
+
+
 @pytest.mark.parametrize("sizes", [(9, 14), (9, 130), (130, 14)])
 def test_fewer_images_than_values_give_the_distance_and_influences_of_their_moments(sizes, monkeypatch):
     """96 values; their covariances are never made where there are fewer images."""

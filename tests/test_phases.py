@@ -32,7 +32,12 @@ def every_phase():
         "num_prompts": 4, "images_per_prompt": 2, "num_steps": 5, "guidance": 3.0, "batch_size": 4,
     }  # fmt: skip
     tiny = text_experiment(
-        quality=QUALITY, similarity=SIMILARITY, clip=clip, detect=detect, analyse=ANALYSE | {"group_size": 3}
+        quality=QUALITY,
+        similarity=SIMILARITY,
+        copying={"features": "pixels"},
+        clip=clip,
+        detect=detect,
+        analyse=ANALYSE | {"group_size": 3},
     )
     tiny["arms"]["theirs"] = {"generator": {"folder": "images"}, "sample": {}}
     return tiny
@@ -68,8 +73,9 @@ def test_exactly_the_blocks_that_run_a_network_ask_for_a_gpu_and_none_on_the_cpu
     told = project.run(sys.executable, "-c", RULES).text
     asked = json.loads(re.search(r"^asked (.*)$", told, re.MULTILINE)[1])
     with_network = {
-        "train", "train_next", "train_student", "train_next_student", "sample", "sample_elsewhere", "score_reference", "score", "quality_reference", "quality", "similarity_reference",
-        "similarity", "clip", "detect", "analyse",
+        "train", "train_next", "train_student", "train_next_student", "sample", "sample_elsewhere", "score_reference", "score",
+        "quality_reference", "quality", "similarity_reference", "similarity", "membership_reference", "membership", "membership_elsewhere",
+        "copying_reference", "copying", "clip", "detect", "analyse",
     }  # fmt: skip
     light = {"plan", "data", "shard", "aggregate", "aggregate_apart", "redistribute", "redistribute_both", "report"}
     assert asked == dict.fromkeys(with_network, [gpus, 2]) | dict.fromkeys(light, [0, 1])
@@ -145,10 +151,20 @@ def test_a_checkpoint_is_of_the_code_that_its_stage_runs_and_of_no_other():
 
 def test_what_is_left_out_is_said_of_a_phase_by_its_own_sentence():
     sentences = {name: phases.declared(name).get("left_out") for name in phases.names()}
-    assert [name for name, told in sentences.items() if told] == ["quality", "similarity", "clip", "detect"]
-    assert phases.left_out(yaml.safe_load(TINY)) == [sentences["quality"]]  # the others are about captions
-    assert phases.left_out(tiny_with(similarity={})) == [sentences["quality"], sentences["similarity"]]
-    assert phases.left_out(text_experiment()) == [told for told in sentences.values() if told]
+    assert [name for name, told in sentences.items() if told] == [
+        "quality",
+        "similarity",
+        "membership",
+        "copying",
+        "clip",
+        "detect",
+    ]
+    always = [sentences["quality"], sentences["membership"]]
+    assert phases.left_out(yaml.safe_load(TINY)) == always  # the others are about captions
+    assert phases.left_out(tiny_with(similarity={})) == [always[0], sentences["similarity"], always[1]]
+    tiny = text_experiment()
+    del tiny["membership"]
+    assert phases.left_out(tiny) == [told for told in sentences.values() if told]
     assert phases.left_out(every_phase()) == []
 
 

@@ -406,6 +406,14 @@ def test_the_self_test_finds_what_a_loop_finds(tmp_path, monkeypatch):
         write_params(experiment)
         score.main(["--reference"])
         found = files.load_json(files.folder("results/score", "reference") / "self_test.json")
+        fidelity = files.load_json(files.folder("results/score", "reference") / "fidelity.json")
+        words = np.random.SeedSequence([32, 0]).generate_state(2, np.uint32)
+        rng, heldout = np.random.default_rng(int(words[0]) | int(words[1]) << 32), np.load(files.DATA / "heldout.npy")
+        order = [rng.permutation(len(heldout)) for _ in range(4)]
+        num = len(heldout) // 2
+        halves = [(heldout[np.sort(o[:num])], heldout[np.sort(o[num : 2 * num])]) for o in order]
+        assert fidelity["num_half"] == num
+        assert fidelity["distance"] == pytest.approx(np.mean([frechet(*both) for both in halves]))
         assert found["variants"] == with_variants
         told[with_variants] = {row.pop("alteration"): row for row in found["alterations"]}
     drawn = randomness.numpy_generator("reference", 0)

@@ -11,7 +11,20 @@ import tiny_sscd
 import torch
 from conftest import text_experiment, write_params
 
-from stages import aggregate, analyse, detect, experiments, phases, plan, randomness, rules, sample, similarity, train
+from stages import (
+    aggregate,
+    analyse,
+    detect,
+    experiments,
+    membership,
+    phases,
+    plan,
+    randomness,
+    rules,
+    sample,
+    similarity,
+    train,
+)
 from stages.diffusion import sampling
 from stages.report import results
 from stages.report.sections import analyses
@@ -317,3 +330,37 @@ def test_the_plan_of_analyses_names_what_they_read():
     )
     with pytest.raises(ValueError, match="analyse.group_size is 7, expected at most half of the 12 training images"):
         phases.check_sizes(experiment | {"analyse": ANALYSE | {"group_size": 7}}, 12)
+
+
+# Membership.
+
+
+@torch.no_grad()
+def test_membership_looks_at_latents_with_the_first_caption_of_each_image(with_captions):
+    """The noise that the model predicts for an image's latent, by its own caption; the untrained network is the model as it came."""
+    heldout = ["a white cross", "a red square", "a yellow triangle", "black", "black", "the purple cross"]
+    with_captions(experiment_of(), heldout=heldout)
+    files.save_array(files.DATA / "heldout_labels.npy", np.zeros(6, np.int64))
+    with torch.enable_grad():
+        trained()
+    membership.main([*RUN, "--round", "1"])
+    membership.main(["--reference"])
+    captions, frozen = files.load_json(files.DATA / "captions.json"), model.Frozen("model", torch.device("cpu"))
+    unet = model.unet("model").eval()
+    of_round = files.load_arrays(files.folder("model", "default-seed0", 1) / "raw.safetensors")
+    for place, weights, arrays in (
+        (files.folder("results/membership", "default-seed0", 1), "raw", of_round),
+        (files.folder("results/membership", "reference"), "untrained", model.unet_weights("model")),
+    ):
+        for name, parameter in unet.named_parameters():
+            parameter.copy_(torch.from_numpy(arrays[name]))
+        table = pd.read_parquet(place / "images.parquet")
+        assert len(table) == 12 and (table.weights == weights).all()  # six held-out images, so six of each
+        for _, row in table.iloc[[0, 11]].iterrows():
+            part = "train" if row.member else "heldout"
+            pixels = np.load(files.DATA / f"{part}.npy")[row["index"]].transpose(2, 0, 1)[None]
+            moments = frozen.moments(torch.from_numpy(pixels / 127.5 - 1).float())
+            latent = frozen.vae.config.scaling_factor * moments.chunk(2, dim=1)[0]
+            said = unet(latent, 50, encoder_hidden_states=frozen.embeddings(captions[part][row["index"]][:1])).sample
+            expected = (said.double() ** 4).sum().item() ** 0.25
+            assert row.sima_50 == pytest.approx(expected, rel=1e-4)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.measures import trade_off
+from stages.measures import membership, trade_off
 from stages.report import trade_off as told
 from stages.run import files
 
@@ -162,6 +162,66 @@ def test_the_truth_is_held_in_93_of_100_draws(num_images, spread):
     held, verdicts = simulated(BETTER, num_images, spread, 1000)
     print(f"a better arm, {num_images} images, spread {spread}: held {held:.3f}, {verdicts}")
     assert held >= 0.93 and verdicts["more"] <= 0.01
+
+
+# Membership: areas under ROC curves in the place of the excess, of images that are the same for both arms.
+
+
+def of_auc(fidelity, contributions, influences=None):
+    silent = [np.zeros(50)] * len(fidelity)
+    return trade_off.Curve(np.array(fidelity, float), influences or silent, contributions, None)
+
+
+def test_the_difference_of_areas_by_hand():
+    """As the difference of excess above: 0.05 in the mean over [3, 6], of the baseline (2 * 0.08 + 0.15) / 3."""
+    noise = np.random.default_rng(0).normal(size=(5, 80))
+    noise = 0.01 * (noise - noise.mean(axis=1, keepdims=True))
+    arm = of_auc([6, 3], [0.02 + noise[0], 0.08 + noise[1]])
+    base = of_auc([8, 4, 2], [0.02 + noise[2], 0.10 + noise[3], 0.30 + noise[4]])
+    found = trade_off.difference_of_auc(arm, base)
+    weights = trade_off.mean_weights(np.array([8.0, 4.0, 2.0]), 3, 6)
+    per_image = (noise[0] + noise[1]) / 2 - weights @ noise[2:]
+    assert found.value == pytest.approx(0.05 - (2 * 0.08 + 0.15) / 3)
+    assert found.high - found.value == pytest.approx(1.959964 * per_image.std() / np.sqrt(80))
+    assert found.value - found.low == pytest.approx(found.high - found.value)
+    assert (found.best, found.worst) == (3, 6)
+    assert "more faithful" in trade_off.difference_of_auc(of_auc([1.9, 1.5], [noise[0], noise[1]]), base).reason
+    # The error of the fidelities of one round, by moving it and looking what becomes of the difference.
+    psi = np.random.default_rng(1).normal(size=50)
+    psi -= psi.mean()
+    noisy = trade_off.difference_of_auc(arm, base._replace(influences=[np.zeros(50), psi, np.zeros(50)]))
+    moved = [
+        trade_off.difference_of_auc(arm, base._replace(fidelity=np.array([8, 4 + by, 2]))).value for by in (1e-4, -1e-4)
+    ]
+    of_fidelity = 1.959964 * abs(moved[0] - moved[1]) / 2e-4 * psi.std() / np.sqrt(50)
+    assert noisy.high - noisy.value == pytest.approx(np.hypot(found.high - found.value, of_fidelity), rel=1e-3)
+
+
+def test_the_interval_of_the_difference_of_areas_holds_the_truth():
+    """Two arms whose scores of an image go together, attacked with the same images; the areas are those of normal scores one apart."""
+    from scipy import stats
+
+    rng, held, runs = np.random.default_rng(5), 0, 200
+    shifts = {"arm": [0.4, 0.9], "base": [0.3, 0.8, 1.5]}
+    truth = {name: [stats.norm.cdf(shift / np.sqrt(2)) for shift in of_arm] for name, of_arm in shifts.items()}
+    weights = {"arm": [0.5, 0.5], "base": trade_off.mean_weights(np.array([8.0, 4.0, 2.0]), 3, 6)}
+    expected = np.dot(weights["arm"], truth["arm"]) - np.dot(weights["base"], truth["base"])
+    for _ in range(runs):
+        shared, curves = rng.normal(size=(2, 60)), {}
+        for name, of_arm in shifts.items():
+            contributions = []
+            for shift in of_arm:
+                statistic = -(0.8 * shared + 0.6 * rng.normal(size=(2, 60)) + np.array([[shift], [0]]))
+                judged = membership.judged({"a": statistic}, np.random.default_rng(0))
+                contributions.append(judged.contribution)
+            curves[name] = of_auc([6, 3] if name == "arm" else [8, 4, 2], contributions)
+        found = trade_off.difference_of_auc(curves["arm"], curves["base"])
+        held += found.low <= expected <= found.high
+        apart = trade_off.difference_of_auc(
+            curves["arm"], curves["base"]._replace(excess=[v[::-1] for v in curves["base"].excess])
+        )
+        assert found.high - found.low < 0.8 * (apart.high - apart.low)  # the same images: what they share cancels
+    assert 0.91 * runs <= held <= 0.99 * runs
 
 
 # Words and landmarks.

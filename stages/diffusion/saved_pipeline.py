@@ -4,14 +4,22 @@ Only data is read: no pickle is loaded, and no code that lies beside a pipeline 
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 
 from stages import randomness
+from stages.diffusion import ddpm
 from stages.image_sets.elsewhere import check_size, with_channels
 from stages.methods import kinds
 
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")  # of diffusers: unconditional, in pixels
+# The noise that a prediction stands for, of its kind in diffusers' words: functions of the prediction, x and its alpha_bar.
+NOISE = {
+    "epsilon": lambda found, x, signal: found,
+    "v_prediction": lambda found, x, signal: signal.sqrt() * found + (1 - signal).sqrt() * x,
+    "sample": lambda found, x, signal: (x - signal.sqrt() * found) / (1 - signal).sqrt(),
+}
 
 
 class Source(kinds.Source):
@@ -49,6 +57,33 @@ class Source(kinds.Source):
                 batch_size=len(generators), generator=generators, num_inference_steps=self.num_steps, output_type="np"
             ).images
         return with_channels("the pipeline", (made * 255).round().clip(0, 255).astype(np.uint8), self.shape[2])
+
+    def profiled(self, images):
+        """The network as measures.loss_profile looks at it, see kinds.Model.profiled.
+
+        images    [n,H,W,C] uint8
+        Returns   function (x, t) -> object with the noise in .sample
+                  [n,c,H,W] float32 on the device: the images in [-1, 1], with as many channels as the network takes
+                  [T] float64 alpha_bars
+        Raises    ValueError: colour, where the network takes grey; a sampler without a noise schedule; a prediction of another kind
+        """
+        import torch
+
+        config = self.pipeline.scheduler.config
+        if (kind := config.get("prediction_type", "epsilon")) not in NOISE:
+            raise ValueError(f"the pipeline predicts {kind}, expected one of {', '.join(NOISE)}")
+        if getattr(self.pipeline.scheduler, "alphas_cumprod", None) is None:
+            raise ValueError(f"its {type(self.pipeline.scheduler).__name__} has no noise schedule (alphas_cumprod)")
+        alpha_bars = self.pipeline.scheduler.alphas_cumprod.double().cpu()
+        images = with_channels("the training set", images, self.network.config.in_channels)
+        x_0 = ddpm.normalise(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()).to(self.pipeline.device)
+
+        def predict(x, t):
+            found = self.network(x, t).sample[:, : x.shape[1]]  # without the variance that some networks predict too
+            signal = alpha_bars.to(x)[t].view(-1, 1, 1, 1)
+            return SimpleNamespace(sample=NOISE[kind](found, x, signal))
+
+        return predict, x_0, alpha_bars
 
 
 def size_of(path):

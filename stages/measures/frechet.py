@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 MAX_SIDE_PX = 32  # of an image whose pixels are compared: 3 * 32^2 = 3,072 values, a covariance of 75 MB
+SPLITS = 4  # of a set into halves, for what is chance in a distance
 IMAGES_AT_ONCE = 2048  # 50 MB of float64 at 3,072 values
 
 
@@ -105,6 +106,28 @@ def fd_of_mean_image(images):
     images   [N, H, W, C] uint8, N >= 2
     """
     return float(_pixel_spread(images).trace)
+
+
+def distance_of_halves(images, rng):
+    """What chance alone makes of `fd_pixels`: the mean distance of the two halves of a set of images, divided at random SPLITS times.
+
+    Few images have a covariance that is off by chance, which only ever adds to the distance: about c / M + c / N for M images compared with N
+    of the same distribution, so that of two halves of n images each is 2 c / n.
+
+    images    as of pixel_moments, N >= 4
+    rng       numpy.random.Generator
+    Returns   (n, distance)
+    """
+    num, found = len(images) // 2, []
+    for _ in range(SPLITS):
+        order = rng.permutation(len(images))
+        found.append(fd_pixels(images[np.sort(order[:num])], images[np.sort(order[num : 2 * num])]))
+    return num, float(np.mean(found))
+
+
+def by_chance(num_half, distance, num_sample, num_others):
+    """The same for M = num_sample images compared with N = num_others, from `distance_of_halves`: n d / 2 (1 / M + 1 / N)."""
+    return num_half * distance / 2 * (1 / num_sample + 1 / num_others)
 
 
 def _pixel_spread(images):

@@ -37,14 +37,26 @@ def area(score, positive):
     num_negative = len(positive) - num_positive
     if not num_positive or not num_negative:
         raise ValueError(f"{num_positive} of {len(positive)} images are positive, expected some but not all")
-    above = _midranks(score)
-    v = (above[positive] - _midranks(score[positive])) / num_negative
-    w = 1 - (above[~positive] - _midranks(score[~positive])) / num_positive
+    v, w = placements(score, positive)
     auc = float(v.mean())
     if min(num_positive, num_negative) < 2 or auc in (0, 1):
         return Area(auc, np.nan, np.nan)
     half = NORMAL_97_5 * np.sqrt(v.var(ddof=1) / num_positive + w.var(ddof=1) / num_negative)
     return Area(auc, float(max(0, auc - half)), float(min(1, auc + half)))
+
+
+def placements(score, positive):
+    """Of each image the share of the other group that lies on the side where it should, equal scores counting half: v and w of `area`.
+
+    score      [n] float64
+    positive   [n] bool, both kinds there
+    Returns    [P] float64: of each positive image the share of negative ones below it; [Q]: of each negative image that of positive
+               ones above it. The mean of either is the area under the curve
+    """
+    ranks, num_positive = _midranks(score), int(positive.sum())
+    v = (ranks[positive] - _midranks(score[positive])) / (len(score) - num_positive)
+    w = 1 - (ranks[~positive] - _midranks(score[~positive])) / num_positive
+    return v, w
 
 
 def found_share(score, positive, false_share):

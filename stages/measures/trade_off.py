@@ -81,18 +81,10 @@ def difference(arm, baseline, groups=None):
     groups          [M] integer, the same for images of one prompt; None: every image by itself
     Returns         Difference
     """
-    arm, baseline = arm.at(arm.frontier()), baseline.at(baseline.frontier())
-    best = max(arm.fidelity.min(), baseline.fidelity.min())
-    worst = min(arm.fidelity.max(), baseline.fidelity.max())
-    if len(arm.fidelity) < 2 or len(baseline.fidelity) < 2:
-        return Difference(reason="a curve needs two rounds that are each more faithful than all before")
-    if worst <= best:
-        more = "more" if arm.fidelity.max() <= baseline.fidelity.min() else "less"
-        return Difference(
-            reason=f"it is {more} faithful than the baseline at every round, so there is nothing to compare"
-        )
-    if worst - best < SHORTEST * np.ptp(baseline.fidelity):
-        return Difference(best=best, worst=worst, reason="the range of fidelities that both reach is too short")
+    arm, baseline, common = _at_frontiers(arm, baseline)
+    if common.reason:
+        return common
+    best, worst = common.best, common.worst
     curves = ((arm, 1), (baseline, -1))
     num_images = max(len(values) for curve, _ in curves for values in curve.excess)
     g, h, gain, loss = np.zeros(num_images), np.zeros(num_images), 0.0, 0.0
@@ -107,6 +99,48 @@ def difference(arm, baseline, groups=None):
         for r, psi in enumerate(curve.influences):
             h[: len(psi)] += _slope(arm, baseline, which, r) * psi / len(psi)
     return _with_interval(g, h, gain, loss, groups, best, worst)
+
+
+def difference_of_auc(arm, baseline):
+    """The same of the area under the ROC curve of membership inference, in the place of the excess.
+
+    In the place of contributions to the excess, those of the images attacked have the area as their mean (membership.Judged), and they are
+    the same images for both. They are drawn apart from the generated images, so the two errors add: z sqrt(var(g) / N + var(h) M).
+
+    arm, baseline   Curve, with arrays [N] of the images attacked as excess; largest is not read
+    Returns         Difference, of areas
+    """
+    arm, baseline, common = _at_frontiers(arm, baseline)
+    if common.reason:
+        return common
+    g, h = np.zeros(len(arm.excess[0])), np.zeros(max(len(psi) for psi in arm.influences + baseline.influences))
+    for which, (curve, sign) in enumerate(((arm, 1), (baseline, -1))):
+        for values, weight in zip(curve.excess, mean_weights(curve.fidelity, common.best, common.worst), strict=True):
+            g += sign * weight * values
+        for r, psi in enumerate(curve.influences):
+            h[: len(psi)] += _slope(arm, baseline, which, r) * psi / len(psi)
+    value = float(g.mean())
+    half = math.hypot(intervals.half_width_of_sum(g / len(g)), intervals.half_width_of_sum(h))
+    return Difference(value, value - half, value + half, common.best, common.worst)
+
+
+def _at_frontiers(arm, baseline):
+    """Two curves at their frontiers, and the fidelities that both reach: a Difference with best and worst, or with the reason why they say
+    nothing."""
+    arm, baseline = arm.at(arm.frontier()), baseline.at(baseline.frontier())
+    best = max(arm.fidelity.min(), baseline.fidelity.min())
+    worst = min(arm.fidelity.max(), baseline.fidelity.max())
+    common = Difference(best=float(best), worst=float(worst))
+    if len(arm.fidelity) < 2 or len(baseline.fidelity) < 2:
+        common = Difference(reason="a curve needs two rounds that are each more faithful than all before")
+    elif worst <= best:
+        more = "more" if arm.fidelity.max() <= baseline.fidelity.min() else "less"
+        common = Difference(
+            reason=f"it is {more} faithful than the baseline at every round, so there is nothing to compare"
+        )
+    elif worst - best < SHORTEST * np.ptp(baseline.fidelity):
+        common = common._replace(reason="the range of fidelities that both reach is too short")
+    return arm, baseline, common
 
 
 def _with_interval(g, h, gain, loss, groups, best, worst):

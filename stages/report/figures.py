@@ -138,6 +138,55 @@ def _draw_curve(axes, of_seed, look, held_out, label):
         axes.plot(of_seed.x, of_seed.y, label=label, **look)
 
 
+def roc(curves, arms):
+    """ROC curves with both axes in powers of ten, as what is found with few false alarms matters most.
+
+    curves   dict name -> (false shares, found shares), two [P] arrays that end at 1
+    arms     all arms: each has one colour in all figures of the page; a name that is none is drawn in grey
+    """
+    drawn = {name: curve for name, curve in curves.items() if (curve[1] > 0).any()}
+    if not drawn:
+        return None
+    least = min(false[false > 0].min() for false, _ in drawn.values())
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(drawn))
+        for name, (false, found) in drawn.items():
+            look = _look(arms.index(name)) if name in arms else {"color": INK, "alpha": 0.5, "linestyle": "-"}
+            axes.plot(100 * np.maximum(false, least), 100 * found, **{**look, "marker": "none"}, label=name)
+        axes.plot([100 * least, 100], [100 * least, 100], color=INK, alpha=0.4, lw=1, linestyle=":")
+        axes.set(xlabel="held-out images taken for training images (%)", ylabel="training images found (%)")
+        axes.set_ylim(bottom=100 * least)
+        for which in "xy":
+            _log_scale(axes, which)
+        return _svg(figure, "Training images found against false alarms")
+
+
+def auc_against_fidelity(rounds, arms, fidelity, fidelity_label):
+    """Curves of the membership AUC over fidelity: a line per arm and seed, a marker per round, with 95 % intervals.
+
+    rounds           frame as Report.rounds, of one kind of weights, with the columns of membership where there are such
+    fidelity         column of rounds; fidelity_label names it at the axis
+    """
+    if "membership_auc" not in rounds or rounds.membership_auc.isna().all():
+        return None
+    rows = rounds[rounds.membership_auc.notna() & rounds[fidelity].notna()]
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(arms))
+        for number, arm in enumerate(arms):
+            for i, (_, of_seed) in enumerate(rows[rows.arm == arm].groupby("seed", sort=False)):
+                auc = of_seed.membership_auc
+                low, high = (of_seed[f"membership_auc_{end}"].fillna(auc) for end in ("low", "high"))
+                label = arm if i == 0 else None
+                axes.errorbar(
+                    of_seed[fidelity], auc, [auc - low, high - auc], elinewidth=0.8, label=label, **_look(number)
+                )
+        axes.axhline(0.5, color=INK, alpha=0.4, lw=1)
+        if rows[fidelity].max() > 10 * rows[fidelity].min() > 0:
+            _log_scale(axes, "x")
+        axes.set(xlabel=f"{fidelity_label}, lower = more faithful", ylabel="membership AUC (0.5 = chance)")
+        return _svg(figure, f"membership AUC against {fidelity}, a line per arm and seed, a point per round")
+
+
 def over_epochs(epochs, arms, column, label, log=False):
     """A column of the epochs frame against the epoch, one line per arm (the mean of its seeds), a marker at the end of a round.
 

@@ -36,7 +36,8 @@ def headline(report):
     """What `dvc metrics show` and `dvc metrics diff` show: what the headline is of, and what each arm came to under it.
 
     Returns   dict: headline: weights, protocol, threshold; arms: by name memorised (MQ), excess, excess_low, excess_high (numbers of
-              generated images), the two fidelities, and against_training_less with verdict and difference where there is one
+              generated images), the two fidelities, membership_auc where it was measured, and against_training_less with verdict and
+              difference where there is one
     """
     weights, protocol, threshold = report.headline
     arms = {}
@@ -45,6 +46,8 @@ def headline(report):
         cell = entry[protocol][f"{threshold:g}"]
         arms[arm] = {"memorised": cell["count"]} | {n: cell[n] for n in ("excess", "excess_low", "excess_high")}
         arms[arm] |= {name: entry[name] for name in (FIDELITY, FIDELITY_HELDOUT)}
+        if "membership" in entry:
+            arms[arm]["membership_auc"] = entry["membership"]["auc"]
         if "against_training_less" in entry:
             found = entry["against_training_less"]
             arms[arm]["against_training_less"] = {"verdict": found["verdict"], "difference": found.get("difference")}

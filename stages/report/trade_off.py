@@ -12,6 +12,12 @@ from stages.report import entries
 from stages.report.html import DASH, View, number, tally
 from stages.run import files
 
+OF_MEMBERSHIP = "membership_against_training_less"
+TOLD_APART = {
+    "less": "tells less of which images it was trained on than training less does",
+    "more": "tells more of which images it was trained on than training less does",
+    "not told apart": "tells as much of which images it was trained on as training less does, as far as can be seen",
+}
 WORDS = {
     "less": "memorises less than training less",
     "more": "memorises more than training less",
@@ -29,8 +35,9 @@ def entries_of(report):
 
     against_training_less   of all arms but the baseline that are trained here: verdict (see measures.trade_off.verdict), difference, low,
                             high (shares of the generated images), best, worst (fidelities); reason in the place of a verdict
+    membership_against_training_less   the same of the AUC of membership inference (difference, low, high: areas), where both were measured
     rounds                  last_without_copies, t_mem, t_gen, see `landmarks`
-    Both only with held-out images.
+    All only with held-out images.
     """
     settings, found = report.settings, []
     if not report.rounds.excess.notna().all():
@@ -41,10 +48,11 @@ def entries_of(report):
             rows = report.rounds[(report.rounds.arm == arm) & (report.rounds.weights == weights)]
             entry = {"rounds": landmarks(rows)}
             if arm != baseline and weights in experiments.section(settings, "sample", baseline)["weights"]:
-                each = [
-                    _difference(report, arm, baseline, seed, weights) for seed in experiments.seeds_of(settings, arm)
-                ]
-                entry["against_training_less"] = _told(trade_off.over_seeds(each))
+                seeds = experiments.seeds_of(settings, arm)
+                for name, of_seed in (("against_training_less", _difference), (OF_MEMBERSHIP, _difference_of_auc)):
+                    each = [of_seed(report, arm, baseline, seed, weights) for seed in seeds]
+                    if None not in each:
+                        entry[name] = _told(trade_off.over_seeds(each))
             found.append((arm, weights, entry))
     return found
 
@@ -102,6 +110,21 @@ def _curve(report, arm, seed, weights):
     return trade_off.Curve(np.array(fidelity), influences, excess, tuple(scores["largest_hits"])), prompts
 
 
+def _difference_of_auc(report, arm, baseline, seed, weights):
+    """The measures.trade_off.Difference of one seed in membership inference; None where a round of either was not measured."""
+    curves = []
+    for name in (arm, baseline):
+        run, contributions = files.run_name(name, seed), []
+        for r in experiments.sampled_rounds(report.settings, name):
+            path = files.folder("results/membership", run, r) / "images.parquet"
+            table = files.load_table(path, ["weights", "contribution"]) if path.exists() else None
+            if table is None or not (of_weights := table.weights == weights).any():
+                return None
+            contributions.append(table[of_weights].contribution.to_numpy())
+        curves.append(_curve(report, name, seed, weights)[0]._replace(excess=contributions))
+    return trade_off.difference_of_auc(*curves)
+
+
 def fidelity_errors(folder):
     """Half of the 95 % interval of the fidelity to held-out images, from the draw of the generated images, by kind of weights.
 
@@ -140,13 +163,26 @@ def sentence(settings, metrics, arm, weights):
         return f"{arm}: no verdict against training {baseline} less, as {found['reason']} ({weights} weights)."
     return (
         f"{arm} {WORDS[found['verdict']]}: at equal fidelity to held-out images its excess is {_interval(found)} of the generated "
-        f"images, compared with {baseline} stopped early ({weights} weights)."
+        f"images, compared with {baseline} stopped early ({weights} weights).{_of_membership(metrics[arm][weights])}"
     )
+
+
+def _of_membership(of_weights):
+    """The verdict on membership in a sentence, with a space before it; "" where there is none."""
+    found = of_weights.get(OF_MEMBERSHIP)
+    if not found or found["verdict"] is None:
+        return ""
+    return f" It {TOLD_APART[found['verdict']]}: membership AUC {_auc_interval(found)}."
 
 
 def _interval(found):
     value, low, high = (f"{100 * found[name]:+.2g}".replace("-", "\u2212") for name in ("difference", "low", "high"))
     return f"{value} % [{low}, {high}]"
+
+
+def _auc_interval(found):
+    value, low, high = (f"{found[name]:+.2f}".replace("-", "\u2212") for name in ("difference", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def view(settings, metrics):
@@ -164,9 +200,15 @@ def view(settings, metrics):
         for arm in experiments.trained(settings):
             of_weights = metrics[arm].get(weights, {})
             if "rounds" in of_weights:
-                rows.append(_row(arm, weights, of_weights, arm == baseline))
+                found = of_weights.get(OF_MEMBERSHIP, {})
+                of_membership = _auc_interval(found) if found.get("verdict") else DASH
+                rows.append((_row(arm, weights, of_weights, arm == baseline), of_membership))
     if not rows:
         return View("", "There is no held-out set, so there is no excess, and nothing to compare.")
+    if any(OF_MEMBERSHIP in of_arm.get(weights, {}) for of_arm in metrics.values() for weights in entries.WEIGHTS):
+        for row, of_membership in rows:
+            row["membership AUC, difference [95 %]"] = of_membership
+    rows = [row for row, _ in rows]
     told = f" {entries.ONE_SEED}" if len(settings["seeds"]) == 1 else ""
     caption = (
         f"Excess for {protocol} at {threshold:g}, in % of the generated images. The difference is that of the curves of an arm and of the "
@@ -174,7 +216,7 @@ def view(settings, metrics):
         f"Its interval holds the draw of the generated images in both directions, excess and fidelity{_over(settings)}. Steps are "
         "optimiser steps of all shards. Copies are shown where the excess lies above 0 (95 %) or a training image is leaked with "
         "confidence; t_mem: the first round that shows them. t_gen: the round that comes closest to "
-        f"the held-out images.{told}"
+        f"the held-out images. The difference of the membership AUC is at the same fidelities.{told}"
     )
     return View("", caption, rows)
 

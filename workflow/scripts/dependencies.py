@@ -22,7 +22,7 @@ UNET = "stages/diffusion/unet.py"
 def variants(block, content):
     """What the templates of a block can stand for: list of (names of the modules that they import, paths that they are filled in with)."""
     templates = set(re.findall(r"\$\{item\.(method|kind|architecture)\}", str(content)))
-    if block == "sample_elsewhere":
+    if block.endswith("_elsewhere"):
         return [(list(experiments.FOREIGN), [])]
     if not templates:
         return [([], [])]

@@ -17,12 +17,14 @@ from stages.report.sections import (
     analyses,
     arms,
     blind_spots,
+    copying,
     curves,
     duplicates,
     gallery,
     headline,
     in_short,
     measures,
+    membership,
     prompts,
     published,
     quality,
@@ -39,7 +41,7 @@ __all__ = ["having", "headline", "in_short", "of_page"]
 def of_page():
     """All sections below the headline, in the order of the page."""
     of_measures = [measures.Measure(phase) for phase in columns.generic()]
-    first = [arms, quality, similarity, prompts, *of_measures, seeds, published, curves]
+    first = [arms, quality, similarity, membership, copying, prompts, *of_measures, seeds, published, curves]
     return [*first, trade_off, gallery, blind_spots, duplicates, training, analyses, settings]
 
 

@@ -1,8 +1,12 @@
 """The main table: what every arm memorises, and how faithful it is, for each kind of weights."""
 
+from stages.measures import frechet
 from stages.report import columns, html
+from stages.report.columns import FIDELITY_HELDOUT
 from stages.report.entries import PROTOCOLS, per_image, weights_of
-from stages.report.html import DASH, interval_text, with_sd
+from stages.report.html import DASH, interval_text, number, with_sd
+from stages.run import files
+from stages.run.instance import REFERENCE
 
 ANCHOR, TITLE = "arms", "Arms"
 
@@ -13,10 +17,31 @@ def section(report):
     caption = f"Protocol {report.headline.protocol}, {_num_images(report.metrics)}.{spread}{_variants(report.settings)}"
     parts = [
         html.table(_rows(report), caption),
+        *[html.quiet(sentence) for sentence in _fidelity(report)],
         html.legend(_meanings(report)),
         html.details("All protocols and thresholds", html.table(_all_rows(report))),
     ]
     return html.section(ANCHOR, "Arms", "\n".join(parts))
+
+
+def _fidelity(report):
+    """Which images the fidelity to held-out images compares, and how much of it is chance: a list of one sentence, or none."""
+    path = files.folder("results/score", REFERENCE) / "fidelity.json"
+    found, num_heldout = files.load_json(path) if path.exists() else {}, int(report.results.num_heldout.max())
+    if not found or not num_heldout:
+        return []
+    generated = sorted({of_arm["num_images"] for of_arm in report.metrics.values()})
+    chance = [frechet.by_chance(found["num_half"], found["distance"], num, num_heldout) for num in generated]
+    differ = (
+        "Arms with other numbers of images have another bias: generate equally many (sample.num_images) before you compare them."
+        if len(generated) > 1
+        else "It is the same for all arms, which are compared with the same images."
+    )
+    return [
+        f"{FIDELITY_HELDOUT} compares {' or '.join(f'{num:,}' for num in generated)} generated images with all {num_heldout:,} held-out ones. Few "
+        f"images make it larger: two halves of the held-out images, {found['num_half']:,} each, are {number(found['distance'])} apart by chance. "
+        f"So about {' or '.join(number(value) for value in chance)} of each value is no difference between the models and the data. {differ}"
+    ]
 
 
 def _variants(settings):
@@ -78,10 +103,10 @@ def _entries(report):
 
 
 def _of_measures(report):
-    """Columns of measures that the text table has too, and that some arm has numbers of: dict phase -> names."""
+    """Columns of measures and of membership that the text table has too, and that some arm has numbers of: dict phase -> names."""
     found = {}
     for phase, name in columns.short():
-        if phase in columns.generic() and any(phase in entry for _, _, entry in _entries(report)):
+        if phase in (*columns.generic(), "membership") and any(phase in entry for _, _, entry in _entries(report)):
             found.setdefault(phase, []).append(name)
     return found
 

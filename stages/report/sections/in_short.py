@@ -7,7 +7,7 @@ import math
 from html import escape
 
 from stages import experiments
-from stages.report import entries, html, leaks
+from stages.report import entries, html, leaks, trade_off
 from stages.report.columns import FIDELITY, FIDELITY_HELDOUT
 from stages.report.html import tally
 from stages.report.sections import blind_spots
@@ -19,6 +19,8 @@ NOT_YET = (
 WORDS = {
     "model": "What was trained by one recipe, an arm of params.yaml, or a generator from elsewhere.",
     "given out": "A generated image is counted as a copy where it is far closer to one training image than to the others around it.",
+    "recognised": "Whether an image was trained on can be told from the model itself, by someone who has both (membership inference). An image can "
+    "be recognised that is never given out.",
     "leaked, candidate": "A training image is leaked where it is at least 95 % sure that a generated image is a copy of it, below that a candidate.",
     "by chance": "As many of the same images are closer than that to images that no model has seen. What remains is called excess below.",
     "95 %": "The range that holds the true number in 95 of 100 such measurements: it is as wide as the generated images are few.",
@@ -90,9 +92,20 @@ def may_go_out(settings, metrics, arm, weights, num_leaked):
     return f"step {rounds['last_without_copies']:,}"
 
 
+def recognised(of_weights):
+    """How many of the images that a model was trained on can be told from it, in words. of_weights: metrics[arm][weights]."""
+    found = of_weights.get("membership")
+    if found is None:
+        return "not measured"
+    auc = f"AUC {html.number(found['auc'])}"
+    if found["found_at_1_percent"] is None:
+        return auc
+    return f"{html.percent(found['found_at_1_percent'])} % of its training images, with 1 % false alarms ({auc})"
+
+
 def contradictions(settings, metrics):
     """Where two ways of measuring lead to opposite answers: list of sentences."""
-    return [*_of_weights(settings, metrics), *_of_fidelities(settings, metrics)]
+    return [*_of_weights(settings, metrics), *_of_membership(settings, metrics), *_of_fidelities(settings, metrics)]
 
 
 def too_little_trained(settings, metrics, sure):
@@ -142,7 +155,7 @@ def listed(names):
 
 def _rows(report):
     settings, metrics, weights = report.settings, report.metrics, report.headline.weights
-    rows = []
+    rows, measured = [], any("membership" in metrics[arm][weights] for arm in settings["arms"])
     for arm in settings["arms"]:
         on_list = report.leaks[(report.leaks.arm == arm) & (report.leaks.weights == weights)]
         sure = _num_leaked(report, arm)
@@ -152,6 +165,7 @@ def _rows(report):
                 "model": arm,
                 "training images given out": given_out(_cell(settings, metrics, arm), metrics[arm]["num_images"], sure),
                 "which ones": f"{sure:,} of {report.num_train:,} leaked, {possible:,} candidates",
+                **({"recognised": recognised(metrics[arm][weights])} if measured else {}),
                 "state that may go out": may_go_out(settings, metrics, arm, weights, sure),
             }
         )
@@ -183,6 +197,19 @@ def _of_weights(settings, metrics):
         if {"less", "more"} <= set(verdicts.values()):
             less, more = sorted(kinds, key=lambda w: verdicts[w])
             told.append(f"{arm} memorises less than training less with {less} weights, and more with {more} weights.")
+    return told
+
+
+def _of_membership(settings, metrics):
+    weights, told = entries.headline(settings).weights, []
+    for arm in settings["arms"]:
+        of_copies = (metrics[arm][weights].get("against_training_less") or {}).get("verdict")
+        of_members = (metrics[arm][weights].get(trade_off.OF_MEMBERSHIP) or {}).get("verdict")
+        if of_copies == "less" and of_members in ("more", "not told apart"):
+            told.append(
+                f"{arm} gives out fewer copies than training less, but its training images are recognised no less than there: fewer "
+                "copies do not hide who was trained on."
+            )
     return told
 
 
