@@ -10,8 +10,7 @@ READY := $(VENV)/ready
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow watch mutants kills slurm-test seeds settings dependencies experiment audit release report-for-others setup lint lock audit-pins clean help
-
+.PHONY: run test slow watch mutants kills slurm-test seeds emm settings dependencies experiment audit release report-for-others setup lint lock audit-pins clean help
 run: setup ## runs the experiment of params.yaml
 	@snakemake
 
@@ -42,6 +41,9 @@ dependencies: setup ## updates the lists of code files in dvc.yaml to what the p
 
 seeds: setup ## runs the experiment of params.yaml with seeds 0, 1 and 2, in a copy under scratch/seeds
 	@python workflow/scripts/seeds.py 0 1 2
+
+emm: setup ## with SIZES="8 16 32": the largest number of training images that each arm memorises to 90 % (Gu et al. 2023), in copies under scratch/emm
+	@python workflow/scripts/emm.py $(SIZES)
 
 audit: setup ## with GENERATED=dir TRAIN=dir: which training images a generator gives out; HELDOUT=dir adds what is chance; folders, .zip, .npz, or a saved pipeline; SIZE=, NUM_IMAGES=, SHOW_IMAGES=, OUT=
 	@python -m stages.audit $(if $(GENERATED),--generated "$(GENERATED)") $(if $(TRAIN),--train "$(TRAIN)") $(if $(HELDOUT),--heldout "$(HELDOUT)") $(if $(OUT),--out "$(OUT)") $(if $(SIZE),--size "$(SIZE)") $(if $(NUM_IMAGES),--num-images "$(NUM_IMAGES)") $(if $(SHOW_IMAGES),--show-images "$(SHOW_IMAGES)")

@@ -272,6 +272,21 @@ def test_a_saved_pipeline_is_sampled_in_its_own_size(tmp_path):
         results.audit(pipeline, grey)
 
 
+def test_a_saved_pipeline_is_asked_which_images_it_was_trained_on(tmp_path):
+    """Only beside held-out images, and with the remark that there is no untrained network to compare with."""
+    pipeline = save_pipeline(tmp_path / "pipe")["pipeline"]
+    asked = {"num_images": 6, "num_steps": 2}
+    found = results.audit(pipeline, TRAIN[..., 0], HELDOUT[..., 0], out=tmp_path / "page", **asked)
+    auc = found.metrics["generated"]["raw"]["membership"]["auc"]
+    assert 0 < auc < 1 and f"with an AUC of {auc:.2f} (0.5: not at all" in " ".join(audit.told(found, "page"))
+    page = (tmp_path / "page/report.html").read_text()
+    assert "25 training images and as many held-out ones" in page and "there is no untrained network to compare" in page
+    without = results.audit(pipeline, TRAIN[..., 0], **asked)
+    assert "membership" not in without.metrics["generated"]["raw"] and "AUC" not in " ".join(
+        audit.told(without, "page")
+    )
+
+
 def linked(tmp_path):
     folder = tmp_path / "linked"
     folder.mkdir()

@@ -187,6 +187,25 @@ def auc_against_fidelity(rounds, arms, fidelity, fidelity_label):
         return _svg(figure, f"membership AUC against {fidelity}, a line per arm and seed, a point per round")
 
 
+def share_against_size(means, arms, mark):
+    """Share of the generated images that are memorised (%) against the number of training images, one line per arm.
+
+    means   frame with arm, num_train, share
+    mark    share to mark
+    """
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _axes(len(arms))
+        for number, arm in enumerate(arms):
+            rows = means[means.arm == arm].sort_values("num_train")
+            if len(rows):
+                axes.plot(rows.num_train, 100 * rows.share, label=arm, **_look(number))
+        axes.axhline(100 * mark, color=INK, alpha=0.4, lw=1)
+        axes.set(xlabel="training images", ylabel="memorised (% of generated images)")
+        axes.set_ylim(bottom=0)
+        _log_scale(axes, "x")
+        return _svg(figure, "Memorised share against the number of training images")
+
+
 def over_epochs(epochs, arms, column, label, log=False):
     """A column of the epochs frame against the epoch, one line per arm (the mean of its seeds), a marker at the end of a round.
 

@@ -33,6 +33,7 @@ def _from_anywhere(experiment, seeds):
     make_absolute(experiment.get("quality", {}), {"weights"})
     make_absolute(experiment.get("similarity", {}), {"weights"})
     make_absolute(experiment.get("clip", {}), {"model"})
+    make_absolute(experiment.get("copying", {}), {"model", "weights"})
     for recipe in experiment["arms"].values():
         make_absolute(recipe.get("generator", {}), set(experiments.SOURCES))
     return experiment | {"seeds": seeds}
@@ -46,23 +47,35 @@ def main(words):
     seeds = [int(word) for word in words]
     params.at_root()
     experiment = rules.load()
-    COPY.mkdir(parents=True, exist_ok=True)
+    make(COPY, _from_anywhere(experiment, seeds))
+    print(f"seeds {seeds} run in {COPY}; the report will be {COPY}/report.html")
+    sys.exit(run(COPY))
+
+
+def make(copy, experiment):
+    """Makes or renews a copy of the project, with another experiment.
+
+    copy         pathlib.Path below the root of the project
+    experiment   of `_from_anywhere`
+    """
+    copy.mkdir(parents=True, exist_ok=True)
     for name in checkout.own_files():
-        source, target = Path(name), COPY / name
+        source, target = Path(name), copy / name
         if not (target.exists() and name in ("dvc.lock", "plan.json", "metrics.json")):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    (COPY / "params.yaml").write_text(
-        yaml.safe_dump(_from_anywhere(experiment, seeds), sort_keys=False), encoding="utf-8"
-    )
-    rules.load(COPY / "params.yaml")
+    (copy / "params.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False), encoding="utf-8")
+    rules.load(copy / "params.yaml")
     if (
-        checkout.has_git() and not (COPY / ".git").exists()
+        checkout.has_git() and not (copy / ".git").exists()
     ):  # or DVC would take the repository around the copy for its own
-        dulwich.repo.Repo.init(COPY)
-    subprocess.run(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())], cwd=COPY, check=True)
-    print(f"seeds {seeds} run in {COPY}; the report will be {COPY}/report.html")
-    sys.exit(subprocess.run(["snakemake"], cwd=COPY, check=False).returncode)
+        dulwich.repo.Repo.init(copy)
+    subprocess.run(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())], cwd=copy, check=True)
+
+
+def run(copy):
+    """Runs the experiment of a copy: exit code of snakemake."""
+    return subprocess.run(["snakemake"], cwd=copy, check=False).returncode
 
 
 if __name__ == "__main__":
