@@ -11,6 +11,7 @@ UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run test slow watch mutants kills slurm-test seeds emm settings dependencies experiment audit release report-for-others setup lint lock audit-pins clean help
+
 run: setup ## runs the experiment of params.yaml
 	@snakemake
 

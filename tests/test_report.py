@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from report_tree import ONE_SEED, SETTINGS, built, write_scores
 
 from stages import report
 from stages.measures import intervals
-from stages.report import figures, published, results, sections, table
+from stages.report import figures, html, metrics, published, results, sections, table
 from stages.report.sections import gallery, headline
 
 
@@ -534,3 +535,35 @@ def test_curves_without_a_threshold_of_the_table_are_refused(tmp_path):
     write_scores(tmp_path, "iet-seed0", 15, 2)
     with pytest.raises(ValueError, match="no single row for raw weights, code_sq at 0.45: run its score phase again"):
         results.read_scores(tmp_path / "artifacts/results/score/iet-seed0/round2", [0.4, 0.45])
+
+
+def test_each_figure_with_numbers_and_the_leak_list_have_a_link_to_a_file_that_is_there(one_seed):
+    root, _ = one_seed
+    links = re.findall(r'<a class=file href="([^"]+)">([^<]+)</a>', (root / "report.html").read_text())
+    assert {path for path, _ in links} == {
+        "plots/mq_curve.csv", "plots/trade_off.csv", "plots/training.csv", "plots/skip_histogram.csv", "artifacts/report/leaks.csv",
+    }  # fmt: skip
+    assert all((root / path).exists() for path, _ in links)
+
+
+def test_a_page_whose_files_stay_behind_has_no_link_to_them():
+    page = f"<p>One. {html.link('plots/a.csv', 'Its numbers.')}</p><p>{html.link('a&b.csv', 'The list.')} Two.</p>"
+    assert html.without_links(page) == "<p>One.</p><p> Two.</p>"
+    kept = html.without_links(page, {"plots/a.csv": "a.csv"})
+    assert kept == '<p>One. <a class=file href="a.csv">Its numbers.</a></p><p> Two.</p>'
+
+
+def test_the_band_of_the_excess_is_its_interval_as_a_share():
+    rows = [
+        {"weights": w, "protocol": p, "arm": arm, "seed": seed, "threshold": t, "num_images": n, "excess": e, "excess_low": e - 4, "excess_high": e + 6}
+        for w, p, arm, seed, t, n, e in [
+            ("ema", "code_sq", "a", 0, 0.4, 200, 10.0), ("ema", "code_sq", "a", 0, 0.5, 200, 30.0),
+            ("ema", "code_sq", "b", 0, 0.4, 50, 5.0), ("ema", "code_sq", "b", 1, 0.4, 50, 7.0),
+            ("raw", "code_sq", "a", 0, 0.4, 200, 90.0), ("ema", "l2_from_gen", "a", 0, 0.4, 200, 80.0),
+        ]
+    ]  # fmt: skip
+    bands = metrics.excess_bands(SimpleNamespace(results=pd.DataFrame(rows)), "ema", "code_sq")
+    found = {(row.arm, row.threshold): (row.low, row.high) for row in bands.itertuples()}
+    assert found["a", 0.4] == (0.03, 0.08) and found["a", 0.5] == (0.13, 0.18)
+    half = 12.706 * 2**0.5 / 2**0.5  # t of one degree of freedom, deviation of 5 and 7, two seeds
+    assert found["b", 0.4] == pytest.approx(((6 - half) / 50, (6 + half) / 50), rel=1e-3) and len(found) == 3

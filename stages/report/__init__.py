@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages import experiments
-from stages.report import machines, page, privacy, table
+from stages.report import html, machines, page, privacy, table
 from stages.run import files, params
 from stages.run.instance import LIGHT_BYTES, Instance
 
@@ -142,7 +142,7 @@ def write_for_others(settings):
     report = results.read(settings)
     report.params_text = privacy.without_paths(settings)
     report.metrics = metrics.summarise(report)
-    _write_page(Path(), FOR_OTHERS, settings, page.body(report))
+    _write_page(Path(), FOR_OTHERS, settings, html.without_links(page.body(report)))
     print(
         f"{FOR_OTHERS} neither shows nor names an image; it holds the names of the arms, and the settings without paths"
     )

@@ -48,12 +48,13 @@ MAX_POINTS = 200
 MAX_GALLERY_PX = 96
 
 
-def mq_curve(results, arms, weights, protocol, marks, column="share", reference=True):
+def mq_curve(results, arms, weights, protocol, marks, column="share", reference=True, bands=None):
     """Share of the generated images (or excess share) against the threshold, one line per arm, the mean of its seeds.
 
     marks      the thresholds of the tables: a marker there
     column     "share" or "excess_share"
     reference  also draw what held-out real images reach in the place of generated ones
+    bands      frame with arm, threshold, low and high (shares), drawn around the lines; None for none
     """
     rows = results[(results.weights == weights) & (results.protocol == protocol)]
     rows = rows[rows[column].notna()]
@@ -67,6 +68,10 @@ def mq_curve(results, arms, weights, protocol, marks, column="share", reference=
                 line = means.loc[arm]
                 marked = [i for i, threshold in enumerate(line.index) if np.isclose(threshold, marks).any()]
                 axes.plot(line.index, 100 * line[column], label=arm, markevery=marked, **_look(number))
+                if bands is not None:
+                    band = bands[bands.arm == arm].sort_values("threshold")
+                    colour = _look(number)["color"]
+                    axes.fill_between(band.threshold, 100 * band.low, 100 * band.high, color=colour, alpha=0.12, lw=0)
         real = means.loc[means.index[0][0]]
         if reference and column == "share" and real.simplicity.notna().any():
             axes.plot(

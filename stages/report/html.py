@@ -5,6 +5,7 @@ Needs nothing beyond Python itself, so that `--page` and `--table` start quickly
 """
 
 import math
+import re
 from html import escape
 from typing import NamedTuple
 
@@ -140,15 +141,37 @@ def legend(meanings):
     return details("What the columns mean", terms(meanings))
 
 
-def figure(content, caption, absent="There is nothing to draw."):
+def figure(content, caption, absent="There is nothing to draw.", numbers=None):
     """A drawing or a pair of pictures with its caption.
 
     content   SVG or HTML; None where there is nothing to draw
     absent    what then stands in its place
+    numbers   file with the numbers that are drawn, to which the caption has a link
     """
     if content is None:
         return quiet(absent)
-    return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
+    more = "" if numbers is None else f" {link(numbers, 'Its numbers.')}"
+    return f"<figure>{content}<figcaption>{escape(caption)}{more}</figcaption></figure>"
+
+
+def link(path, text):
+    """A link to a file that lies where the page does, from the root of the project."""
+    return f'<a class=file href="{escape(str(path))}">{escape(text)}</a>'
+
+
+def without_links(page, but=None):
+    """A page whose files do not come with it.
+
+    but   dict: files that do, and their places beside it
+    """
+
+    def replaced(found):
+        place = (but or {}).get(found[1])
+        return link(place, found[2]) if place else ""
+
+    return re.sub(
+        r' ?<a class=file href="([^"]*)">([^<]*)</a>', lambda found: replaced(found) and f" {replaced(found)}", page
+    )
 
 
 def panels(figures):

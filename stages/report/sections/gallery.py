@@ -43,7 +43,7 @@ def section(report):
         "The list for all arms, seeds and weights is in artifacts/report/leaks.csv and leaks.parquet. In the CSV, an apostrophe "
         "stands before a key that a spreadsheet would take for a formula."
     )
-    parts = [html.quiet(text)]
+    parts = [html.quiet(text), f"<p class=quiet>{html.link(files.REPORT / 'leaks.csv', 'The leak list.')}</p>"]
     for arm in report.arms:
         listed = leaks.of_run(report.leaks, arm, report.first_seed, weights)
         pairs = read(files.folder("results/score", report.first_place(arm)), weights, listed, report.settings)

@@ -2,8 +2,10 @@
 
 from stages.report import figures, html, trade_off
 from stages.report.columns import FIDELITY, FIDELITY_HELDOUT
+from stages.run import files
 
 ANCHOR, TITLE = "trade_off", "Trade-off"
+NUMBERS = files.PLOTS / "trade_off.csv"
 WHY = (
     "Fidelity is a distance to held-out images. A distance to the training images, which the literature uses, rewards copies: a model that "
     "learns them by heart comes closer to them, while it moves away from images that it has not seen."
@@ -25,9 +27,10 @@ def section(report):
     panels, paper = [], []
     for weights in (headline, "raw" if headline == "ema" else "ema"):
         if svg := drawn(report, weights, FIDELITY_HELDOUT if held_out else FIDELITY):
-            panels.append(html.figure(svg, caption.format(weights)))
+            panels.append(html.figure(svg, caption.format(weights), numbers=NUMBERS))
         if held_out and (svg := drawn(report, weights, FIDELITY)):
-            paper.append(html.figure(svg, f"The same against the distance to the training images, {weights} weights."))
+            told = f"The same against the distance to the training images, {weights} weights."
+            paper.append(html.figure(svg, told, numbers=NUMBERS))
     parts = [html.panels(panels), html.view(trade_off.view(report.settings, report.metrics))]
     if paper:
         parts += [html.quiet(WHY), html.details("Against fidelity to the training images", html.panels(paper))]

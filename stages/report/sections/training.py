@@ -3,8 +3,10 @@
 from stages import experiments
 from stages.report import figures, html
 from stages.report.html import number, percent, tally
+from stages.run import files
 
 ANCHOR, TITLE = "training", "Training"
+NUMBERS = files.PLOTS / "training.csv"
 
 
 def section(report):
@@ -53,13 +55,14 @@ def _panels(report):
         percent = report.epochs.assign(percent=100 * report.epochs[column])
         drawn = figures.over_epochs(percent, report.arms, "percent", f"{done} (% of the images visited)")
         never = {"skipped": "No arm skipped an image.", "augmented": "No arm augmented an image."}[done]
-        return html.figure(drawn, _caption(report, column, done), never)
+        return html.figure(drawn, _caption(report, column, done), never, NUMBERS)
 
     loss_label = "training loss (mean squared error)"
     return [
         html.figure(
             figures.over_epochs(report.epochs, report.arms, "loss", loss_label, log=True),
             "Training loss over all images visited, including skipped ones. Markers: the end of a round.",
+            numbers=NUMBERS,
         ),
         over_epochs("skipped_share", "skipped"),
         over_epochs("augmented_share", "augmented"),
@@ -67,6 +70,7 @@ def _panels(report):
             figures.skip_histogram(report.histogram, report.arms),
             "How often each training image was skipped, over all shards it was in.",
             "No arm skipped an image.",
+            files.PLOTS / "skip_histogram.csv",
         ),
     ]
 
