@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -183,6 +184,7 @@ def test_what_the_command_leaves_says_and_shows(inputs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["audit"]
     assert sorted(path.name for path in out.iterdir()) == ["checksums.json", "leaks.csv", "metrics.json", "report.html"]
     page = (out / "report.html").read_text()
+    assert re.findall(r'<a class=file href="([^"]+)"', page) == ["leaks.csv"]  # what lies beside it, and nothing else
     assert "<img" not in page and name_of("train", 31) in page
     assert str(Path(inputs["folder"]["train"]).parent) not in page  # where the images lie is nobody's business
     assert "neighbours: 30" in page and "44 images of a generator" not in page
