@@ -65,6 +65,7 @@ class Outcome:
     metrics      what summary.json holds: dict
     settings     params.yaml of the audit: dict
     note         what was done to the images, a sentence; "" for nothing
+    unseen       what such a search cannot see, a sentence: tried on altered training images
     """
 
     leaks: object
@@ -79,6 +80,7 @@ class Outcome:
     metrics: dict
     settings: dict
     note: str
+    unseen: str
 
 
 def settings(sources, size, options):
@@ -213,6 +215,7 @@ def told(outcome, out):
             f"Which images it was trained on can be told from the model itself with an AUC of {found['auc']:.2f} (0.5: not at all, 1: of each "
             "image), as far as training and held-out images do not differ by themselves."
         )
+    lines.append(outcome.unseen)
     shown = outcome.settings["report"]["show_images"]
     about = {
         "report.html": f"the page: {f'shows up to {shown} pairs of images' if shown else 'shows no image'}, names training images",
@@ -336,6 +339,7 @@ def _run_phases(experiment):
 
 def _read(experiment, note):
     from stages.report import results
+    from stages.report.sections import blind_spots
 
     report = results.read(experiment)
     (at,) = report.rounds.to_dict("records")
@@ -348,6 +352,7 @@ def _read(experiment, note):
         metrics=files.load_json(files.SUMMARY),
         settings=experiment,
         note=note,
+        unseen=blind_spots.sentence(),
     )
 
 
