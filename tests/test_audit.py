@@ -179,7 +179,9 @@ def test_what_the_command_leaves_says_and_shows(inputs, tmp_path):
         in done.stdout
     )
     assert "as 25 held-out images show it" in done.stdout and "95 % interval" in done.stdout
-    assert re.search(r"^Of planted copies (of \d+ kinds at least half|few or none were found)", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^Of planted copies (of \d+ kinds at least half|few or none were found)", done.stdout, re.MULTILINE
+    )
     assert "audit/report.html: the page: shows no image, names training images" in done.stdout
     out = tmp_path / "audit"
     assert [path.name for path in tmp_path.iterdir()] == ["audit"]

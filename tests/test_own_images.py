@@ -1,9 +1,11 @@
 """A params.yaml for a folder of images: it passes every check for any number and size of images, and runs to a report unedited."""
 
+import json
 import subprocess
 import sys
 
 import experiment
+import hospital
 import numpy as np
 import own_images
 import pytest
@@ -214,3 +216,23 @@ def test_60_tiny_images_run_to_a_report_without_an_edit(project):
     done = project.run("snakemake", timeout=3600)
     assert "steps (100%) done" in done.text and (project.root / "report.html").exists()
     assert "Nothing to be done" in project.run("snakemake", "-n").text
+
+
+@pytest.mark.slow
+def test_a_hospitals_folder_is_at_a_report_in_two_runs(project):
+    """The first names every bad file; without them the second ends with the page. Trained for two epochs a round, to end in minutes."""
+    made = hospital.make(project.root / "data/hospital")
+    code, told = command(project, "scans", "data/hospital")
+    assert code == 1 and all(name in told for name in made.bad) and "Traceback" not in told
+    assert (project.root / "params.yaml").read_text() == TINY  # nothing was written
+    for name in made.bad:
+        (project.root / "data/hospital" / name).unlink()
+    assert command(project, "scans", "data/hospital")[0] == 0
+    project.edit(train__epochs=2, sample__num_images=32, score__variants=False)
+    done = project.run("snakemake", timeout=3600)
+    assert "steps (100%) done" in done.text
+    page = (project.root / "report.html").read_text()
+    assert "<img" not in page and not project.run("git", "status", "--porcelain", "data").text.strip()
+    duplicates = json.loads((project.root / "artifacts/results/data/duplicates.json").read_text())["sets"]
+    named = {key for one in duplicates for side in one["keys"].values() for key in side}
+    assert set(made.twins) <= named

@@ -192,6 +192,9 @@ score:
   variants: true         # finds copies that are mirrored, shifted, cropped or of another brightness, too; 29 times as many searches
   headline: {{weights: ema}}  # raw weights carry the noise of the last steps
 
+membership:
+  num_images: 1000        # of each kind at most: tries to tell from each model which images it was trained on
+
 analyse:
   group_size: {chosen.group_size}          # images of each group; at most half of the training images
 
