@@ -137,6 +137,15 @@ def every_method(tmp_path_factory, one_thread):
         experiment["arms"].pop(arm)
     for arm in ("iet", "iet_agc", "iet_agc_taa"):
         experiment["arms"][arm]["rounds"] = 1
+    for arm in (
+        "timestep_focus",
+        "timestep_focus_late",
+        "told_augmentation",
+        "ambient_high",
+        "mean_of_predictions",
+        "distill_md",
+    ):
+        experiment["arms"][arm]["train"]["epochs"] = 4
     experiment["sample"] |= {"num_images": 30, "weights": ["raw"]}
     experiment["score"]["headline"]["weights"] = "raw"
     with pytest.MonkeyPatch.context() as patch:

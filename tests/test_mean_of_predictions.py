@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import release
+import retention
 import torch
 import yaml
 from conftest import TINY, write_params
@@ -165,6 +166,16 @@ def test_the_plan_has_a_block_of_its_own_and_rounds_that_follow_the_shard():
     works = {arm: found[f"sample@{arm}-seed{SEED}-round2-part0"].work(scale) for arm in ("apart", "iet")}
     passes = 6 * 5 * 2 / 3
     assert works["apart"] - works["iet"] == (K - 1) * passes
+
+
+def test_a_round_stays_until_each_shard_has_gone_on_from_it():
+    found = plan.expand(experiment_of(apart=ARM))
+    for pending, gone in (
+        ({f"train_next@{RUN}-round2-shard1"}, set()),
+        ({f"aggregate_apart@{RUN}-round1"}, set()),
+        ({f"aggregate_apart@{RUN}-round2"}, {(RUN, 1)}),
+    ):
+        assert retention.rounds_no_longer_needed(found, pending) == gone
 
 
 @pytest.mark.parametrize(
