@@ -166,6 +166,11 @@ def test_the_gallery_says_what_counts_as_given_out(one_seed):
     assert "analyses" not in page  # params.yaml has no such section
 
 
+def test_few_held_out_images_make_the_confidence_too_high_and_the_page_says_so():
+    told = [gallery._how_sure(SimpleNamespace(results=pd.DataFrame({"num_heldout": [n]}))) for n in (49, 50)]
+    assert "With 49 held-out images alone, values of 0.3 to 0.7 are too high." in told[0] and "alone" not in told[1]
+
+
 def test_a_gallery_without_leaks_says_how_many_there_may_still_be(one_seed):
     """Nothing that does not count is shown. 100 (1 - 0.05^(1/100)) = 2.95."""
     num_images = one_seed[1]["plain"]["num_images"]
