@@ -12,8 +12,8 @@ writes    artifacts/results/copying/reference/
                                      with replacement, with noise of standard deviation 2 % of the range of grey levels)
           artifacts/results/copying/<run>[/round<r>]/scores.json   by kind of weights the measures
 
-All rows are of equally many images, as C_T grows with their number: the first of an arm's images, as many as half of the held-out ones and at
-most copying.num_images. An arm with fewer has fewer. Without at least FEWEST held-out images nothing is written but why.
+All rows are of equally many images, as C_T grows with their number: the first of an arm's images, as many as the section sample asks for, and no more
+than half of the held-out ones and copying.num_images. An arm with fewer has fewer. Without at least FEWEST held-out images nothing is written but why.
 """
 
 import sys
@@ -155,11 +155,12 @@ def reference(job):
             files.write_json(folder / "scores.json", {"absent": told})
             return
         order = randomness.numpy_generator("copying", 0).permutation(len(heldout))
-        num = min(len(heldout) // 2, job.params["copying"]["num_images"])
-        sets = {"train": train, "test": heldout[order[:num]], "heldout": heldout[order[num : 2 * num]]}
+        num_test = min(len(heldout) // 2, job.params["copying"]["num_images"])
+        num = min(num_test, job.params["sample"]["num_images"])  # as many as arms have, as C_T depends on it
+        sets = {"train": train, "test": heldout[order[:num_test]], "heldout": heldout[order[num_test : num_test + num]]}
         sets["copycat"] = copycat(train, num, randomness.numpy_generator("copying", 1))
         features = {name: _features(job, network, images, name) for name, images in sets.items()}
-        scores = {"num_images": num, "num_test": num}
+        scores = {"num_images": num, "num_test": num_test}
         for name in ("heldout", "copycat"):
             rng = randomness.numpy_generator("copying", 2)
             scores[name] = copying.measures(features[name], features["test"], features["train"], rng)

@@ -133,7 +133,11 @@ def test_the_verdict_on_copies_goes_with_the_one_on_membership(verdict):
     }
     metrics = {"plain": {"ema": {}}, "ours": {"ema": both}}
     sentence = trade_off.sentence(settings, metrics, "ours", "ema")
-    numbers = {"less": "−0.10 [−0.12, −0.08]", "more": "+0.10 [+0.08, +0.12]", "not told apart": "−0.01 [−0.05, +0.03]"}
+    numbers = {
+        "less": "−0.100 [−0.120, −0.080]",
+        "more": "+0.100 [+0.080, +0.120]",
+        "not told apart": "−0.010 [−0.050, +0.030]",
+    }
     assert "ours memorises less than training less" in sentence and f"membership AUC {numbers[verdict]}." in sentence
     words = {"less": "tells less of which", "more": "tells more of which", "not told apart": "tells as much of which"}
     assert words[verdict] in sentence

@@ -32,8 +32,9 @@ def draws(*key):
 def write_all(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def write(heldout=HELDOUT, **section):
+    def write(heldout=HELDOUT, shared=60, **section):
         experiment = yaml.safe_load(TINY) | {"seeds": [3, SEED], "copying": {"features": "pixels", **section}}
+        experiment["sample"]["num_images"] = shared
         sample = {"num_images": 70, "batch_size": 20, "parts": 2, "weights": ["ema", "raw"]}
         arm = experiment["arms"]["ddpm"] | {"rounds": 3, "sample_rounds": [1, 2], "sample": sample}
         experiment["arms"] = {"ddpm": experiment["arms"]["ddpm"], ARM: arm}
@@ -57,16 +58,18 @@ def flat(images):
     return images.reshape(len(images), -1) / 255
 
 
-@pytest.mark.parametrize(("most", "num"), [({}, 45), ({"num_images": 30}, 30)])
-def test_an_arm_and_both_references_are_compared_with_half_of_the_held_out_images(write_all, most, num):
-    """91 held-out images are two halves of 45; an arm's first images, as many."""
+@pytest.mark.parametrize(
+    ("most", "num_test", "num"), [({}, 45, 45), ({"num_images": 30}, 30, 30), ({"shared": 41}, 45, 41)]
+)
+def test_an_arm_and_both_references_are_compared_with_half_of_the_held_out_images(write_all, most, num_test, num):
+    """91 held-out images are two halves of 45; an arm's first images, as many, or as many as the shared section asks for."""
     reference, scores = write_all(**most)
     order = draws(0).permutation(91)
-    test, other = HELDOUT[order[:num]], HELDOUT[order[num : 2 * num]]
+    test, other = HELDOUT[order[:num_test]], HELDOUT[order[num_test : num_test + num]]
     rng = draws(1)
     copies = TRAIN[rng.integers(60, size=num)] + 5.1 * rng.standard_normal((num, 3, 4, 1))
     copies = np.clip(np.round(copies), 0, 255)
-    assert reference["num_images"] == reference["num_test"] == num
+    assert (reference["num_images"], reference["num_test"]) == (num, num_test)
     for found, images in (
         (reference["heldout"], other),
         (reference["copycat"], copies),

@@ -181,7 +181,7 @@ def _interval(found):
 
 
 def _auc_interval(found):
-    value, low, high = (f"{found[name]:+.2f}".replace("-", "\u2212") for name in ("difference", "low", "high"))
+    value, low, high = (f"{found[name]:+.3f}".replace("-", "\u2212") for name in ("difference", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
