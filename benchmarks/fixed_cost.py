@@ -43,11 +43,10 @@ def experiment(device):
     }  # fmt: skip
 
 
-def main():
-    device = common.torch_device(CHOSEN)
-    common.heading()
+def measured(device):
+    """Seconds of the stage, a list for `short` and one for `long`."""
     random = np.random.default_rng(0)
-    with project.copy(experiment(device)) as root:
+    with project.code_copy(experiment(device)) as root:
         (root / "images").mkdir()
         for number in range(CHOSEN.images):
             Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(root / f"images/{number:05}.png")
@@ -55,24 +54,32 @@ def main():
         def stage(name, *words):
             return lambda: project.run(root, sys.executable, "-m", f"stages.{name}", *words)
 
-        project.run(
-            root, sys.executable, "-m", "stages.plan", check=False
-        )  # renews plan.json, and says so with an error
         stage("data")()
         sides = {}
         for arm in ("short", "long"):
             stage("shard", "--arm", arm, "--seed", "0")()
             sides[arm] = stage("train", "--arm", arm, "--seed", "0", "--round", "1", "--shard", "0")
-        times = common.take_turns(sides, CHOSEN.turns)
+        return common.take_turns(sides, CHOSEN.turns)
+
+
+def parted(times):
+    """What does not depend on the length of the training, and an epoch, in seconds."""
+    short, long = statistics.median(times["short"]), statistics.median(times["long"])
+    epoch = (long - short) / (CHOSEN.long - CHOSEN.short)
+    return short - CHOSEN.short * epoch, epoch
+
+
+def main():
+    device = common.torch_device(CHOSEN)
+    common.heading()
+    times = measured(device)
     common.table(
         f"train stage, network {CHOSEN.network}, {CHOSEN.images:,} images, batch {CHOSEN.batch}, {CHOSEN.precision}, on "
         f"{device.type}; short: {CHOSEN.short} epochs, long: {CHOSEN.long}",
         times,
         "short",
     )
-    short, long = statistics.median(times["short"]), statistics.median(times["long"])
-    epoch = (long - short) / (CHOSEN.long - CHOSEN.short)
-    fixed = short - CHOSEN.short * epoch
+    fixed, epoch = parted(times)
     whole = fixed + EPOCHS * epoch
     print(f"an epoch {epoch:.2f} s; fixed {fixed:.2f} s, {fixed / whole:.1%} of {EPOCHS} epochs ({whole:.0f} s)")
 

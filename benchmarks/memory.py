@@ -78,6 +78,17 @@ def measure(part, device):
     print(torch.cuda.max_memory_reserved() / 1e9 if device.type == "cuda" else common.peak_memory())
 
 
+def peaks():
+    """What is measured, in words, and its peak in GB, one after the other."""
+    for part in PARTS:
+        words = [sys.executable, "-m", "benchmarks.memory", *sys.argv[1:], "--part", part]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"error: {part}: {done.stderr.strip().splitlines()[-1]}")
+        size = f", {CHOSEN.samples:,} x {CHOSEN.train:,} images" if part == "search" else ""
+        yield part + size, float(done.stdout)
+
+
 def main():
     device = common.torch_device(CHOSEN)
     if CHOSEN.part:
@@ -85,13 +96,8 @@ def main():
         return
     common.heading()
     print(f"\nPeak memory, network {CHOSEN.network}, batch {CHOSEN.batch}, {CHOSEN.precision}, on {device.type}, GB")
-    for part in PARTS:
-        words = [sys.executable, "-m", "benchmarks.memory", *sys.argv[1:], "--part", part]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"error: {part}: {done.stderr.strip().splitlines()[-1]}")
-        size = f", {CHOSEN.samples:,} x {CHOSEN.train:,} images" if part == "search" else ""
-        print(f"{part + size:40} {float(done.stdout):6.2f}")
+    for what, peak in peaks():
+        print(f"{what:40} {peak:6.2f}")
 
 
 if __name__ == "__main__":

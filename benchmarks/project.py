@@ -8,12 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import dulwich.repo
 import yaml
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "workflow/scripts"))
-import checkout  # noqa: E402
 
 # A small experiment without its seeds and arms.
 EXPERIMENT = """
@@ -34,6 +32,9 @@ def copy(params):
 
     params   dict, the content of params.yaml
     """
+    import checkout
+    import dulwich.repo
+
     with tempfile.TemporaryDirectory(prefix="redistribute-benchmark-") as folder:
         root = Path(folder)
         for name in checkout.own_files(ROOT):
@@ -42,6 +43,18 @@ def copy(params):
                 shutil.copy2(ROOT / name, root / name)
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         dulwich.repo.Repo.init(root)
+        yield root
+
+
+@contextlib.contextmanager
+def code_copy(params):
+    """As `copy`, but only what stages need when they are run by hand: no repository, and so neither git nor DVC."""
+    with tempfile.TemporaryDirectory(prefix="redistribute-benchmark-") as folder:
+        root = Path(folder)
+        for name in ("stages", "workflow/schemas", "experiments"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(ROOT / "dvc.yaml", root)
+        (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         yield root
 
 

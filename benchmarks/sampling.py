@@ -11,11 +11,10 @@ from stages.diffusion import ddpm, sampling, unet, weights  # noqa: E402
 from stages.pixels import initial_weights  # noqa: E402
 
 
-def main():
+def sides(device):
+    """Functions without arguments by name, each of which makes a batch of images."""
     import diffusers
 
-    device = common.torch_device(CHOSEN)
-    common.heading()
     network = unet.build(NETWORKS[CHOSEN.network], (3, 32, 32))
     weights.load(network, initial_weights.initial_weights(network, 0), "the initialisation")
     network.to(device).eval()
@@ -33,7 +32,13 @@ def main():
         with torch.autocast(device.type, torch.bfloat16, enabled=CHOSEN.precision == "bf16"):
             return pipeline(batch_size=CHOSEN.batch, num_inference_steps=CHOSEN.steps, output_type="np").images
 
-    times = common.take_turns({"DDIMPipeline": theirs, "ours": ours}, CHOSEN.turns, device, "sampling")
+    return {"DDIMPipeline": theirs, "ours": ours}
+
+
+def main():
+    device = common.torch_device(CHOSEN)
+    common.heading()
+    times = common.take_turns(sides(device), CHOSEN.turns, device, "sampling")
     title = f"Sampling, network {CHOSEN.network}, {CHOSEN.batch} images, {CHOSEN.steps} steps, {CHOSEN.precision}"
     common.table(title, times, "DDIMPipeline", work=CHOSEN.batch)
 

@@ -167,7 +167,7 @@ def taa(images, device):
     shares = (0.0, 0.1, 0.5, 1.0)
     plain = memory_bank.augment_mask
     for share in shares:
-        sides[f"augmented share {share:.0%}"] = _with_share(images, device, share)
+        sides[f"augmented share {share:.0%}"] = with_share(images, device, share)
     times = common.take_turns(sides, CHOSEN.turns, device, "taa")
     memory_bank.augment_mask = plain
     common.table(f"AGC with TAA, {describe()}, {CHOSEN.steps} steps a turn", times, "ddpm", 1e-3, "ms",
@@ -175,7 +175,7 @@ def taa(images, device):
     print("to reach: " + ", ".join(f"{1.1 * (1 + share):.2f} at {share:.0%}" for share in shares))
 
 
-def _with_share(images, device, share):
+def with_share(images, device, share):
     side = Ours({"name": "agc", "lambda": 1e-6, "eta": 0.8, "taa": TAA}, images, device)
     number = round(share * CHOSEN.batch)
 
