@@ -52,6 +52,8 @@ class Results:
         fd_pixels, fd_pixels_heldout     Frechet distance of pixels to training and held-out images, in units of the [0, 1] range squared
         fd_pixels_heldout_error          half of the 95 % interval of fd_pixels_heldout; NaN without held-out images
         num_images, num_train, num_heldout, num_compared   images generated, trained on, held out, and the training images of the excess
+        fd_mean_image                    fd_pixels_heldout of one image over and over, the mean of the held-out ones: a scale for the fidelities
+        leaked                           training images that are leaked with confidence
         skipped_share, augmented_share   shares of all images visited in training; NaN where the arm is trained elsewhere
         moved                            moves of training images to another shard, over all rounds
         optimizer_steps, forward_images  of all shards and rounds; images that were passed through the network

@@ -125,7 +125,7 @@ def test_the_check_tells_unsafe_cells(monkeypatch, safe_cell, told):
 
 def test_images_that_leaked_with_confidence_are_counted_once_by_kind_of_weights(tmp_path):
     """Training image 4 has two copies, of which the clearer one is not sure enough; image 8 has none, however sure."""
-    raw = {"nearest_train": [4, 4, 7, 8, 7], "train_code_sq": [0.3, 0.2, 0.5, 0.6, 0.5]}
+    raw = {"nearest_train": [4, 4, 7, 8, 7], "train_code_sq": [0.3, 0.2, 0.45, 0.6, 0.48]}
     raw |= {"confidence": [0.99, 0.94, 0.95, 1.0, 0.2]}
     ema = {"nearest_train": [1, 2], "train_code_sq": [0.9, 0.1], "confidence": [0.99, np.nan]}
     tables = [pd.DataFrame({"weights": w, "nearest_key": "k"} | columns) for w, columns in (("raw", raw), ("ema", ema))]

@@ -126,7 +126,9 @@ def test_the_loss_of_an_analysis_is_that_of_the_mean(trained):
     trained["score"]["headline"]["weights"] = "ema"
     job = job_of(trained, "analyse")
     pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
-    network, x_0, _ = models.profiled(job, models.build(job, "apart"), {"train": pictures}, [("train", [0, 2])])
+    model = models.build(job, "apart")
+    models.load_network(job, "apart", 2, "ema", model)
+    network, x_0, _ = models.profiled(job, "apart", model, {"train": pictures}, [("train", [0, 2])])
     members = []
     for k in range(K):
         one = unet.build(trained["model"], (1, 8, 8)).eval()

@@ -17,7 +17,7 @@ from report_tree import ONE_SEED, SETTINGS, built, write_scores
 
 from stages import report
 from stages.measures import intervals
-from stages.report import figures, html, metrics, published, results, sections, table
+from stages.report import excess, figures, html, published, results, sections, table
 from stages.report.sections import gallery, headline
 
 
@@ -567,7 +567,7 @@ def test_the_band_of_the_excess_is_its_interval_as_a_share():
             ("raw", "code_sq", "a", 0, 0.4, 200, 90.0), ("ema", "l2_from_gen", "a", 0, 0.4, 200, 80.0),
         ]
     ]  # fmt: skip
-    bands = metrics.excess_bands(SimpleNamespace(results=pd.DataFrame(rows)), "ema", "code_sq")
+    bands = excess.bands(pd.DataFrame(rows), "ema", "code_sq")
     found = {(row.arm, row.threshold): (row.low, row.high) for row in bands.itertuples()}
     assert found["a", 0.4] == (0.03, 0.08) and found["a", 0.5] == (0.13, 0.18)
     half = 12.706 * 2**0.5 / 2**0.5  # t of one degree of freedom, deviation of 5 and 7, two seeds

@@ -1,10 +1,8 @@
 """What all arms came to, as summary.json has it (stages.report.entries says how it is laid out), and the few numbers of metrics.json."""
 
 import numpy as np
-import pandas as pd
 
-from stages.measures import intervals
-from stages.report import columns, sections, trade_off
+from stages.report import columns, excess, sections, trade_off
 from stages.report.columns import FIDELITY, FIDELITY_HELDOUT
 from stages.report.entries import PROTOCOLS, mean_and_sd, rounded
 from stages.report.results import TRAINING
@@ -14,7 +12,7 @@ def summarise(report):
     """Per arm the mean over its seeds, with <name>_sd beside it (n - 1 in the denominator) where there are several.
 
     excess_low and excess_high: with one seed the paired interval of the score phase, over the generated images; with several
-    the 95 % t-interval of the mean over seeds, which also holds what differs from one training to the next (`over_seeds`).
+    the 95 % t-interval of the mean over seeds, which also holds what differs from one training to the next (`excess.over_seeds`).
 
     Returns   dict, as in summary.json
     """
@@ -74,32 +72,8 @@ def _memorised(rows):
     if len(rows) == 1:
         return mean_and_sd(rows, ["count", "distinct", "excess", "excess_low", "excess_high", "simplicity"])
     entry = mean_and_sd(rows, ["count", "distinct", "excess", "simplicity"])
-    entry["excess_low"], entry["excess_high"] = map(rounded, over_seeds(rows))
+    entry["excess_low"], entry["excess_high"] = map(rounded, excess.over_seeds(rows))
     return entry
-
-
-def excess_bands(report, weights, protocol):
-    """The 95 % interval of the excess of each arm at each threshold, as shares of the generated images: frame with arm, threshold, low, high."""
-    rows = report.results[(report.results.weights == weights) & (report.results.protocol == protocol)]
-    found = []
-    for (arm, threshold), of_seeds in rows.groupby(["arm", "threshold"], sort=False):
-        ends = of_seeds[["excess_low", "excess_high"]].iloc[0] if len(of_seeds) == 1 else over_seeds(of_seeds)
-        found.append((arm, threshold, *(end / of_seeds.num_images.iloc[0] for end in ends)))
-    return pd.DataFrame(found, columns=["arm", "threshold", "low", "high"])
-
-
-def over_seeds(rows):
-    """95 % interval of the mean excess. Where all seeds have the same one, as where nothing was found, the t-interval has no width,
-    and that is no certainty: the intervals of the seeds are combined then, whose draws of images are independent of each other.
-
-    rows      as in `_memorised`
-    Returns   (low, high)
-    """
-    excess = rows.excess.to_numpy()
-    if np.ptp(excess) != 0:  # NaN without held-out images
-        return intervals.t_interval(excess.tolist())
-    below, above = (np.sqrt(((rows[end] - excess) ** 2).sum()) / len(excess) for end in ("excess_low", "excess_high"))
-    return excess.mean() - below, excess.mean() + above
 
 
 def _training(rows):

@@ -1,6 +1,6 @@
 """Memorisation against the threshold, under both protocols, and the excess."""
 
-from stages.report import figures, html, metrics
+from stages.report import excess, figures, html
 from stages.report.entries import PROTOCOLS
 from stages.run import files
 
@@ -29,7 +29,7 @@ def section(report):
             numbers=NUMBERS,
         ),
         html.figure(
-            drawn(protocol, "excess_share", metrics.excess_bands(report, weights, protocol)),
+            drawn(protocol, "excess_share", excess.bands(report.results, weights, protocol)),
             f"Excess against the threshold, protocol {protocol}.{mean} Bands: 95 % intervals.",
             "There is no held-out set, so there is no excess to draw.",
             NUMBERS,
