@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.cluster import KMeans
 
 from stages.measures import copying, frechet
 
@@ -57,6 +58,30 @@ def test_c_t_is_a_mean_over_cells_by_their_test_images_and_leaves_small_cells_ou
     assert found == pytest.approx((30 * z(0) + 60 * z(1)) / 90)
     few = [np.concatenate(images) for images in (generated, test, train)]
     assert copying.c_t(few[0][:10], few[1], few[2], np.random.default_rng(0)) is None
+
+
+def test_c_t_takes_the_nearest_training_image_of_the_same_cell():
+    """One cloud, whose cells touch: for many images the nearest training image is one of the cell beside."""
+    train, test, generated = (RANDOM.normal(size=(n, 2)) for n in (50, 150, 130))
+    centred = [images - train.mean(axis=0) for images in (train, test, generated)]
+    axes = np.linalg.eigh(centred[0].T @ centred[0])[1]  # C_T turns the axes too, which changes no distance
+    state = int(np.random.default_rng(0).integers(2**31))
+    cells = KMeans(3, n_init=10, random_state=state).fit(centred[0] @ axes)
+    place = [cells.predict(images @ axes) for images in centred]
+
+    def nearest(x, cell):
+        return min(far(x, r) for r in train[place[0] == cell])
+
+    total = other = weight = 0
+    for cell in range(3):
+        t, m = test[place[1] == cell], generated[place[2] == cell]
+        assert min(len(t), len(m)) >= 20
+        other += sum(nearest(x, cell) > min(far(x, r) for r in train) for x in m)
+        u = sum((nearest(x, cell) > nearest(y, cell)) for x in m for y in t)
+        spread = math.sqrt(len(m) * len(t) * (len(m) + len(t) + 1) / 12)
+        total, weight = total + len(t) * (u - (len(m) * len(t) / 2 - 0.5)) / spread, weight + len(t)
+    assert other > 3
+    assert copying.c_t(generated, test, train, np.random.default_rng(0)) == pytest.approx(total / weight)
 
 
 def test_the_gap_of_one_gaussian_is_that_of_its_best_width():
