@@ -125,8 +125,8 @@ TOOK = {
     "redistribute": 2,
     "sample": 53,
     "score": 7,
-    "membership": 14,
-    "copying": 6,
+    "membership": 17,
+    "copying": 8,
     "analyse": 15,
     "report": 12,
 }
@@ -181,6 +181,8 @@ def waits_of(instances):
         match i.phase:
             case "data":
                 found[name] = ["plan"]
+            case "score" | "membership" | "copying" if i.arm is None:  # the reference
+                found[name] = ["data"]
             case "shard":
                 found[name] = ["data"]
             case "train" if i.round == 1:
@@ -189,14 +191,14 @@ def waits_of(instances):
                 found[name] = of("aggregate", **run, round=i.round - 1) + of("redistribute", **run, round=i.round - 1)
             case "aggregate" | "redistribute":
                 found[name] = of("train", **run, round=i.round)
-            case "sample":
+            case "sample" | "membership":
                 found[name] = of("aggregate", **run, round=i.round)
-            case "score":
+            case "score" | "copying":
                 found[name] = of("sample", **run, round=i.round)
             case "analyse":
                 found[name] = of("score", **run, round=4)
             case "report":
-                found[name] = of("score") + of("analyse")
+                found[name] = of("score") + of("membership") + of("copying") + of("analyse")
     return found
 
 
