@@ -53,12 +53,11 @@ def test_what_is_left_out_is_told_in_one_line_each():
     assert [sentence.split(" is left out")[0] for sentence in told] == [
         "the quality phase (FID, KID, precision, recall)",
         "the similarity phase (SSCD)",
-        "membership inference",
         "the data-copying measures (authenticity, C_T, FLD gap) are left out: add a section copying with features: pixels",
         "the CLIP score",
         "the magnitude detector",
     ]
-    assert len(phases.left_out(text_experiment(clip=CLIP, detect=DETECT))) == 2
+    assert len(phases.left_out(text_experiment(clip=CLIP, detect=DETECT))) == 3
     assert len(phases.left_out(yaml.safe_load(TINY))) == 1
 
 
