@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.cluster import KMeans
 
 from stages.measures import copying, frechet
@@ -105,6 +105,25 @@ def test_the_gap_has_a_width_for_each_image():
     likelihood = [np.mean([-(s.sum(axis=1) / 2 / v + np.log(v)).mean() for s, v in zip(parts, variances, strict=True)])
                   for parts in (widths, [widths[0][:10] / 4, widths[1][:10] / 4])]  # fmt: skip
     assert copying.fld_gap(generated, test, train) == pytest.approx(100 * (likelihood[1] - likelihood[0]) / 2, rel=1e-6)
+
+
+def test_the_widths_are_those_of_the_highest_likelihood_where_gaussians_overlap():
+    """Three Gaussians amid each other, by scipy's densities and its own search for the widths."""
+    random = np.random.default_rng(4)
+    train, test, generated = random.normal(size=(50, 3)), random.normal(size=(30, 3)), random.normal(size=(3, 3))
+    scaled = [(images - train.mean(axis=0)) / train.std(axis=0) for images in (generated, test, train)]
+
+    def likelihood(log_width, images):
+        each = [
+            stats.multivariate_normal(x, np.exp(2 * w) * np.eye(3)).pdf(images)
+            for x, w in zip(scaled[0], log_width, strict=True)
+        ]
+        return np.log(np.mean(each, axis=0)).mean()
+
+    found = optimize.minimize(lambda w: -likelihood(w, scaled[2]), np.zeros(3), tol=1e-12).x
+    assert np.ptp(found) > 0.1
+    expected = 100 * (likelihood(found, scaled[1]) - likelihood(found, scaled[2])) / 3
+    assert copying.fld_gap(generated, test, train) == pytest.approx(expected, rel=1e-3, abs=0.01)
 
 
 def test_each_finds_out_a_copycat_and_the_frechet_distance_does_not():

@@ -146,21 +146,25 @@ def test_each_half_is_judged_by_what_did_best_on_the_other():
         assert found.found == [None, None]  # one percent of twenty images is none
 
 
-def test_one_attack_has_the_area_and_the_interval_of_its_halves():
+@pytest.mark.parametrize("num", [60, 9])
+def test_one_attack_has_the_area_and_the_interval_of_its_halves(num):
+    """Also of halves of 4 and 5 pairs, which weigh as many of the images as they have."""
     random = np.random.default_rng(3)
-    statistic = random.standard_normal((2, 60)) - np.array([[1.0], [0.0]])
+    statistic = random.standard_normal((2, num)) - np.array([[1.0], [0.0]])
     found = membership.judged({"a": statistic}, np.random.default_rng(0))
-    halves = [statistic[:, :30], statistic[:, 30:]]
-    assert found.auc == pytest.approx(np.mean([auc(half) for half in halves]))
+    halves = [statistic[:, : num // 2], statistic[:, num // 2 :]]
+    assert found.auc == pytest.approx(sum(half.shape[1] / num * auc(half) for half in halves))
     variance = 0.0
     for half in halves:
         v = [np.mean((m < half[1]) + 0.5 * (m == half[1])) for m in half[0]]
         w = [np.mean((half[0] < h) + 0.5 * (half[0] == h)) for h in half[1]]
-        variance += (np.var(v, ddof=1) + np.var(w, ddof=1)) / 30 / 4
-    assert found.high - found.auc == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
-    assert found.auc - found.low == pytest.approx(found.high - found.auc)
-    # What the images contribute gives the same interval: of a mean of 120 of them.
-    assert np.std(found.contribution, ddof=1) / math.sqrt(120) == pytest.approx(math.sqrt(variance), rel=0.05)
+        of_half = (np.var(v, ddof=1) + np.var(w, ddof=1)) / half.shape[1]
+        variance += (half.shape[1] / num) ** 2 * of_half
+    high = found.auc + 1.959964 * math.sqrt(variance)
+    assert found.low == pytest.approx(found.auc - 1.959964 * math.sqrt(variance), rel=1e-6)
+    assert found.high == pytest.approx(min(1, high), rel=1e-6)
+    if num == 60:  # what the images contribute gives the same interval: of a mean of 120 of them
+        assert np.std(found.contribution, ddof=1) / math.sqrt(120) == pytest.approx(math.sqrt(variance), rel=0.05)
 
 
 def test_the_intervals_hold_the_truth_about_as_often_as_they_say_and_chance_is_half():
