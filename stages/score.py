@@ -161,7 +161,7 @@ def measure(job):
         if references.variants:
             from stages.measures import variants
 
-            more["variant"] = variants.found_in(samples, references.train[train.index])
+            more["variant"] = variants.found_in(samples, references.train, train.index)
         if references.has_heldout:
             heldout = references.nearest_heldout(samples, what)
             excess, columns = _excess(train, in_parts, heldout, settings, references, prompts)

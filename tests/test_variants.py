@@ -73,7 +73,7 @@ def searched(samples, train, k):
     ((distances, indices),) = neighbours.nearest_in_parts(
         samples, train, [(np.arange(len(train)), k)], versions=versions
     )
-    return distances, indices, variants.found_in(samples, train[indices[:, 0]])
+    return distances, indices, variants.found_in(samples, train, indices[:, 0])
 
 
 def test_the_variants_of_a_shape():

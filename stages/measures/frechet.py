@@ -69,9 +69,13 @@ def pixel_moments(images):
     Returns  mean [D] and cov [D, D], float64, D = min(H, 32) min(W, 32) C; cov divides by N - 1.
     Raises   ValueError: not uint8, not four axes, fewer than two images.
     """
+    _check_pixels(images)
+    return _moments(images, _vectors)
+
+
+def _check_pixels(images):
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
         raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 [N, H, W, C] with N >= 2")
-    return _moments(images, _vectors)
 
 
 def feature_moments(features):
@@ -103,9 +107,12 @@ def fd_pixels(sample, train):
 def fd_of_mean_image(images):
     """fd_pixels of a generator that gives out nothing but the mean image: the trace of the covariance. A scale for fd_pixels.
 
-    images   [N, H, W, C] uint8, N >= 2
+    images   as of pixel_moments
+    Raises   ValueError: as pixel_moments
     """
-    return float(_pixel_spread(images).trace)
+    _check_pixels(images)
+    mean = _mean(images, _vectors)
+    return float(sum(((_vectors(block) - mean) ** 2).sum() for block in _blocks(images)) / (len(images) - 1))
 
 
 def distance_of_halves(images, rng):
@@ -173,14 +180,21 @@ def influences(sample, train):
 
 def _moments(items, vectors):
     """Mean and covariance of vectors(items), where vectors turns some items into [B, D] float64."""
-    blocks = [slice(start, start + IMAGES_AT_ONCE) for start in range(0, len(items), IMAGES_AT_ONCE)]
-    mean = sum(vectors(items[block]).sum(axis=0) for block in blocks) / len(items)
+    mean = _mean(items, vectors)
     # A second pass around the mean: E[xx] - E[x]E[x] would cancel where values hardly vary.
     cov = np.zeros((mean.size, mean.size))
-    for block in blocks:
-        centred = vectors(items[block]) - mean
+    for block in _blocks(items):
+        centred = vectors(block) - mean
         cov += centred.T @ centred
     return mean, cov / (len(items) - 1)
+
+
+def _mean(items, vectors):
+    return sum(vectors(block).sum(axis=0) for block in _blocks(items)) / len(items)
+
+
+def _blocks(items):
+    return [items[start : start + IMAGES_AT_ONCE] for start in range(0, len(items), IMAGES_AT_ONCE)]
 
 
 def _factor(cov):

@@ -71,17 +71,18 @@ def versions(shape):
     return [neighbours.Version(functools.partial(undone, name=name), name == BRIGHTNESS) for name in names(shape)]
 
 
-def found_in(sample, nearest):
+def found_in(sample, train, index):
     """In which of its variants a sample is nearest to a training image; "as is" where that comes near to the smallest distance.
 
     sample    [M,H,W,C] uint8
-    nearest   [M,H,W,C] uint8: the training image that is nearest to each
+    train     [N,H,W,C] uint8, may be memory-mapped
+    index     [M] int64: the training image that is nearest to each
     Returns   [M] text, of `names`
     """
     all_names = np.array(names(sample.shape[1:]))
     variant = np.empty(len(sample), all_names.dtype)
     for start in range(0, len(sample), ROWS):
-        rows, columns = sample[start : start + ROWS], nearest[start : start + ROWS]
+        rows, columns = sample[start : start + ROWS], train[index[start : start + ROWS]]
         distances = np.stack([neighbours.paired(v.altered(rows), columns, v.fitted) for v in versions(rows.shape[1:])])
         first = distances.argmin(axis=0)
         first[distances[0] <= AS_GOOD * distances.min(axis=0)] = 0

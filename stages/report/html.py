@@ -6,7 +6,7 @@ Needs nothing beyond Python itself, so that `--page` and `--table` start quickly
 
 import math
 import re
-from html import escape
+from html import escape, unescape
 from typing import NamedTuple
 
 DASH = "–"
@@ -165,13 +165,11 @@ def without_links(page, but=None):
     but   dict: files that do, and their places beside it
     """
 
-    def replaced(found):
-        place = (but or {}).get(found[1])
-        return link(place, found[2]) if place else ""
+    def kept(found):
+        path, text = map(unescape, found.groups())
+        return f" {link(but[path], text)}" if but and path in but else ""
 
-    return re.sub(
-        r' ?<a class=file href="([^"]*)">([^<]*)</a>', lambda found: replaced(found) and f" {replaced(found)}", page
-    )
+    return re.sub(r' ?<a class=file href="([^"]*)">([^<]*)</a>', kept, page)
 
 
 def panels(figures):

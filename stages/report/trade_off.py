@@ -207,7 +207,7 @@ def view(settings, metrics):
         return View("", "There is no held-out set, so there is no excess, and nothing to compare.")
     if any(OF_MEMBERSHIP in of_arm.get(weights, {}) for of_arm in metrics.values() for weights in entries.WEIGHTS):
         for row, of_membership in rows:
-            row["membership AUC, difference [95 %]"] = of_membership
+            row["membership AUC, difference at equal fidelity [95 %]"] = of_membership
     rows = [row for row, _ in rows]
     told = f" {entries.ONE_SEED}" if len(settings["seeds"]) == 1 else ""
     caption = (
@@ -216,7 +216,7 @@ def view(settings, metrics):
         f"Its interval holds the draw of the generated images in both directions, excess and fidelity{_over(settings)}. Steps are "
         "optimiser steps of all shards. Copies are shown where the excess lies above 0 (95 %) or a training image is leaked with "
         "confidence; t_mem: the first round that shows them. t_gen: the round that comes closest to "
-        f"the held-out images. The difference of the membership AUC is at the same fidelities.{told}"
+        f"the held-out images.{told}"
     )
     return View("", caption, rows)
 

@@ -13,9 +13,7 @@ from stages.report.html import tally
 from stages.report.sections import blind_spots
 
 ANCHOR, TITLE = "in_short", None
-NOT_YET = (
-    0.5  # of the Frechet distance of the mean image: a model as far from the images as that has learnt little of them
-)
+NOT_YET = 0.5  # of the Frechet distance of the mean image: so far away, a model has learnt little of the images
 WORDS = {
     "model": "What was trained by one recipe, an arm of params.yaml, or a generator from elsewhere.",
     "given out": "A generated image is counted as a copy where it is far closer to one training image than to the others around it.",
@@ -135,7 +133,8 @@ def next_steps(settings, metrics, sure):
             f"Do not release {listed(leaking)} as trained to the end. artifacts/report/leaks.csv lists the images that are given out: "
             "look at the first ones before anything else."
         )
-    earlier = [a for a in leaking if metrics[a][weights].get("rounds", {}).get("last_without_copies") is not None]
+    one_model = [a for a in leaking if not experiments.trains_apart(settings["arms"][a])]  # what make release exports
+    earlier = [a for a in one_model if metrics[a][weights].get("rounds", {}).get("last_without_copies") is not None]
     if earlier:
         told.append(f"An earlier state may go out: make release ARM={earlier[0]}")
     unclear = [arm for arm in cells if arm not in leaking]
