@@ -247,6 +247,17 @@ def write_params(experiment):
     Path("params.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
 
 
+def plant_images(train, heldout):
+    """Writes artifacts/data as far as a phase reads it that looks at pixels and classes.
+
+    train, heldout   each ([n,H,W,C] uint8, [n] class of each image); no images held out: None
+    """
+    for part, planted in (("train", train), ("heldout", heldout)):
+        if planted is not None:
+            files.save_array(files.DATA / f"{part}.npy", planted[0])
+            files.save_array(files.DATA / f"{part}_labels.npy", planted[1])
+
+
 def run_stages(experiment):
     """Runs all stages of an experiment in this process and in the current folder, in an order in which each has its inputs."""
     write_params(experiment)

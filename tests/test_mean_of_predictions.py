@@ -9,7 +9,7 @@ import release
 import retention
 import torch
 import yaml
-from conftest import TINY, write_params
+from conftest import TINY, plant_images, write_params
 from sklearn.datasets import load_digits
 
 from stages import aggregate, experiments, models, plan, rules, sample, shard, train
@@ -46,8 +46,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("apart"))
         write_params(experiment)
-        files.save_array(files.DATA / "train.npy", (digits.images[:NUM_IMAGES, :, :, None] * 255 / 16).astype(np.uint8))
-        files.save_array(files.DATA / "train_labels.npy", digits.target[:NUM_IMAGES])
+        pixels = (digits.images[:NUM_IMAGES, :, :, None] * 255 / 16).astype(np.uint8)
+        plant_images((pixels, digits.target[:NUM_IMAGES]), None)
         of_run = ["--arm", "apart", "--seed", str(SEED)]
         shard.main(of_run)
         for r in ("1", "2"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, write_params
+from conftest import TINY, plant_images, write_params
 from sklearn.datasets import load_digits
 
 from stages import aggregate, redistribute, shard, train
@@ -54,8 +54,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("rounds"))
         write_params(experiment)
-        files.save_array(files.DATA / "train.npy", (digits.images[:NUM_IMAGES, :, :, None] * 255 / 16).astype(np.uint8))
-        files.save_array(files.DATA / "train_labels.npy", digits.target[:NUM_IMAGES])
+        pixels = (digits.images[:NUM_IMAGES, :, :, None] * 255 / 16).astype(np.uint8)
+        plant_images((pixels, digits.target[:NUM_IMAGES]), None)
         for name, recipe in ARMS.items():
             of_run = ["--arm", name, "--seed", str(SEED)]
             shard.main(of_run)

@@ -10,7 +10,7 @@ import scipy.optimize
 import scipy.stats
 import torch
 import yaml
-from conftest import TINY, write_params
+from conftest import TINY, plant_images, write_params
 from sklearn import metrics
 
 from stages import analyse
@@ -69,9 +69,7 @@ def write_all(select):
     arm = experiment["arms"]["iet_agc_plus"] | {"sample": {"num_images": 7, "batch_size": 2, "parts": 3}}
     experiment["arms"] = {"ddpm": experiment["arms"]["ddpm"], ARM: arm}
     write_params(experiment)
-    for part, images, labels in (("train", TRAIN, LABELS), ("heldout", HELDOUT, HELDOUT_LABELS)):
-        files.save_array(files.DATA / f"{part}.npy", images)
-        files.save_array(files.DATA / f"{part}_labels.npy", labels)
+    plant_images((TRAIN, LABELS), (HELDOUT, HELDOUT_LABELS))
     files.write_json(files.DATA / "classes.json", ["a", "b", "c"])
     for round_ in (1, 2):
         for kind in ("raw", "ema"):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY, text_experiment, tiny_with, write_params
+from conftest import TINY, plant_images, text_experiment, tiny_with, write_params
 from sklearn import metrics
 from test_elsewhere import save_pipeline
 
@@ -57,9 +57,7 @@ def write_all(**changes):
     arm = experiment["arms"]["iet_agc_plus"] | {"sample_rounds": [1, 2]}
     experiment["arms"] = {"ddpm": experiment["arms"]["ddpm"], ARM: arm} | experiment.pop("more", {})
     write_params(experiment)
-    for part, images, labels in (("train", TRAIN, LABELS), ("heldout", HELDOUT, HELDOUT_LABELS)):
-        files.save_array(files.DATA / f"{part}.npy", images)
-        files.save_array(files.DATA / f"{part}_labels.npy", labels)
+    plant_images((TRAIN, LABELS), (HELDOUT, HELDOUT_LABELS))
     files.write_json(files.DATA / "classes.json", ["a", "b", "c"])
     for round_ in (1, 2):
         for kind in ("raw", "ema"):
