@@ -1,11 +1,11 @@
 """Data-copying measures of the literature on an arm's generated images: authenticity, C_T and the FLD gap, beside two reference rows.
 
-    python -m stages.copying --reference              of held-out images, and of a copycat
-    python -m stages.copying --arm ddpm --seed 0      of one run
+    python -m stages.copying --reference                       of held-out images, and of a copycat
+    python -m stages.copying --arm ddpm --seed 0 --round 2     of the images of one round
 
 params    compute, copying, sample, arms.<arm>.sample
 reads     artifacts/data/train.npy and heldout.npy
-          for a run: artifacts/results/copying/reference, artifacts/samples/<run>[/round<r>]/part<p> of exactly the parts of the plan
+          for a round: artifacts/results/copying/reference, artifacts/samples/<run>[/round<r>]/part<p> of exactly the parts of the plan
 writes    artifacts/results/copying/reference/
               features.safetensors   train [N,D] float32, test [P,D]: features of the training images, and of half of the held-out ones
               scores.json            num_images, num_test, and the measures of heldout (the other half) and of copycat (training images, drawn
