@@ -36,6 +36,7 @@ WHEELS = Path(__file__).parent.parent / "wheels"
 BUDGETS_S = {
     "checks": 60,
     "training": 90,
+    "switches": 70,
     "agc": 40,
     "taa": 45,
     "sampling": 50,
@@ -311,6 +312,43 @@ def training(part):
     part.say("model FLOP utilisation of our training step", used)
 
 
+def switches(part):
+    """What each way of running our training step gives beside the usual one; checked against it first."""
+    import numpy as np
+
+    module = part.module("training", *(["--steps", "10"] if part.on_gpu else []))
+    from benchmarks import common
+
+    device, chosen = part.device(module), module.CHOSEN
+    images = np.random.default_rng(0).integers(0, 256, (chosen.images, 32, 32, 3), np.uint8)
+    usual = module.Ours({"name": "ddpm"}, images, device)
+    for mode in ("graph", "inductor") if part.on_gpu else ():  # to compile on a CPU takes minutes
+        try:
+            agc = {"name": "agc", "lambda": 0.5, "eta": 0.8}
+            far = furthest(*(module.Ours(agc, images, device, each) for each in ("off", mode)))
+            what = f"compute.compile {mode} against off: furthest apart of the losses of 10 steps"
+            part.say(what, f"{far:.1e} of the loss", "at most 1e-2", far <= 1e-2)
+            other = module.Ours({"name": "ddpm"}, images, device, mode)
+            begun = time.perf_counter()
+            other()
+            started = time.perf_counter() - begun
+            times = common.take_turns({"off": usual, mode: other}, chosen.turns, device, mode)
+            found = f"{against(times, 'off', mode):.2f} times as fast; first steps {started:.0f} s"
+            part.say(f"training with compute.compile {mode} / off", found)
+        except Exception as error:
+            part.say(f"compute.compile {mode}", f"not finished: {str(error).splitlines()[0].replace('|', '/')}")
+
+
+def furthest(usual, other, num_steps=10):
+    """The largest relative difference between the losses of some steps of two trainings."""
+    from stages.methods import loop
+
+    def losses(side):
+        return [float(loop.train_step(side.training, epoch=0)) for _ in range(num_steps)]
+
+    return max(abs(a - b) / abs(a) for a, b in zip(losses(usual), losses(other), strict=True))
+
+
 def peak_of(device):
     """FLOP/s of the card in bf16 by its data sheet, None where it is not known here."""
     import torch
@@ -473,6 +511,7 @@ def memory(part):
 PARTS = {
     "checks": checks,
     "training": training,
+    "switches": switches,
     "agc": agc,
     "taa": taa,
     "sampling": sampling,

@@ -22,7 +22,7 @@ from benchmarks.networks import NETWORKS  # noqa: E402
 from stages import methods  # noqa: E402
 from stages.diffusion import ddpm, unet, weights  # noqa: E402
 from stages.iet import shard_state  # noqa: E402
-from stages.methods import base, loop  # noqa: E402
+from stages.methods import base, compiling, loop  # noqa: E402
 from stages.methods.agc import memory_bank  # noqa: E402
 from stages.pixels import initial_weights  # noqa: E402
 
@@ -35,9 +35,12 @@ T = 1000
 
 
 class Ours:
-    """Our training step on a network of its own, ready to be called again and again."""
+    """Our training step on a network of its own, ready to be called again and again.
 
-    def __init__(self, method, images, device):
+    mode   off, inductor or graph, as compute.compile
+    """
+
+    def __init__(self, method, images, device, mode="off"):
         self.network = unet.build(NETWORKS[CHOSEN.network], (3, 32, 32))
         weights.load(self.network, initial_weights.initial_weights(self.network, 0), "the initialisation")
         self.network.to(device).train()
@@ -54,6 +57,7 @@ class Ours:
             seed=0,
             shard=0,
         )
+        compiling.prepare(self.training, mode)
 
     def __call__(self):
         for _ in range(CHOSEN.steps):
