@@ -35,7 +35,7 @@ score: {neighbours: 10, thresholds: [0.5], grid_step: 0.5, headline: {protocol: 
 
 def experiment():
     channels = CHOSEN.channels
-    model = {"block_channels": [channels, 2 * channels], "attention_levels": [], "layers_per_block": 1, "dropout": 0.0}
+    model = {"block_channels": [channels, 2 * channels], "attention_levels": [], "layers_per_block": 1}
     arm = {
         "rounds": CHOSEN.rounds, "method": {"name": "agc", "lambda": 0.5, "eta": 0.8}, "shard": {"num_shards": CHOSEN.shards},
         "train": {"epochs": 1}, "redistribute": {"share": 0.25, "select": "memory"}, "sample": {},

@@ -24,6 +24,8 @@ EPOCHS = 50  # of one round of the paper's settings for CIFAR-10
 
 
 def experiment(device):
+    network = dict(NETWORKS[CHOSEN.network])
+    dropout = network.pop("dropout")
     arms = {
         name: {
             "rounds": 1, "method": {"name": "agc", "lambda": 0.5, "eta": 0.8}, "shard": {"num_shards": 1},
@@ -34,11 +36,11 @@ def experiment(device):
     return yaml.safe_load(project.EXPERIMENT) | {
         "seeds": [0],
         "data": {"name": "image_folder", "root": "images", "size": 32, "heldout_share": 0.0, "split_seed": 0},
-        "model": NETWORKS[CHOSEN.network],
+        "model": network,
         "diffusion": {"num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
         "compute": {"device": device.type, "threads": CHOSEN.threads, "precision": CHOSEN.precision},
         "train": {"batch_size": CHOSEN.batch, "learning_rate": 2e-4, "warmup_steps": 0, "grad_clip_norm": 1.0,
-                  "ema_decay": 0.9999, "flip": True},
+                  "ema_decay": 0.9999, "flip": True, "dropout": dropout},
         "arms": arms,
     }  # fmt: skip
 
