@@ -38,7 +38,7 @@ def with_optional_arms():
 def test_every_file_is_an_experiment_known_here():
     found = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*")} - {"tiny"}
     small = {"cifar10_8px", "flickr8k_16px", *(f"tiny/{name}" for name in NAMES), "tiny/digits", "tiny/text"}
-    small |= {"digits_methods"}
+    small |= {"digits_methods", "cifar10_2000"}
     assert found == {*NAMES, "laion10k", *small}
 
 
@@ -100,6 +100,30 @@ def test_budgets_are_the_specified_ones(name, num_train, one_shard, sharded):
             assert steps == sharded, arm
             assert train["warmup_steps"] == 15 * (num_train // num_shards // train["batch_size"]), arm
         assert recipe["rounds"] * train["epochs"] == {"afhq_dog": 2400}.get(name, 1000) or num_shards == 1
+
+
+def test_2000_images_cost_what_the_head_of_the_file_says():
+    """FLOP of the network as torch counts them, on shapes without values."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stages.diffusion import unet
+
+    experiment = load("cifar10_2000")
+    rules.check(experiment)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network = unet.build(experiment["model"], (3, 32, 32))
+        network(torch.zeros(1, 3, 32, 32), torch.zeros(1))
+    assert sum(p.numel() for p in network.parameters()) == 8_952_067
+    flop, batch_size = counter.get_total_flops(), experiment["train"]["batch_size"]
+    assert flop == pytest.approx(3.20e9, rel=0.005)
+    for arm, recipe in experiment["arms"].items():
+        visits = recipe["rounds"] * recipe["shard"]["num_shards"] * recipe["train"]["steps"] * batch_size
+        assert visits == 2_560_000 == 1280 * 2000 and 3 * visits * flop == pytest.approx(2.46e16, rel=0.005), arm
+        assert len(experiments.sampled_rounds(experiment, arm)) == 2, arm
+    sample = experiment["sample"]
+    point = sample["num_images"] * sample["num_steps"] * len(sample["weights"]) * flop
+    assert point == pytest.approx(1.31e15, rel=0.005) and round((2.46e16 + 2 * point) / 330e12) == 82
 
 
 @pytest.mark.parametrize(
