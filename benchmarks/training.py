@@ -37,13 +37,14 @@ T = 1000
 class Ours:
     """Our training step on a network of its own, ready to be called again and again.
 
-    mode   off, inductor or graph, as compute.compile
+    mode            off, inductor or graph, as compute.compile
+    channels_last   as compute.channels_last
     """
 
-    def __init__(self, method, images, device, mode="off"):
+    def __init__(self, method, images, device, mode="off", channels_last=False):
         self.network = unet.build(NETWORKS[CHOSEN.network], (3, 32, 32))
         weights.load(self.network, initial_weights.initial_weights(self.network, 0), "the initialisation")
-        self.network.to(device).train()
+        self.network.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format).train()
         method = methods.method(method)
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
         self.training = loop.Training(

@@ -128,7 +128,7 @@ def check(experiment):
     """Raises ValueError if keys of the section, or what an arm says of its training, do not go together."""
     for arm in experiments.trained(experiment):
         _check_method(experiment, arm)
-        _check_compile(experiment, arm)
+        _check_compute(experiment, arm)
         _check_teacher(experiment, arm)
         settings, own = experiments.section(experiment, "train", arm), experiment["arms"][arm]["train"]
         for key in ("dropout", "told_augmentation") if experiments.is_text(experiment) else ():
@@ -164,9 +164,13 @@ def _check_method(experiment, arm):
             )
 
 
-def _check_compile(experiment, arm):
-    """That the training steps of an arm can be compiled as compute.compile says."""
+def _check_compute(experiment, arm):
+    """That the training steps of an arm can be computed and compiled as the section compute says."""
     compute, settings = experiment["compute"], experiment["arms"][arm]["method"]
+    if compute.get("channels_last") and not declarations.methods()[settings["name"]]["CHANNELS_LAST"]:
+        raise ValueError(
+            f"compute.channels_last is true, which does not go with arms.{arm}.method.name {settings['name']}: set it to false"
+        )
     mode = compute.get("compile")
     if mode not in ("inductor", "graph"):
         return

@@ -1,4 +1,4 @@
-"""compute.compile: every way of running a training step gives the same numbers, and what cannot be compiled is refused before it trains."""
+"""The section compute: every way of running a training step gives the same numbers, and what cannot be compiled is refused before it trains."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import yaml
 from conftest import TINY
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from stages import methods, train
+from stages import methods, models, train
 from stages.diffusion import ddpm, unet, weights
 from stages.iet import shard_state
 from stages.methods import base, compiling, loop
@@ -171,6 +171,60 @@ def test_inductor_gives_the_numbers_of_a_step_and_goes_on_where_it_was_interrupt
         assert torch.equal(value, changed_resumed[name]), name
 
 
+@pytest.fixture
+def as_torch_comes():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def tf32():
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.usefixtures("as_torch_comes")
+def test_a_stage_rounds_no_factors_until_a_network_is_built_that_may(monkeypatch):
+    experiment = asking("auto", device_name="cpu")
+    for name, value in {"_check_memory": None, "_image_shape": SHAPE, "_num_classes": None}.items():
+        monkeypatch.setattr(models, name, lambda *_, value=value: value)
+    for precision in ("tf32", "fp32", "bf16"):
+        experiment["compute"]["precision"] = precision
+        params.check(experiment)
+        device.allow_tf32(True)
+        assert device.claim(experiment["compute"]).type == "cpu" and tf32() == (False, False)
+        models.build(SimpleNamespace(params=experiment, device="cpu", phase="train", arm="ddpm"), "ddpm")
+        assert tf32() == ((True, True) if precision == "tf32" else (False, False)), precision
+
+
+def test_images_in_the_order_of_channels_last_give_the_numbers_and_come_back_from_files(monkeypatch):
+    experiment = asking("auto") | {"model": MODEL}
+    experiment["compute"]["channels_last"] = True
+    for name, value in {"_check_memory": None, "_image_shape": SHAPE, "_num_classes": 3}.items():
+        monkeypatch.setattr(models, name, lambda *_, value=value: value)
+    job = SimpleNamespace(params=experiment, device="cpu", phase="train", arm="ddpm")
+    network = models.build(job, "ddpm").network
+    weights.load(network, initial_weights.initial_weights(network, 2), "the initialisation")
+    plain, last = training_of(AGC), training_of(AGC, network)
+    for module in [*plain.network.modules(), *network.modules()]:
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # which values are dropped follows their order in memory
+    (losses, changed), (losses_last, changed_last) = steps(plain, 5), steps(last, 5)
+    # The same sums in another order; Adam makes a large step of a small gradient, whatever its size.
+    torch.testing.assert_close(losses_last, losses, rtol=1e-3, atol=1e-4)
+    for name in ("carried.bank", "record.skips", "record.visits"):
+        torch.testing.assert_close(changed_last[name], changed[name], rtol=1e-3, atol=1e-4)
+    kernel = network.mid_block.resnets[0].conv1.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()
+    arrays = {name: value.numpy() for name, value in changed_last.items()}
+    ema = {name.removeprefix("ema."): value for name, value in arrays.items() if name.startswith("ema.")}
+    state = shard_state.from_arrays(arrays, ema, dict(network.named_parameters()), last.state.carried, "a file")
+    for found, kept in zip(
+        [*state.ema, *state.exp_avg, *state.exp_avg_sq],
+        [*last.state.ema, *last.state.exp_avg, *last.state.exp_avg_sq],
+    ):
+        assert torch.equal(found, kept) and found.stride() == kept.stride()
+
+
 def asking(mode, arm=None, device_name="auto", **method):
     experiment = yaml.safe_load(TINY)
     experiment["compute"] |= {"compile": mode, "device": device_name}
@@ -192,6 +246,16 @@ def test_what_cannot_be_compiled_is_refused(experiment, sentence):
     with pytest.raises(ValueError) as raised:
         train.check(experiment)
     assert str(raised.value).startswith(sentence)
+
+
+def test_per_sample_gradients_do_not_go_with_channels_last():
+    experiment = asking("auto", "ddpm", name="dp_sgd", clip=1.0, noise_multiplier=1.0, delta=1e-5)
+    experiment["compute"]["channels_last"] = True
+    with pytest.raises(
+        ValueError,
+        match="compute.channels_last is true, which does not go with arms.ddpm.method.name dp_sgd: set it to false",
+    ):
+        train.check(experiment)
 
 
 def test_what_can_be_compiled_is_not_refused():

@@ -15,6 +15,7 @@ METHOD = {
     "INCREASING": [],
     "AUGMENTABLE": True,
     "COMPILE": ["inductor"],
+    "CHANNELS_LAST": True,
 }
 
 

@@ -77,7 +77,7 @@ def _open_to_all(path, mode):
 
 
 def claim(compute):
-    """The torch device of this stage, with its CPU threads set.
+    """The torch device of this stage, with its CPU threads set, and with fp32 arithmetic.
 
     compute   section of params.yaml: device auto | cpu | cuda, threads
     Raises    ValueError: device is cuda and no GPU can be used
@@ -86,6 +86,7 @@ def claim(compute):
     import torch
 
     torch.set_num_threads(compute["threads"])
+    allow_tf32(False)
     if compute["device"] == "cpu":
         return torch.device("cpu")
     if _claimed:  # several stages in one process, as in an audit
@@ -107,6 +108,14 @@ def claim(compute):
     if TOLD not in os.environ:
         print("compute.device is auto and there is no GPU: this stage runs on the CPU", file=sys.stderr)
     return torch.device("cpu")
+
+
+def allow_tf32(allowed):
+    """Whether a GPU may round the factors of fp32 products to 10 bits of mantissa; torch itself allows it in convolutions."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def compile_mode(compute, device):
