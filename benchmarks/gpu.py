@@ -36,6 +36,7 @@ WHEELS = Path(__file__).parent.parent / "wheels"
 BUDGETS_S = {
     "checks": 60,
     "training": 90,
+    "switches": 70,
     "agc": 40,
     "taa": 45,
     "sampling": 50,
@@ -311,6 +312,64 @@ def training(part):
     part.say("model FLOP utilisation of our training step", used)
 
 
+def switches(part):
+    """What each way of running our training step gives beside the usual one; checked against it first."""
+    import numpy as np
+
+    module = part.module("training", *(["--steps", "10"] if part.on_gpu else []))
+    from benchmarks import common
+    from stages.run import device as run_device
+
+    device, chosen = part.device(module), module.CHOSEN
+    images = np.random.default_rng(0).integers(0, 256, (chosen.images, 32, 32, 3), np.uint8)
+    usual = module.Ours({"name": "ddpm"}, images, device)
+
+    def compiled(mode):
+        agc = {"name": "agc", "lambda": 0.5, "eta": 0.8}
+        far = furthest(*(module.Ours(agc, images, device, each) for each in ("off", mode)))
+        what = f"compute.compile {mode} against off: furthest apart of the losses of 10 steps"
+        part.say(what, f"{far:.1e} of the loss", "at most 1e-2", far <= 1e-2)
+        other = module.Ours({"name": "ddpm"}, images, device, mode)
+        begun = time.perf_counter()
+        other()
+        started = time.perf_counter() - begun
+        times = common.take_turns({"off": usual, mode: other}, chosen.turns, device, mode)
+        found = f"{against(times, 'off', mode):.2f} times as fast; first steps {started:.0f} s"
+        part.say(f"training with compute.compile {mode} / off", found)
+
+    last = module.Ours({"name": "ddpm"}, images, device, channels_last=True)
+    times = common.take_turns({"usual": usual, "last": last}, chosen.turns, device, "channels_last")
+    part.say("training with compute.channels_last / without", f"{against(times, 'usual', 'last'):.2f} times as fast")
+    usual.training.settings = usual.training.settings | {"precision": "fp32"}
+
+    def arithmetic(allowed):
+        def side():
+            run_device.allow_tf32(allowed)
+            usual()
+
+        return side
+
+    times = common.take_turns({"fp32": arithmetic(False), "tf32": arithmetic(True)}, chosen.turns, device, "tf32")
+    part.say("training with compute.precision tf32 / fp32", f"{against(times, 'fp32', 'tf32'):.2f} times as fast")
+    usual.training.settings = usual.training.settings | {"precision": chosen.precision}
+    if part.on_gpu:  # there is no graph on a CPU, and inductor takes minutes
+        try:
+            compiled("graph")
+        except Exception as error:
+            part.say("compute.compile graph", f"not finished: {str(error).splitlines()[0].replace('|', '/')}")
+        compiled("inductor")
+
+
+def furthest(usual, other, num_steps=10):
+    """The largest relative difference between the losses of some steps of two trainings."""
+    from stages.methods import loop
+
+    def losses(side):
+        return [float(loop.train_step(side.training, epoch=0)) for _ in range(num_steps)]
+
+    return max(abs(a - b) / abs(a) for a, b in zip(losses(usual), losses(other), strict=True))
+
+
 def peak_of(device):
     """FLOP/s of the card in bf16 by its data sheet, None where it is not known here."""
     import torch
@@ -366,6 +425,8 @@ def sampling(part):
     part.say(f"sampling, DDIM-{chosen.steps}, batch {chosen.batch}: ours", f"{rates['ours']:,.1f} images/s")
     part.say("diffusers' DDIMPipeline", f"{rates['DDIMPipeline']:,.1f} images/s")
     part.say("ours / DDIMPipeline", f"{found:.2f} times", "at least 2.0 times", found >= 2)
+    last = against(times, "ours", "ours, channels last")
+    part.say("sampling with compute.channels_last / without", f"{last:.2f} times as fast")
 
 
 def search(part):
@@ -473,6 +534,7 @@ def memory(part):
 PARTS = {
     "checks": checks,
     "training": training,
+    "switches": switches,
     "agc": agc,
     "taa": taa,
     "sampling": sampling,

@@ -4,7 +4,9 @@ from benchmarks import common
 
 CHOSEN = common.arguments(__doc__, network="small", batch=64, turns=5, steps=50, precision="fp32", device=None)
 
-import torch  # noqa: E402 (the thread pools are set first)
+import copy  # noqa: E402 (the thread pools are set first)
+
+import torch  # noqa: E402
 
 from benchmarks.networks import NETWORKS  # noqa: E402
 from stages.diffusion import ddpm, sampling, unet, weights  # noqa: E402
@@ -32,7 +34,13 @@ def sides(device):
         with torch.autocast(device.type, torch.bfloat16, enabled=CHOSEN.precision == "bf16"):
             return pipeline(batch_size=CHOSEN.batch, num_inference_steps=CHOSEN.steps, output_type="np").images
 
-    return {"DDIMPipeline": theirs, "ours": ours}
+    last = copy.deepcopy(network).to(memory_format=torch.channels_last)
+
+    def channels_last():
+        noise = sampling.starting_noise(0, CHOSEN.batch, (3, 32, 32), 0).to(device)
+        return sampling.stored(sampling.ddim(last, noise, alpha_bars, CHOSEN.steps, "paper", CHOSEN.precision))
+
+    return {"DDIMPipeline": theirs, "ours": ours, "ours, channels last": channels_last}
 
 
 def main():

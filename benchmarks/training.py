@@ -22,7 +22,7 @@ from benchmarks.networks import NETWORKS  # noqa: E402
 from stages import methods  # noqa: E402
 from stages.diffusion import ddpm, unet, weights  # noqa: E402
 from stages.iet import shard_state  # noqa: E402
-from stages.methods import base, loop  # noqa: E402
+from stages.methods import base, compiling, loop  # noqa: E402
 from stages.methods.agc import memory_bank  # noqa: E402
 from stages.pixels import initial_weights  # noqa: E402
 
@@ -35,12 +35,16 @@ T = 1000
 
 
 class Ours:
-    """Our training step on a network of its own, ready to be called again and again."""
+    """Our training step on a network of its own, ready to be called again and again.
 
-    def __init__(self, method, images, device):
+    mode            off, inductor or graph, as compute.compile
+    channels_last   as compute.channels_last
+    """
+
+    def __init__(self, method, images, device, mode="off", channels_last=False):
         self.network = unet.build(NETWORKS[CHOSEN.network], (3, 32, 32))
         weights.load(self.network, initial_weights.initial_weights(self.network, 0), "the initialisation")
-        self.network.to(device).train()
+        self.network.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format).train()
         method = methods.method(method)
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
         self.training = loop.Training(
@@ -54,6 +58,7 @@ class Ours:
             seed=0,
             shard=0,
         )
+        compiling.prepare(self.training, mode)
 
     def __call__(self):
         for _ in range(CHOSEN.steps):

@@ -23,10 +23,14 @@ def build(job, arm):
     Returns   kinds.Model
     Raises    ValueError: a class-conditional model on images without classes; a model that does not fit the images, or the GPU
     """
+    import torch
+
     from stages.iet import mean_of_predictions
     from stages.methods import told_augmentation
 
     _check_memory(job)
+    compute = job.params["compute"]
+    device.allow_tf32(compute["precision"] == "tf32")
     recipe = job.params["arms"][arm]
     method = methods.method(recipe["method"])
     settings = experiments.section(job.params, "train", arm)
@@ -35,6 +39,8 @@ def build(job, arm):
         own["num_told"] = told_augmentation.num_told(settings["told_augmentation"])
     model, diffusion = job.params["model"] | own, job.params["diffusion"]
     found = _kind(job).build(method, model, diffusion, _image_shape(), _num_classes(job), job.device)
+    if compute.get("channels_last"):
+        found.network.to(memory_format=torch.channels_last)
     if experiments.trains_apart(recipe) and not (job.phase == "train" and arm == job.arm):
         found.network = mean_of_predictions.MeanOfPredictions(found.network, recipe["shard"]["num_shards"])
     return found

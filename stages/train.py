@@ -128,6 +128,7 @@ def check(experiment):
     """Raises ValueError if keys of the section, or what an arm says of its training, do not go together."""
     for arm in experiments.trained(experiment):
         _check_method(experiment, arm)
+        _check_compute(experiment, arm)
         _check_teacher(experiment, arm)
         settings, own = experiments.section(experiment, "train", arm), experiment["arms"][arm]["train"]
         for key in ("dropout", "told_augmentation") if experiments.is_text(experiment) else ():
@@ -161,6 +162,34 @@ def _check_method(experiment, arm):
             raise ValueError(
                 f"arms.{arm}.method.{low} is {settings[low]}, expected less than arms.{arm}.method.{high} = {settings[high]}"
             )
+
+
+def _check_compute(experiment, arm):
+    """That the training steps of an arm can be computed and compiled as the section compute says."""
+    compute, settings = experiment["compute"], experiment["arms"][arm]["method"]
+    if compute.get("channels_last") and not declarations.methods()[settings["name"]]["CHANNELS_LAST"]:
+        raise ValueError(
+            f"compute.channels_last is true, which does not go with arms.{arm}.method.name {settings['name']}: set it to false"
+        )
+    mode = compute.get("compile")
+    if mode not in ("inductor", "graph"):
+        return
+    is_graph, name = mode == "graph", settings["name"]
+    told = f"compute.compile is {mode}, "
+    if is_graph and compute["device"] == "cpu":
+        raise ValueError(f"{told}which only a GPU can run, but compute.device is cpu: set compile to off or inductor")
+    if experiments.is_text(experiment):
+        raise ValueError(f"{told}but a model with captions, model.pipeline, is not compiled: set it to off")
+    if mode not in declarations.methods()[name]["COMPILE"]:
+        fitting = [n for n, method in declarations.methods().items() if mode in method["COMPILE"]]
+        raise ValueError(
+            f"{told}but arms.{arm}.method.name is {name}, whose training step cannot be compiled so: set it to off, or use "
+            f"one of {', '.join(fitting)}"
+        )
+    if is_graph and "taa" in settings:
+        raise ValueError(
+            f"{told}but how many images arms.{arm}.method.taa augments is not known before a step: set compile to off or inductor"
+        )
 
 
 def _check_teacher(experiment, arm):
@@ -211,8 +240,9 @@ def check_sizes(experiment, num_train):
 def main(arguments):
     with experiments.stage(PHASE, __doc__, arguments, check) as job:
         job.device = device.claim(job.params["compute"])
+        mode = device.compile_mode(job.params["compute"], job.device)
         from stages.iet import shard_state
-        from stages.methods import loop
+        from stages.methods import compiling, loop
 
         settings = experiments.section(job.params, "train", job.arm) | {"precision": job.params["compute"]["precision"]}
         index = files.load_array(_index_file(job))
@@ -233,6 +263,7 @@ def main(arguments):
         )
         if (unfinished := saved.saved()) is not None:
             shard_state.take_up(unfinished, model.network, state, vars(record))
+        compiling.prepare(training, mode)
         _train(job, training, saved)
         _write(job, training)
         saved.remove()

@@ -36,7 +36,7 @@ def predicted(model, x, t, precision="fp32", labels=None, condition=None):
 
     model      (x [B,C,H,W], t [B]) -> object with .sample; with labels also class_labels, with a condition
                encoder_hidden_states
-    precision  fp32, or bf16 for the arithmetic of the network
+    precision  bf16 for the arithmetic of the network; fp32 or tf32, between which torch's own settings decide
     labels     [B] int64 class of each image, None for an unconditional network
     condition  [B,L,D] embeddings of a text for each image, None for a network without text
     """

@@ -78,8 +78,8 @@ def from_arrays(arrays, ema, parameters, carried, source):
             )
     device = next(iter(parameters.values())).device
 
-    def tensors(named, prefix):
-        return [torch.from_numpy(named[f"{prefix}{n}"]).to(device) for n in parameters]
+    def tensors(named, prefix):  # in memory they lie as the parameters do, which fused Adam asks for
+        return [torch.empty_like(p).copy_(torch.from_numpy(named[f"{prefix}{n}"])) for n, p in parameters.items()]
 
     return ShardState(
         ema=tensors(ema, "") if ema else [],

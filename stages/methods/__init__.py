@@ -8,6 +8,9 @@ know of it. A module says in plain data, which is read without importing it, wha
     AUGMENTABLE   False if it does not go with train.told_augmentation; may be left out
     INCREASING    pairs of its keys of which the first must be less than the second; may be left out
     COUNTS_SKIPS  True if it skips samples and counts that, which MSR moves images by; may be left out
+    CHANNELS_LAST  False if it does not go with compute.channels_last; may be left out
+    COMPILE       what of compute.compile it can be trained with: "inductor", and "graph" if each step does the same on the device,
+                  whatever its draws, and draws nothing itself; inductor alone if left out
     MODELS        kinds of model that it can train: "pixels" (from nothing) and "text" (model.pipeline); pixels alone if left out
 
 What it draws in a step, it draws from randomness.torch_generator(device, "method", *step.key) or numpy_generator("method", *step.key):

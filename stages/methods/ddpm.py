@@ -4,6 +4,7 @@ from stages.methods import base
 
 SETTINGS = {}
 MODELS = ["pixels", "text"]
+COMPILE = ["inductor", "graph"]
 
 
 class Method(base.Method):

@@ -36,6 +36,8 @@ SETTINGS = {
         },
     },
 }
+COMPILE = []  # opacus hangs on what a compiled network no longer calls
+CHANNELS_LAST = False  # see per_sample_gradients
 AT_ONCE = 16  # samples whose gradients are held at a time: each takes the memory of the weights
 
 

@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 
 from stages import randomness
 from stages.iet import shard_state
-from stages.methods import base, told_augmentation
+from stages.methods import base, compiling, told_augmentation
 
 
 def steps_between_looks(device):
@@ -79,6 +79,7 @@ class Training:
     alpha_bar                [T] float32 on the device
     seed, shard              that the draws are keyed by
     first_step               step at which the round began; state.step is beyond it where an interrupted stage goes on
+    captured                 compiling.Captured, which then takes the gradients in the place of the method
     """
 
     network: torch.nn.Module
@@ -91,6 +92,7 @@ class Training:
     seed: int
     shard: int
     first_step: int = 0
+    captured: compiling.Captured | None = None
 
 
 def train_step(training, epoch):
@@ -102,7 +104,7 @@ def train_step(training, epoch):
     """
     state, settings = training.state, training.settings
     positions, step = _drawn(training)
-    losses = training.method.gradients(step)
+    losses = (training.captured or training.method).gradients(step)
     # A batch with nothing kept still takes its step, with zero gradient; one that only waits has no loss and takes none.
     if losses.minimised is not None:
         _update(list(training.network.parameters()), state, settings, step.x.device)

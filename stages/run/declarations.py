@@ -9,7 +9,14 @@ from pathlib import Path
 
 STAGES = Path(__file__).parents[1]
 # What a method that says nothing of it is taken to say.
-METHOD = {"COUNTS_SKIPS": False, "MODELS": ["pixels"], "INCREASING": [], "AUGMENTABLE": True}
+METHOD = {
+    "COUNTS_SKIPS": False,
+    "MODELS": ["pixels"],
+    "INCREASING": [],
+    "AUGMENTABLE": True,
+    "COMPILE": ["inductor"],
+    "CHANNELS_LAST": True,
+}
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from stages.run import processes
+from stages.run import files, processes
 
 LOCK_FOLDER = Path(tempfile.gettempdir()) / "redistribute-gpu"  # one for all projects and users of the machine
 SLOTS = "REDISTRIBUTE_GPU_SLOTS"  # stages that may share one GPU; small networks leave most of a large card idle
@@ -77,7 +77,7 @@ def _open_to_all(path, mode):
 
 
 def claim(compute):
-    """The torch device of this stage, with its CPU threads set.
+    """The torch device of this stage, with its CPU threads set, and with fp32 arithmetic.
 
     compute   section of params.yaml: device auto | cpu | cuda, threads
     Raises    ValueError: device is cuda and no GPU can be used
@@ -86,6 +86,7 @@ def claim(compute):
     import torch
 
     torch.set_num_threads(compute["threads"])
+    allow_tf32(False)
     if compute["device"] == "cpu":
         return torch.device("cpu")
     if _claimed:  # several stages in one process, as in an audit
@@ -107,6 +108,31 @@ def claim(compute):
     if TOLD not in os.environ:
         print("compute.device is auto and there is no GPU: this stage runs on the CPU", file=sys.stderr)
     return torch.device("cpu")
+
+
+def allow_tf32(allowed):
+    """Whether a GPU may round the factors of fp32 products to 10 bits of mantissa; torch itself allows it in convolutions."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def compile_mode(compute, device):
+    """How a training step on this device is compiled: off, inductor or graph. Says where compiled code is kept for later stages.
+
+    compute   section of params.yaml: maybe compile; an `off` without quotes is false in YAML 1.1
+    Raises    ValueError: graph on a CPU
+    """
+    mode = compute.get("compile")
+    if mode == "graph" and device.type == "cpu":
+        raise ValueError(
+            "compute.compile is graph, which only a GPU can run, but this stage runs on the CPU: set it to off or inductor "
+            "(params.yaml)"
+        )
+    if mode == "inductor":
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((files.SCRATCH / "compiled").absolute()))
+    return mode if mode in ("inductor", "graph") else "off"
 
 
 def memory(device):

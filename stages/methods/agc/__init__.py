@@ -77,6 +77,7 @@ SETTINGS = {
 }
 COUNTS_SKIPS = True
 MODELS = ["pixels", "text"]
+COMPILE = ["inductor", "graph"]
 
 
 class Method(base.Method):

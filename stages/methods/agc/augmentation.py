@@ -93,7 +93,8 @@ def relative_strength(loss, threshold, decay):
     threshold  [B] float, >= 0: lambda * bank[t], the skip threshold at the sample's timestep
     decay      float, >= 0: A of Eq. 7 (paper: 5)
     Returns    [B] float in [0, 1], without gradient; 0 where the threshold is 0 (timestep not seen yet).
-    Raises     ValueError: shapes differ or are not [B], a threshold below 0, decay below 0 or not finite.
+    Raises     ValueError: shapes differ or are not [B], decay below 0 or not finite; on a CPU, a threshold below 0 (to look at one, the
+               host would have to wait for a GPU).
     """
     if loss.ndim != 1 or loss.shape != threshold.shape:
         raise ValueError(
@@ -101,7 +102,7 @@ def relative_strength(loss, threshold, decay):
         )
     if not (0 <= decay < math.inf):
         raise ValueError(f"decay is {decay}, expected 0 <= decay < infinity")
-    if (threshold < 0).any():
+    if threshold.device.type == "cpu" and (threshold < 0).any():
         raise ValueError(f"threshold goes down to {threshold.min().item()}, expected lambda * bank[t] >= 0")
     d = (loss.detach() / threshold - 1).abs()
     rho = torch.exp(-decay * d)

@@ -1,0 +1,113 @@
+"""What compute.compile does to the training step: the network compiled by inductor, or losses and gradients as one CUDA graph.
+
+B batch, T timesteps.
+"""
+
+import dataclasses
+
+import torch
+
+from stages import randomness
+
+# What changes from step to step of that which a captured method reads, beside what it carries.
+INPUTS = ("x", "flipped", "labels", "t", "eps", "told")
+WARM_UP = 3  # runs before a graph is captured, in which cuDNN and cuBLAS choose and allocate
+
+
+def prepare(training, mode):
+    """Has the steps of a round compiled; call it once its weights are loaded.
+
+    training   loop.Training, changed in place
+    mode       off, inductor or graph
+    """
+    if mode == "inductor":
+        by_inductor(training.network)
+    elif mode == "graph":
+        training.captured = Captured(training.method)
+
+
+def by_inductor(network, backend="inductor"):
+    """Compiles the forward pass of a network, and so its backward pass, in place; names and values of the weights stay.
+
+    Dropout draws from torch's generator as the uncompiled network does, so that the results differ by rounding alone. It takes a
+    minute or more at the first step, unless the folder TORCHINDUCTOR_CACHE_DIR has it from another process.
+
+    backend   of torch.compile
+    """
+    import torch._inductor.config
+
+    torch._inductor.config.fallback_random = True
+    network.forward = torch.compile(network.forward, backend=backend)
+
+
+def cuda_graph(body):
+    """Captures what a function does on the GPU.
+
+    body      function without arguments whose tensors all stay where they are; run a few times first
+    Returns   function that does it again; what `body` returned, whose tensors each replay fills anew
+    """
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UP):
+            body()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = body()
+    return graph.replay, found
+
+
+class Captured:
+    """`gradients` of a method as a graph: forward pass, loss, skip decisions, backward pass and clipping, started by the host at once.
+
+    The first step captures it, later ones copy their batch into its place and replay it. The method must do the same on the device at
+    each step, whatever the draws: one whose module says COMPILE with graph in it. Draws, Adam, the EMA and the record stay outside.
+
+    method    base.Method
+    capture   what records a function and can replay it, see `cuda_graph`
+    """
+
+    def __init__(self, method, capture=cuda_graph):
+        self.method, self.capture = method, capture
+        self.replay = None
+
+    def gradients(self, step):
+        """As Method.gradients. The tensors of what it returns, and the gradients, hold until the next call.
+
+        Raises   ValueError: a batch of another shape than the first
+        """
+        if self.replay is None:
+            self._capture(step)
+        for name in INPUTS:
+            if (value := getattr(step, name)) is not None:
+                place = getattr(self.step, name)
+                if place.shape != value.shape:
+                    raise ValueError(
+                        f"{name} is {list(value.shape)}, but the graph was captured with {list(place.shape)}"
+                    )
+                place.copy_(value)
+        for name, value in step.carried.items():
+            self.step.carried[name].copy_(value)
+        torch.manual_seed(randomness.seed_of("dropout", *step.key))  # a capture draws, too
+        self.replay()
+        step.carried.update({name: value.clone() for name, value in self.step.carried.items()})
+        for p, gradient in zip(step.network.parameters(), self.gradient_places, strict=True):
+            p.grad = gradient
+        return self.losses
+
+    def _capture(self, step):
+        places = {name: value.clone() for name in INPUTS if (value := getattr(step, name)) is not None}
+        carried = {name: value.clone() for name, value in step.carried.items()}
+        self.step = dataclasses.replace(step, **places, carried=carried)
+        self.replay, self.losses = self.capture(self._body)
+        self.gradient_places = [p.grad for p in step.network.parameters()]
+
+    def _body(self):
+        for p in self.step.network.parameters():
+            p.grad = None  # the gradients are then written, not added to those of the last replay
+        carried = dict(self.step.carried)
+        losses = self.method.gradients(dataclasses.replace(self.step, carried=carried))
+        for name, place in self.step.carried.items():
+            place.copy_(carried[name])
+        return dataclasses.replace(losses, minimised=losses.minimised.detach())
