@@ -222,6 +222,7 @@ def test_the_whole_tiny_experiment_of_every_arm(tmp_path):
     assert all(found["raw"]["fd_pixels"] > 0 for found in metrics.values())
 
 
+@pytest.mark.slow
 def test_one_recipe_under_two_names_is_not_told_apart(tmp_path, monkeypatch, one_thread):
     """The draws of training and sampling are keyed by seed, so the models are the same, and what they share cancels to nothing."""
     experiment = yaml.safe_load(TINY)

@@ -366,6 +366,7 @@ def test_lost_samples_are_made_again_and_nothing_else(finished, tmp_path):
     assert phases["sample"] == 1 and not phases["train"], listed
 
 
+@pytest.mark.slow
 def test_the_scheduler_passes_over_ready_stages_only_when_one_ends(finished, tmp_path):
     """And not each second as well, once for every stage that has run: that would grow with the square of their number."""
     project = finished.copy(tmp_path / "project")

@@ -49,6 +49,7 @@ def same_results(project, reference, arm):
     assert found == {path: md5 for path, md5 in reference.results().items() if arm in path}
 
 
+@pytest.mark.slow
 def test_kills_and_a_warning_change_no_result_and_leave_nothing_behind(finished, tmp_path):
     """The short form of `make kills`: DVC, then the whole group get SIGKILL, then snakemake SIGTERM, in the middle of training."""
     project = Project.create(tmp_path / "project", TINY)
@@ -77,6 +78,7 @@ def test_kills_and_a_warning_change_no_result_and_leave_nothing_behind(finished,
     same_results(project, finished, "ddpm-seed3")
 
 
+@pytest.mark.slow
 def test_what_was_finished_when_everything_was_killed_is_not_trained_again(tmp_path):
     """Between the end of a stage and the folding of its record: by `snakemake`, nor by a `dvc repro` that comes first."""
     project = Project.create(tmp_path / "project", TINY)
