@@ -223,11 +223,12 @@ def test_the_whole_tiny_experiment_of_every_arm(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_recipe_under_two_names_is_not_told_apart(tmp_path, monkeypatch, one_thread):
+@pytest.mark.parametrize("seed", range(20))
+def test_one_recipe_under_two_names_is_not_told_apart(tmp_path, monkeypatch, one_thread, seed):
     """The draws of training and sampling are keyed by seed, so the models are the same, and what they share cancels to nothing."""
     experiment = yaml.safe_load(TINY)
     recipe = experiment["arms"]["ddpm"] | {"rounds": 3, "train": {"epochs": 20}}
-    experiment |= {"seeds": [0], "arms": {"one": recipe, "two": recipe}, "sample_rounds": "all"}
+    experiment |= {"seeds": [seed], "arms": {"one": recipe, "two": recipe}, "sample_rounds": "all"}
     experiment["sample"] |= {"num_images": 60, "weights": ["ema"], "parts": 1}
     experiment["score"]["headline"] = {"protocol": "l2_from_gen", "threshold": 0.6, "weights": "ema"}
     monkeypatch.chdir(tmp_path)
