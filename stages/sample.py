@@ -1,7 +1,7 @@
 """Generates one part of an arm's images from the averaged model of a round, with raw and with EMA weights.
 
 params    model, diffusion, compute, sample, arms.<arm>.sample, arms.<arm>.method (or arms.<arm>.generator)
-reads     artifacts/model/<run>/round<r>, artifacts/data for the shape of an image; or the images of a generator from elsewhere
+reads     artifacts/model/<run>/round<r>, artifacts/data for the shape of an image, and with amg for the training images; or the images of a generator from elsewhere
 writes    artifacts/samples/<run>/round<r>/part<p>/<weights>.npy: [M_p,H,W,C] uint8
           labels.npy: [M_p] int64, the classes asked for, where the model is class-conditional
           generations.jsonl: one line per image of a text model: the prompt used, the original prompt and the training image it belongs to
@@ -19,7 +19,7 @@ import numpy as np
 
 from stages import experiments, models
 from stages.iet import rounds
-from stages.run import checkpoint, cli, device, files
+from stages.run import checkpoint, cli, declarations, device, files
 from stages.run.instance import START_UP, Instance
 from stages.run.pieces import InPieces
 from stages.run.progress import Progress
@@ -32,7 +32,7 @@ PHASE = {
     "device": True,
     "final": True,
     "arms_override": True,
-    "text_keys": ["guidance", "images_per_prompt", "with_replacement", "mitigation"],
+    "text_keys": ["guidance", "images_per_prompt", "with_replacement"],
     "section": {
         "description": "sampling settings that all arms share",
         "required": ["num_images"],
@@ -44,7 +44,7 @@ PHASE = {
             "num_steps": {"description": "DDIM steps. Where they do not divide diffusion.num_timesteps, the authors' code takes more than is asked for: 31 for 30 of 1000", "default": 50, "type": "integer", "minimum": 1},
             "guidance": {"description": "text model: scale of classifier-free guidance; 1: none", "type": "number", "minimum": 1},
             "images_per_prompt": {"description": "text model: images generated for each caption (default: 1)", "type": "integer", "minimum": 1},
-            "mitigation": {"description": "text model: how prompts, their embeddings or guidance are changed while images are generated (default: not at all)", "$ref": "#/$defs/mitigation"},
+            "mitigation": {"description": "what is changed while images are generated: of a text model prompts, their embeddings or guidance; of others amg, guidance away from the training images (default: nothing)", "$ref": "#/$defs/mitigation"},
             "with_replacement": {"description": "text model: captions are drawn with replacement, as in the authors' code (default: false)", "type": "boolean"},
             "weights": {"description": "weights to sample with. raw: the averaged weights; ema: their moving average", "default": ["raw", "ema"], "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["raw", "ema"]}},
         },
@@ -147,6 +147,8 @@ def _check_settings(experiment, arm):
     if experiments.is_text(experiment) and "guidance" not in sample:
         raise ValueError("the key sample.guidance is missing (scale of classifier-free guidance; 1: none)")
     mitigation, held_out = sample.get("mitigation", {}), {"num_train", "heldout_share"} & experiment["data"].keys()
+    if mitigation:
+        _check_mitigation(experiment, arm, made_by, mitigation)
     if mitigation.get("name") == "wen" and "target" not in mitigation and not held_out:
         raise ValueError(
             f"sample.mitigation of {arm} has no target, and no image is held out from whose captions it could be computed: set "
@@ -166,6 +168,23 @@ def _check_settings(experiment, arm):
         raise ValueError(
             f"sample.parts of {arm} is {sample['parts']}, but its {sample['num_images']} images in batches of "
             f"{sample['batch_size']} are {num_batches} batches: use at most {num_batches} parts"
+        )
+
+
+def _check_mitigation(experiment, arm, made_by, mitigation):
+    name, kind = mitigation["name"], "text" if experiments.is_text(experiment) else "pixels"
+    told = f"sample.mitigation of {arm} is {name}, "
+    if name not in (fitting := declarations.mitigations()[kind]):
+        whose = {"text": "a model with captions (model.pipeline)", "pixels": "a model without captions"}[kind]
+        raise ValueError(f"{told}which does not go with {whose}: use {', '.join(fitting)}, or remove it")
+    if name != "amg":
+        return
+    method = experiment["arms"][made_by]["method"]["name"]
+    if not declarations.methods()[method]["GUIDABLE"]:
+        raise ValueError(f"{told}which does not go with arms.{made_by}.method.name {method}: remove it")
+    if mitigation["start"] > mitigation["level"]:
+        raise ValueError(
+            f"{told}with start {mitigation['start']} and level {mitigation['level']}, expected start <= level"
         )
 
 
@@ -190,7 +209,15 @@ def _listed(numbers):
 
 
 def check_sizes(experiment, num_train):
-    """Raises ValueError if a text-conditioned arm asks for more captions than there are training images."""
+    """Raises ValueError if a text-conditioned arm asks for more captions than there are training images, or amg for more neighbours."""
+    for arm in experiment["arms"]:
+        mitigation = experiments.section(experiment, "sample", arm).get("mitigation", {})
+        of_amg = mitigation.get("name") == "amg" and experiments.maker(experiment, arm) is not None
+        if of_amg and mitigation["neighbours"] > num_train:
+            raise ValueError(
+                f"sample.mitigation.neighbours of {arm} is {mitigation['neighbours']}, but there are {num_train} training images: use at most "
+                "that number"
+            )
     for arm in experiment["arms"] if experiments.is_text(experiment) else ():
         sample, made_by = experiments.section(experiment, "sample", arm), experiments.maker(experiment, arm)
         if made_by is None or experiments.fixed_text(experiment, made_by):
@@ -229,7 +256,7 @@ def main(arguments):
             images = elsewhere.images(job.recipe["generator"], shape, settings["num_images"], Progress, value_range)
             _write(job, {"raw": images})
             return
-        from stages.diffusion import sampling
+        from stages.diffusion import amg, sampling
 
         first, last = sampling.part_of(settings["num_images"], settings["batch_size"], job.part, settings["parts"])
         if maker is None:
@@ -239,6 +266,10 @@ def main(arguments):
             inputs = source.files
         else:
             source, inputs = models.source(job, maker, job.round, settings, sampling)
+            mitigation = settings.get("mitigation") or {}
+            if mitigation.get("name") == "amg":
+                source.guidance = amg.Guidance(mitigation, files.load_array(files.DATA / "train.npy"), job.device)
+                inputs = [*inputs, files.DATA / "train.npy"]
         sections = [job.params[name] for name in ("model", "diffusion", "compute")]
         saved = checkpoint.Checkpoint(job, [settings, job.recipe, *sections], inputs, experiments.code_of(job))
         images = {kind: np.zeros((last - first, *shape), np.uint8) for kind in settings["weights"]}

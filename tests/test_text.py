@@ -654,6 +654,7 @@ def test_every_mitigation_changes_what_the_network_sees_in_the_sample_phase(epsi
     files.save_arrays(files.folder("model", "a-seed5", 1) / "raw.safetensors", model.unet_weights(epsilon))
     recipe = {"rounds": 1, "method": {"name": "ddpm"}, "train": {}}
     params = {"model": {"pipeline": str(epsilon)}, "diffusion": {}, "train": {"flip": False}, "arms": {"a": recipe}}
+    params["compute"] = {"precision": "fp32"}
     job = SimpleNamespace(arm="a", seed=5, run="a-seed5", recipe=recipe, params=params, device=torch.device("cpu"))
     settings = {
         "num_images": 4,
@@ -686,7 +687,7 @@ def test_every_mitigation_changes_what_the_network_sees_in_the_sample_phase(epsi
     stock = pipeline(texts, latents=noise, num_inference_steps=3, guidance_scale=3.0, output_type="np").images
     assert np.abs(plain - 255 * stock).max() < 1
     assert {*MITIGATIONS, "delayed_guidance"} == set(
-        declarations.mitigations()
+        declarations.mitigations()["text"]
     )  # that one: test_delayed_guidance_by_hand
     for name, (more, (changes_cond, changes_uncond)) in MITIGATIONS.items():
         images, seen, changed = run(name=name, **more)
@@ -804,7 +805,8 @@ MSR = {"share": 0.25, "select": "memory", "schedule": "alternating"}
         ({"arms__default__sample": {"weights": ["raw", "ema"]}}, "train.ema_decay of default is 0, so no averaged weights are kept"),
         ({"arms__default__sample": {"num_images": 33}}, "num_images of default asks for 33 captions, but there are 32 training images"),
         ({"arms__default_rt__sample": {"num_images": 33}}, "num_images of default_rt asks for 33 captions"),
-        ({"arms__default__sample": {"mitigation": {"name": "rtt"}}}, "mitigation.name is 'rtt', expected one of cwr, delayed_guidance, gni, rna, rt, wen"),
+        ({"arms__default__sample": {"mitigation": {"name": "rtt"}}}, "mitigation.name is 'rtt', expected one of amg, cwr, delayed_guidance, gni, rna, rt, wen"),
+        ({"arms__default__sample": {"mitigation": {"name": "amg", "start": 1.5, "level": 1.9, "strength": 1, "neighbours": 5}}}, "sample.mitigation of default is amg, which does not go with a model with captions (model.pipeline): use rt, cwr,"),
         ({"arms__default__sample": {"mitigation": {"name": "rt"}}}, "the key arms.default.sample.mitigation.num_words is missing"),
         ({"arms__default__train": {"epochs": 1, "steps": 3}}, "both epochs and steps say how long a round of default is"),
         ({"arms__default__train": {}}, "the key arms.default.train.epochs is missing"),
@@ -841,7 +843,6 @@ def test_keys_of_a_text_model_are_refused_without_one():
     for path, told in (
         ("train", {"caption": "first"}),
         ("sample", {"guidance": 2.0}),
-        ("sample", {"mitigation": {"name": "rt", "num_words": 1}}),
     ):
         experiment = yaml.safe_load(TINY)
         rules.check(experiment)
@@ -850,3 +851,9 @@ def test_keys_of_a_text_model_are_refused_without_one():
             ValueError, match=rf"{path}.{next(iter(told))} has no effect without model.pipeline: remove it"
         ):
             rules.check(experiment)
+    experiment = yaml.safe_load(TINY)
+    experiment["sample"]["mitigation"] = {"name": "rt", "num_words": 1}
+    with pytest.raises(
+        ValueError, match="is rt, which does not go with a model without captions: use amg, or remove it"
+    ):
+        rules.check(experiment)

@@ -44,7 +44,12 @@ class Model(kinds.Model):
 
 
 class Source(kinds.Source):
-    """A UNet as a source of images; its method may have a sampler of its own."""
+    """A UNet as a source of images; its method may have a sampler of its own.
+
+    guidance   diffusion.amg.Guidance, or None: set by the phase that samples, as training does not depend on it
+    """
+
+    guidance = None
 
     def __init__(self, model, settings, seed, sampler):
         self.model, self.settings, self.seed, self.sampler = model, settings, seed, sampler
@@ -59,8 +64,9 @@ class Source(kinds.Source):
         x_T = self.sampler.starting_noise(start, stop, model.image_shape, self.seed).to(model.device)
         labels = self.labels(start, stop)
         asked = None if labels is None else torch.from_numpy(labels).to(model.device)
+        network = self.network if self.guidance is None else self.guidance.over(self.network, model.alpha_bars)
         with torch.no_grad():
             x = model.method.sample(
-                self.network, x_T, images, self.seed, asked, model.alpha_bars, self.settings, self.sampler
+                network, x_T, images, self.seed, asked, model.alpha_bars, self.settings, self.sampler
             )
         return self.sampler.stored(x)

@@ -16,6 +16,7 @@ METHOD = {
     "AUGMENTABLE": True,
     "COMPILE": ["inductor"],
     "CHANNELS_LAST": True,
+    "GUIDABLE": True,
 }
 
 
@@ -66,8 +67,9 @@ def methods():
 
 
 def mitigations():
-    """Settings of what can be done to prompts while images are generated: dict name -> JSON schema."""
-    return literals(STAGES / "text/prompt_mitigations.py")["SETTINGS"]
+    """Settings of what can be done while images are generated: dict, text (by models with captions) and pixels, of dicts name -> JSON schema."""
+    sources = {"text": "text/prompt_mitigations.py", "pixels": "diffusion/amg.py"}
+    return {kind: literals(STAGES / source)["SETTINGS"] for kind, source in sources.items()}
 
 
 def method_source(name):

@@ -172,14 +172,17 @@ def check(params, path=PARAMS_FILE):
 
 
 def schema():
-    """The JSON schema of all of params.yaml, with the sections of all phases, training methods and mitigations of prompts."""
+    """The JSON schema of all of params.yaml, with the sections of all phases, training methods and mitigations at sampling."""
     whole = yaml.load(SCHEMA_FILE.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a subclass of the safe loader)
     definitions = whole["$defs"]
     definitions["method"] |= _by_name(
         {name: method["SETTINGS"] for name, method in declarations.methods().items()},
         "training method: a module of stages/methods/",
     )
-    definitions["mitigation"] |= _by_name(declarations.mitigations(), "what is done to prompts")
+    definitions["mitigation"] |= _by_name(
+        {name: schema for of_kind in declarations.mitigations().values() for name, schema in of_kind.items()},
+        "what is done while images are generated",
+    )
     of_arms = definitions["trained_arm"]["properties"]
     for name, phase in declarations.phases().items():
         if "section" in phase:

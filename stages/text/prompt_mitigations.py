@@ -8,7 +8,7 @@ wen    the embedding of the prompt is optimised until the first step's predictio
 delayed_guidance   another guidance in the first steps, where a copy is decided on: none of the prompt (0) until t / T = 0.5, or
        away from it (-2, opposite guidance) until 0.65 (arXiv 2411.16738)
 
-sample.mitigation in params.yaml names one of them, with its settings. Draws are keyed by (seed, image): the noise that an image
+sample.mitigation in params.yaml names one of them, with its settings (models without captions: stages/diffusion/amg.py). Draws are keyed by (seed, image): the noise that an image
 starts from stays what it is without a mitigation.
 
 B batch, L tokens of a prompt, D width of its embedding, c h w latent.

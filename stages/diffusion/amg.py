@@ -1,0 +1,143 @@
+"""AMG: guidance away from the training images while images are generated (Chen, Liu and Xu 2024, arXiv 2404.00922).
+
+At each step the image that is predicted so far is compared with all training images, by the ratio that copies are counted by. Where it
+comes near to one of them it is moved away from it. The models stay what they are.
+
+It lowers the very ratio that it is judged by, and a moved copy may still show what the training image shows. So look at its images as
+well, and at membership inference, which it leaves as it is.
+
+Published code: gradient of the ratio of x_t to training images with noise of their own, times 80,000 and the variance of an ancestral
+step, of 250. DDIM draws no noise, so here the predicted image is compared with the training images themselves, and moved straight to where
+the ratio is what it should be, a step whose size depends neither on the number of pixels nor of steps.
+
+B batch, C H W image, D = C H W, N different training images, T timesteps. Images in [-1, 1].
+"""
+
+import math
+from types import SimpleNamespace
+
+import torch
+
+# sample.mitigation in params.yaml: by name, the JSON schema of what it holds beside it. Plain data.
+SETTINGS = {
+    "amg": {
+        "required": ["start", "level", "strength", "neighbours"],
+        "properties": {
+            "start": {
+                "description": "an image is guided from the step on in which its nL2, the distance to the nearest training image divided by half the "
+                "mean distance to the nearest ones, is below this (1.5 in the published runs; 2 is the largest value it can have)",
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": 2,
+            },
+            "level": {
+                "description": "nL2 that it is moved to at the first steps, which goes down to start at the last (1.95 in the published runs)",
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": 2,
+            },
+            "strength": {
+                "description": "share of the way there that it is moved in each step; 1: all of it",
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": 1,
+            },
+            "neighbours": {
+                "description": "number of nearest training images that the mean is taken of (50 in the published runs)",
+                "type": "integer",
+                "minimum": 2,
+            },
+        },
+    },
+}
+DECAY = 0.025 * 250  # of the level over t / T: 0.025 in each of 250 steps
+
+
+def level_at(settings, share):
+    """The nL2 that an image is moved to: start at the last step, nearly `level` at the first.
+
+    settings   section sample.mitigation
+    share      t / T, in [0, 1]
+    """
+    return settings["level"] - (settings["level"] - settings["start"]) * math.exp(-DECAY * share)
+
+
+class Guidance:
+    """Guides images away from the training images.
+
+    settings   section sample.mitigation
+    train      [M,H,W,C] uint8: training images; of those that are equal one counts, or a copy's nearest ones were its twins
+    device     of the images
+    Raises     ValueError: fewer images than settings["neighbours"]
+    """
+
+    def __init__(self, settings, train, device):
+        images = torch.from_numpy(train).permute(0, 3, 1, 2).reshape(len(train), -1).unique(dim=0)
+        if len(images) < settings["neighbours"]:
+            raise ValueError(
+                f"sample.mitigation.neighbours is {settings['neighbours']}, but there are {len(images)} different training images: use at "
+                "most that number (params.yaml)"
+            )
+        self.settings = settings
+        self.train = (images.float() / 127.5 - 1).to(device)
+        self.norms = self.train.square().sum(dim=1)
+
+    def nearest(self, x_0):
+        """The nearest training image of each image, and its nL2 (the paper's ratio with alpha = 0.5).
+
+        x_0       [B,D] float32
+        Returns   [B,D] nearest training images; [B] their distances d_1, not squared; [B] sum of d_2 .. d_k; nL2 = 2 k d_1 / (d_1 + that)
+        """
+        squared = x_0.square().sum(dim=1, keepdim=True) - 2 * x_0 @ self.train.T + self.norms
+        index = squared.topk(self.settings["neighbours"], dim=1, largest=False).indices
+        nearest = self.train[index[:, 0]]
+        # Of distances near 0 the sum above holds rounding alone.
+        first = (x_0 - nearest).square().sum(dim=1).sqrt()
+        others = squared.gather(1, index[:, 1:]).clamp(min=0).sqrt().sum(dim=1)
+        return nearest, first, others
+
+    def moved(self, x_0, guided, share):
+        """Predicted images, moved away from their nearest training images where that is asked for.
+
+        x_0       [B,C,H,W] float32
+        guided    [B] bool: images that were guided before; set here where nL2 < start
+        share     t / T
+        Returns   [B,C,H,W] float32, clamped to [-1, 1] where it was moved
+        """
+        flat = x_0.flatten(1)
+        nearest, first, others = self.nearest(flat)
+        twice = 2 * self.settings["neighbours"]
+        ratio = twice * first / (first + others)
+        guided |= ratio < self.settings["start"]
+        level = level_at(self.settings, share)
+        # There is no way away from a training image that is met exactly.
+        towards = guided & (ratio < level) & (first > 0)
+        # The d_1 that has the level's ratio, the other distances taken as they are.
+        wanted = level * others / (twice - level)
+        grown = 1 + self.settings["strength"] * (wanted / first - 1)
+        away = (nearest + grown[:, None] * (flat - nearest)).clamp(-1, 1)
+        return torch.where(towards[:, None], away, flat).view_as(x_0)
+
+    def over(self, network, alpha_bars):
+        """A network that predicts noise as one whose predicted images are moved; for one batch from its first step to its last.
+
+        network      (x [B,C,H,W], t [B], ...) -> object with .sample
+        alpha_bars   [T] float64
+        """
+        guided = None
+
+        def predict(x, t, **conditions):
+            nonlocal guided
+            eps = network(x, t, **conditions).sample.float()
+            if guided is None:
+                guided = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            signal = float(alpha_bars[int(t[0])])
+            with torch.autocast(x.device.type, enabled=False):
+                x_0 = ((x - (1 - signal) ** 0.5 * eps) / signal**0.5).clamp(-1, 1)
+                moved = self.moved(x_0, guided, int(t[0]) / len(alpha_bars))
+                changed = (moved != x_0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
+                return SimpleNamespace(
+                    sample=torch.where(changed, (x - signal**0.5 * moved) / (1 - signal) ** 0.5, eps)
+                )
+
+        return predict
