@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -386,13 +387,14 @@ def test_two_audits_into_one_folder_do_not_meet(tmp_path):
 
 @pytest.mark.slow
 def test_two_hundred_images_take_less_than_twenty_seconds(tmp_path):
-    """Of processor time, which other work on the machine does not change: nearly all of an audit runs on one core."""
+    """On the clock, or, where other work slows that down, of processor time: most of an audit runs on one core."""
     arrays = {"generated": smooth(7, 200, 64), "train": smooth(8, 200, 64), "heldout": smooth(9, 60, 64)}
     words = [word for role, array in arrays.items() for word in (f"--{role}", write_folder(tmp_path, role, array))]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     assert run_command(tmp_path, *words).returncode == 0
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
+    after, taken = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begun
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert min(taken, worked) < 20, (taken, worked)
 
 
 def test_params_of_an_audit_are_commented_and_valid_yaml(tmp_path, monkeypatch):

@@ -733,6 +733,7 @@ def test_delayed_guidance_changes_the_images_of_the_sample_phase(epsilon, pixels
     files.write_json(files.DATA / "keys.json", {"train": [f"{i}.png" for i in range(6)], "heldout": []})
     files.save_arrays(files.folder("model", "a-seed5", 1) / "raw.safetensors", model.unet_weights(epsilon))
     params = {"model": {"pipeline": str(epsilon)}, "diffusion": {}, "train": {"flip": False}, "arms": {"a": {"rounds": 1, "method": {"name": "ddpm"}, "train": {}}}}  # fmt: skip
+    params["compute"] = {"precision": "fp32"}
     job = SimpleNamespace(arm="a", seed=5, params=params, device=torch.device("cpu"))
     settings = {"num_images": 4, "num_steps": 3, "protocol": "paper", "weights": ["raw"], "guidance": 3.0, "precision": "fp32"}  # fmt: skip
 
