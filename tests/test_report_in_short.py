@@ -96,6 +96,26 @@ def test_a_model_that_is_too_little_trained_is_no_evidence(metrics):
     assert in_short.too_little_trained(SETTINGS, metrics, NONE | {"ours": 1}) == []
 
 
+def test_images_that_are_made_to_lower_the_count_are_named():
+    away, rt = {"mitigation": {"name": "amg"}}, {"mitigation": {"name": "rt"}}
+    arms = {
+        "plain": {"sample": {}},
+        "away": {"sample": away},
+        "other": {"sample": rt},
+        "again": {"generator": {"arm": "plain"}, "sample": away},
+        "theirs": {"generator": {"folder": "x"}, "sample": {}},
+    }
+    (told,) = in_short.guided_away(SETTINGS | {"arms": arms})
+    assert told.startswith(
+        "Images of away and again were moved away from the training images by the very ratio that copies are counted by"
+    )
+    shared = in_short.guided_away(SETTINGS | {"arms": arms, "sample": away})
+    assert shared[0].startswith(
+        "Images of plain, away and again were moved"
+    )  # what others have made is not of this project
+    assert in_short.guided_away(SETTINGS | {"arms": {"plain": {"sample": {}}}}) == []
+
+
 def test_which_state_may_go_out(metrics):
     def told(arm, weights="ema", num_leaked=0):
         return in_short.may_go_out(SETTINGS, metrics, arm, weights, num_leaked)

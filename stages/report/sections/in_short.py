@@ -30,7 +30,7 @@ def section(report):
     settings, metrics = report.settings, report.metrics
     rows, sure = html.table(_rows(report)), {arm: _num_leaked(report, arm) for arm in report.arms}
     steps = [*contradictions(settings, metrics), *too_little_trained(settings, metrics, sure)]
-    steps += [blind_spots.sentence(), *next_steps(settings, metrics, sure)]
+    steps += [*guided_away(settings), blind_spots.sentence(), *next_steps(settings, metrics, sure)]
     listed = "".join(f"<li>{escape(step)}</li>" for step in steps)
     words = html.details("What these words mean", html.terms(WORDS))
     return (
@@ -119,6 +119,22 @@ def too_little_trained(settings, metrics, sure):
             f"would have {html.number(mean_image)}. Train it longer, and measure again."
         )
     return told
+
+
+def guided_away(settings):
+    """Of which models the count of copies says less than that of others, as their images are made to lower it: list of at most one sentence."""
+    made_here = [arm for arm in settings["arms"] if experiments.maker(settings, arm) is not None]
+    guided = [
+        arm
+        for arm in made_here
+        if experiments.section(settings, "sample", arm).get("mitigation", {}).get("name") == "amg"
+    ]
+    if not guided:
+        return []
+    return [
+        f"Images of {listed(guided)} were moved away from the training images by the very ratio that copies are counted by "
+        "(sample.mitigation: amg). One may show a training image and not be counted: look at them, and at how many training images are recognised."
+    ]
 
 
 def next_steps(settings, metrics, sure):
