@@ -57,8 +57,8 @@ arms:
 FIRST = [
     "test_pipeline",
     "test_text_memory",
-    "test_arms",
     "test_quality",
+    "test_arms",  # by then the finished run is there
     "test_retention",
     "test_plan",
     "test_survival",
