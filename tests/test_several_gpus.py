@@ -16,7 +16,10 @@ import numpy as np
 from stages.run import device
 
 sys.modules["torch"] = types.SimpleNamespace(
-    set_num_threads=lambda n: None, cuda=types.SimpleNamespace(is_available=lambda: True), device=str
+    set_num_threads=lambda n: None,
+    cuda=types.SimpleNamespace(is_available=lambda: True),
+    device=str,
+    backends=types.SimpleNamespace(cuda=types.SimpleNamespace(matmul=types.SimpleNamespace()), cudnn=types.SimpleNamespace()),
 )
 
 def main(arguments):
