@@ -146,6 +146,22 @@ def test_a_model_that_gives_out_one_training_image_no_longer_does_so_and_others_
     assert torch.equal(same, plain)
 
 
+def test_noise_and_moved_image_belong_together():
+    """What DDIM takes for the image that is predicted is the moved one, and what it takes for noise leads from there to x_t."""
+    alpha_bars, t = ddpm.alpha_bars(100, 1e-4, 0.1), torch.tensor([40])
+    signal = float(alpha_bars[40])
+    x = signal**0.5 * between(0.1) + (1 - signal) ** 0.5 * torch.randn(
+        1, *SHAPE, generator=torch.Generator().manual_seed(4)
+    )
+    network = copycat(4, alpha_bars)
+    eps = network(x, t).sample
+    plain = ((x - (1 - signal) ** 0.5 * eps) / signal**0.5).clamp(-1, 1)
+    moved = guidance().moved(plain, torch.zeros(1, dtype=torch.bool), 0.4)
+    found = guidance().over(network, alpha_bars)(x, t).sample
+    assert (moved - plain).abs().max() > 0.1
+    torch.testing.assert_close((x - (1 - signal) ** 0.5 * found) / signal**0.5, moved, rtol=1e-4, atol=1e-4)
+
+
 def planted(weights):
     experiment = yaml.safe_load(TINY)
     experiment["sample"] |= {"num_images": 6, "batch_size": 4, "parts": 1, "weights": ["raw"]}
