@@ -110,6 +110,7 @@ def _tested(place, tests):
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.chdir(place / "project")
+    sys.modules.pop("checkout")  # of the project itself: the tests import that of the copy
     import pytest
 
     code = pytest.main([*OPTIONS, f"--basetemp={place / 'tmp'}", *tests])
