@@ -83,10 +83,11 @@ class Guidance:
         self.norms = self.train.square().sum(dim=1)
 
     def nearest(self, x_0):
-        """The nearest training image of each image, and its nL2 (the paper's ratio with alpha = 0.5).
+        """The nearest training image of each image, and what its nL2 is made of: d_1 over half the mean of the k smallest distances.
 
         x_0       [B,D] float32
-        Returns   [B,D] nearest training images; [B] their distances d_1, not squared; [B] sum of d_2 .. d_k; nL2 = 2 k d_1 / (d_1 + that)
+        Returns   [B,D] float32, the nearest training images; [B] d_1, the distances to them (not squared); [B] the sums of d_2 .. d_k. So nL2, in
+                  [0, 2], is 2 k d_1 / (d_1 + sum)
         """
         squared = x_0.square().sum(dim=1, keepdim=True) - 2 * x_0 @ self.train.T + self.norms
         index = squared.topk(self.settings["neighbours"], dim=1, largest=False).indices
