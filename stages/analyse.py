@@ -156,9 +156,9 @@ def _loss_by_timestep(job, run, settings):
     """The losses of the final model on groups of images: summary and tables, as run_analyses has them."""
     from stages.measures import loss_profile, run_analyses
 
-    model = models.build(job, job.arm)
-    if not model.method.predicts_noise:
+    if not experiments.predicts_noise(job.params, job.arm):
         return {"absent": "its network does not predict the noise"}, {}
+    model = models.build(job, job.arm)
     closeness = _distance(job, run.train) if settings["select"] == "l2" else run.lowest_ratio
     groups = run_analyses.loss_groups(run, closeness, settings["group_size"], job.seed)
     index = [("heldout" if name == "heldout" else "train", group["index"]) for name, group in groups.items()]

@@ -242,6 +242,11 @@ def method_source(experiment, arm):
     return str(declarations.method_source(experiment["arms"][arm]["method"]["name"]))
 
 
+def predicts_noise(experiment, arm):
+    """Whether the network of a trained arm predicts the noise on an image, given the timestep."""
+    return declarations.methods()[experiment["arms"][arm]["method"]["name"]]["PREDICTS_NOISE"]
+
+
 def architecture(experiment):
     """What the network is built from, beside the code of its kind: the UNet's code, or the folder of the pipeline."""
     return experiment["model"]["pipeline"] if is_text(experiment) else "stages/diffusion/unet.py"

@@ -195,12 +195,12 @@ def _start(job):
 
 def _of_arm(job, round_, weights):
     """Scores and table of the model of an arm."""
-    model = models.build(job, job.arm)
     images, pairs = _images(job)
-    if not model.method.predicts_noise:
+    if not experiments.predicts_noise(job.params, job.arm):
         return _absent(job, f"the network of {job.arm} does not predict the noise")
     if absent := _too_few(pairs):
         return _absent(job, absent)
+    model = models.build(job, job.arm)
     models.load_network(job, job.arm, round_, weights, model)
     groups = [("train", pairs[0]), ("heldout", pairs[1])]
     shown, x_0, labels = models.profiled(job, job.arm, model, images, groups)

@@ -180,7 +180,7 @@ def _check_mitigation(experiment, arm, made_by, mitigation):
     if name != "amg":
         return
     method = experiment["arms"][made_by]["method"]["name"]
-    if not declarations.methods()[method]["GUIDABLE"]:
+    if not experiments.predicts_noise(experiment, made_by):
         raise ValueError(f"{told}which does not go with arms.{made_by}.method.name {method}: remove it")
     if mitigation["start"] > mitigation["level"]:
         raise ValueError(

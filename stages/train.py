@@ -203,9 +203,7 @@ def _check_teacher(experiment, arm):
             f"{key}, expected an arm with shard.combine: predictions that is no student itself: "
             f"{', '.join(a for a in apart if not experiments.teacher_of(experiment, a)) or 'there is none'}"
         )
-    from stages import methods  # takes seconds
-
-    if not methods.method(trained[teacher]["method"]).predicts_noise:
+    if not experiments.predicts_noise(experiment, teacher):
         raise ValueError(f"{key}, whose networks do not predict the noise of an image: use one whose method is another")
 
 

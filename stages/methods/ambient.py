@@ -34,7 +34,7 @@ SETTINGS = {
         },
     },
 }
-GUIDABLE = False
+PREDICTS_NOISE = False
 AUGMENTABLE = False  # its masks belong to the pixels of an image where they are
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1] that EDM's preconditioning assumes
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the noise levels in training
@@ -83,8 +83,6 @@ def noise_levels(num_steps):
 
 
 class Method(base.Method):
-    predicts_noise = False
-
     def network_channels(self, channels):
         return 2 * channels, channels
 

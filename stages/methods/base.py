@@ -97,8 +97,6 @@ class Losses:
 class Method:
     """Plain DDPM (Ho et al. 2020)."""
 
-    # Whether the network predicts the noise on the images themselves, given the timestep: the loss is then looked at by timestep.
-    predicts_noise = True
     # Forward passes through the network at each visit of an image.
     passes = 1
 

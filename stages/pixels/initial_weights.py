@@ -28,9 +28,8 @@ def initial_weights(network, seed):
             is_scale = name.endswith(".weight")  # only normalisation layers have a one-dimensional weight
             weights[name] = np.full(shape, 1.0 if is_scale else 0.0, np.float32)
             continue
-        if (
-            name == "class_embedding.told.weight"
-        ):  # drawn by none: all other weights are those of arms that are told nothing
+        if name == "class_embedding.told.weight":
+            # Drawn by none: all other weights are those of arms that are told nothing.
             weights[name] = np.zeros(shape, np.float32)
             continue
         module = name.removesuffix(".weight")

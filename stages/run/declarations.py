@@ -16,7 +16,7 @@ METHOD = {
     "AUGMENTABLE": True,
     "COMPILE": ["inductor"],
     "CHANNELS_LAST": True,
-    "GUIDABLE": True,
+    "PREDICTS_NOISE": True,
 }
 
 

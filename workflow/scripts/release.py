@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from stages import experiments, methods, rules
+from stages import experiments, rules
 from stages.report import entries, leaks, trade_off
 from stages.run import cli, files
 
@@ -70,7 +70,7 @@ def _check(experiment, asked):
             f"{asked.arm} is the mean of the predictions of {num_models} models (shard.combine: predictions), and a pipeline of diffusers holds "
             "one: release an arm with one model"
         )
-    if not methods.method(experiment["arms"][asked.arm]["method"]).predicts_noise:
+    if not experiments.predicts_noise(experiment, asked.arm):
         raise ValueError(
             f"the network of {asked.arm} does not predict the noise of an image, so no pipeline of diffusers can use it"
         )
