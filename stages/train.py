@@ -186,9 +186,10 @@ def _check_compute(experiment, arm):
             f"{told}but arms.{arm}.method.name is {name}, whose training step cannot be compiled so: set it to off, or use "
             f"one of {', '.join(fitting)}"
         )
-    if is_graph and "taa" in settings:
+    if is_graph and settings.get("taa", {}).get("authors"):
         raise ValueError(
-            f"{told}but how many images arms.{arm}.method.taa augments is not known before a step: set compile to off or inductor"
+            f"{told}but with arms.{arm}.method.taa.authors it is not known before a step whether anything is learnt: set compile to off or "
+            "inductor"
         )
 
 

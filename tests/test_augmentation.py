@@ -7,6 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode, RandAugment
 from torchvision.transforms.autoaugment import _apply_op
 
+from stages.methods.agc import augmentation
 from stages.methods.agc.augmentation import OPS, apply_ops, draw_ops, op_parameter, rand_augment, relative_strength
 
 UNSIGNED = ("Identity", "Posterize", "Solarize", "AutoContrast", "Equalize")
@@ -77,6 +78,19 @@ def test_every_level_of_the_sampled_maps_equals_torchvision(name):
             for level in range(31):
                 expected = torchvision_op(image, name, level, sign)
                 assert torch.equal(result[level], expected), (height, width, level, sign)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 20, 28), (3, 32, 32), (1, 33, 47)])
+def test_what_a_gpu_does_gives_the_same_images(shape, monkeypatch):
+    """All images under each operation, and positions in double: but at levels that put a source exactly half way, bit for bit."""
+    generator = torch.Generator().manual_seed(13)
+    images = make_images(shape, generator).repeat(60, 1, 1, 1)
+    levels = 30 * torch.rand(len(images), generator=generator)
+    ops, signs = draw_ops(len(images), 3, generator)
+    usual = apply_ops(images, levels, ops, signs)
+    monkeypatch.setattr(augmentation, "_on_host", lambda _: False)
+    assert torch.equal(apply_ops(images, levels, ops, signs), usual)
+    assert (usual != images).flatten(1).any(1).sum() > 200
 
 
 def test_other_max_level_equals_torchvision_with_that_many_bins():

@@ -335,11 +335,12 @@ def test_agc_judges_the_clean_loss_and_takes_that_of_augmented_images_with_the_s
     taa = {"R": 1.5, "A": 5.0, "magnitude": 30, "num_ops": 2, "max_level": 30}
     method = methods.method({"name": "agc", "lambda": 0.8, "eta": 0.8, "taa": taa})
     step = step_of(learnt, network, pixels, ids, carried={"bank": bank.clone()})
+    step.drawn = method.drawn(len(ids), step.key)
     calls = []
     monkey = learnt.sample_losses
     learnt.sample_losses = lambda step, images, rows: calls.append((images, rows)) or monkey(step, images, rows)
     losses = method.losses(step)
-    minimised = float(losses.minimised.detach() + losses.rest().detach())
+    minimised = float(losses.minimised.detach() + method.rest(step, losses, 3).detach())
     learnt.sample_losses = monkey
     assert losses.skipped.tolist() == [True, False, False] and losses.augmented.tolist() == [False, True, False]
     assert losses.original.tolist() == pytest.approx(plain.tolist(), rel=1e-5)

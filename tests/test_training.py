@@ -455,14 +455,14 @@ def test_arrays_hold_the_mean_loss_and_take_an_unfinished_epoch():
 
 
 def strengths_given(patch):
-    """The strengths of every call of rand_augment from now on."""
-    given, rand_augment = [], augmentation.rand_augment
+    """The strengths of every augmentation from now on."""
+    given, apply_ops = [], augmentation.apply_ops
 
     def listening(x, strength, *rest, **options):
         given.append(strength.clone())
-        return rand_augment(x, strength, *rest, **options)
+        return apply_ops(x, strength, *rest, **options)
 
-    patch.setattr(augmentation, "rand_augment", listening)
+    patch.setattr(augmentation, "apply_ops", listening)
     return given
 
 

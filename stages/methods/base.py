@@ -3,7 +3,6 @@
 B batch, C H W image, n images of the shard, T timesteps, N images of the training set.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +46,7 @@ class Step:
     condition   [B,tokens,width] float32: embeddings of the prompts, made when they are first needed; None without text
     shard       all images of the shard; None where a step is made by hand
     told        [B,A] float32: what the network is told of the augmentation of x, see told_augmentation; None without
+    drawn       dict name -> tensor: what Method.drawn gave, on the device
     """
 
     network: torch.nn.Module
@@ -65,6 +65,7 @@ class Step:
     condition: torch.Tensor | None = None
     shard: Images | None = None
     told: torch.Tensor | None = None
+    drawn: dict = field(default_factory=dict)
 
     def class_labels(self, rows=slice(None)):
         """What the network is told of some samples of the batch beside the timestep: labels, or labels and told; None for nothing."""
@@ -83,15 +84,19 @@ class Losses:
     minimised            scalar whose gradient is taken; None: this batch is not followed by an optimiser step
     original             [B] float32, detached: loss of each image as it came
     skipped, augmented   [B] bool, or None where the method does neither
-    rest                 function () -> scalar that is minimised as well, or None. It is called when the gradient of the first has
-                         been taken, so that never the activations of both are held: half the memory
+    again                [B] float32, what `Method.rest` is told of the augmented samples, which it takes anew; None: there is no rest
     """
 
     minimised: torch.Tensor | None
     original: torch.Tensor
     skipped: torch.Tensor | None = None
     augmented: torch.Tensor | None = None
-    rest: Callable | None = None
+    again: torch.Tensor | None = None
+
+
+def clip(step):
+    """Scales a gradient down that is longer than grad_clip_norm."""
+    torch.nn.utils.clip_grad_norm_(step.network.parameters(), step.settings["grad_clip_norm"], foreach=True)
 
 
 class Method:
@@ -130,17 +135,39 @@ class Method:
         loss = step.sample_losses(self.images(step))
         return Losses(loss.mean(), loss.detach())
 
+    def drawn(self, batch_size, key):
+        """Draws of the method's own for a step that are made before it, on the CPU: dict name -> tensor."""
+        return {}
+
+    def rest(self, step, losses, size):
+        """What is minimised as well, of the augmented samples: a scalar. It is asked for when the gradient of the first has been taken,
+        so that never the activations of both are held: half the memory.
+
+        losses   Losses of the step, with again
+        size     samples that it passes through the network, at least as many as are augmented
+        """
+        raise NotImplementedError
+
+    def rest_size(self, count):
+        """The size of `rest` where so many samples are augmented."""
+        raise NotImplementedError
+
+    def rest_sizes(self, batch_size):
+        """The sizes of `rest` of which a CUDA graph is captured, as each has one: increasing, up to batch_size."""
+        return []
+
     def gradients(self, step):
         """Puts the gradient of a batch into the parameters, clipped, and returns its Losses."""
         losses = self.losses(step)
         if losses.minimised is None:
             return losses
         losses.minimised.backward()
-        if losses.rest:
-            rest = losses.rest()
+        losses.minimised = losses.minimised.detach()
+        if losses.again is not None and (count := int(losses.augmented.sum())):
+            rest = self.rest(step, losses, self.rest_size(count))
             rest.backward()
-            losses.minimised = losses.minimised.detach() + rest.detach()
-        torch.nn.utils.clip_grad_norm_(step.network.parameters(), step.settings["grad_clip_norm"], foreach=True)
+            losses.minimised = losses.minimised + rest.detach()
+        clip(step)
         return losses
 
     def spent(self, num_images, batch_size, num_steps):

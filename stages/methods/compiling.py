@@ -4,10 +4,12 @@ B batch, T timesteps.
 """
 
 import dataclasses
+import functools
 
 import torch
 
 from stages import randomness
+from stages.methods import base
 
 # What changes from step to step of that which a captured method reads, beside what it carries.
 INPUTS = ("x", "flipped", "labels", "t", "eps", "told")
@@ -40,11 +42,12 @@ def by_inductor(network, backend="inductor"):
     network.forward = torch.compile(network.forward, backend=backend)
 
 
-def cuda_graph(body):
+def cuda_graph(body, pool=None):
     """Captures what a function does on the GPU.
 
     body      function without arguments whose tensors all stay where they are; run a few times first
-    Returns   function that does it again; what `body` returned, whose tensors each replay fills anew
+    pool      memory of a graph that was captured before and is always replayed before this one, which is then shared
+    Returns   function that does it again; what `body` returned, whose tensors each replay fills anew; its memory
     """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
@@ -53,16 +56,20 @@ def cuda_graph(body):
             body()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         found = body()
-    return graph.replay, found
+    return graph.replay, found, graph.pool()
 
 
 class Captured:
-    """`gradients` of a method as a graph: forward pass, loss, skip decisions, backward pass and clipping, started by the host at once.
+    """`gradients` of a method as graphs: forward pass, loss, skip decisions and backward pass, started by the host at once; and, for TAA,
+    the second pass, one graph for each of `Method.rest_sizes`, of which the smallest that suffices is run. The host waits for the number
+    of augmented samples, to know which. (With dropout, what is dropped in the second pass follows its size, and so is not what a step
+    without graphs drops.)
 
-    The first step captures it, later ones copy their batch into its place and replay it. The method must do the same on the device at
-    each step, whatever the draws: one whose module says COMPILE with graph in it. Draws, Adam, the EMA and the record stay outside.
+    The first step captures them, later ones copy their batch into its place and replay them. The method must do the same on the device at
+    each step, whatever the draws: one whose module says COMPILE with graph in it. Draws, clipping, Adam, the EMA and the record stay
+    outside.
 
     method    base.Method
     capture   what records a function and can replay it, see `cuda_graph`
@@ -79,14 +86,11 @@ class Captured:
         """
         if self.replay is None:
             self._capture(step)
-        for name in INPUTS:
-            if (value := getattr(step, name)) is not None:
-                place = getattr(self.step, name)
-                if place.shape != value.shape:
-                    raise ValueError(
-                        f"{name} is {list(value.shape)}, but the graph was captured with {list(place.shape)}"
-                    )
-                place.copy_(value)
+        for name, place in self.places.items():
+            value = step.drawn[name] if name in step.drawn else getattr(step, name)
+            if place.shape != value.shape:
+                raise ValueError(f"{name} is {list(value.shape)}, but the graph was captured with {list(place.shape)}")
+            place.copy_(value)
         for name, value in step.carried.items():
             self.step.carried[name].copy_(value)
         torch.manual_seed(randomness.seed_of("dropout", *step.key))  # a capture draws, too
@@ -94,20 +98,39 @@ class Captured:
         step.carried.update({name: value.clone() for name, value in self.step.carried.items()})
         for p, gradient in zip(step.network.parameters(), self.gradient_places, strict=True):
             p.grad = gradient
-        return self.losses
+        losses = self.losses
+        if self.rests and (count := int(losses.augmented.sum())):
+            replay, rest = next(found for size, found in self.rests.items() if size >= count)
+            replay()
+            losses = dataclasses.replace(losses, minimised=losses.minimised + rest)
+        base.clip(step)
+        return losses
 
     def _capture(self, step):
-        places = {name: value.clone() for name in INPUTS if (value := getattr(step, name)) is not None}
+        given = {name: value for name in INPUTS if (value := getattr(step, name)) is not None} | step.drawn
+        self.places = {name: value.clone() for name, value in given.items()}
         carried = {name: value.clone() for name, value in step.carried.items()}
-        self.step = dataclasses.replace(step, **places, carried=carried)
-        self.replay, self.losses = self.capture(self._body)
+        drawn = {name: self.places[name] for name in step.drawn}
+        inputs = {name: place for name, place in self.places.items() if name not in drawn}
+        self.step = dataclasses.replace(step, **inputs, drawn=drawn, carried=carried)
+        self.replay, self.losses, pool = self.capture(self._first)
         self.gradient_places = [p.grad for p in step.network.parameters()]
+        self.rests = {}
+        for size in self.method.rest_sizes(len(step.x)):
+            *self.rests[size], pool = self.capture(functools.partial(self._rest, size), pool)
 
-    def _body(self):
+    def _first(self):
         for p in self.step.network.parameters():
             p.grad = None  # the gradients are then written, not added to those of the last replay
         carried = dict(self.step.carried)
-        losses = self.method.gradients(dataclasses.replace(self.step, carried=carried))
+        losses = self.method.losses(dataclasses.replace(self.step, carried=carried))
+        losses.minimised.backward()
         for name, place in self.step.carried.items():
             place.copy_(carried[name])
         return dataclasses.replace(losses, minimised=losses.minimised.detach())
+
+    def _rest(self, size):
+        """The second pass; its gradient is added to that of the first."""
+        rest = self.method.rest(self.step, self.losses, size)
+        rest.backward()
+        return rest.detach()

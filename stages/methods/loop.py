@@ -155,6 +155,7 @@ def _drawn(training):
         prompts=images.objective.prompts(ids, settings, key),
         shard=images,
         told=told,
+        drawn={name: _sent(value, device) for name, value in training.method.drawn(len(x), key).items()},
     )
 
 

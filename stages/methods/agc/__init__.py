@@ -105,11 +105,24 @@ class Method(base.Method):
         # Eq. 3: the losses of the originals only, those of skipped samples included
         step.carried["bank"] = memory_bank.updated(bank, step.t, original, self.settings["eta"])
         first = memory_bank.batch_loss(loss, skipped, ~skipped if augmented is None else ~(skipped | augmented))
-        if augmented is None or not len(subset := augmented.nonzero().squeeze(1)):
-            return base.Losses(first, original, skipped, augmented)
+        rho = augmentation.relative_strength(original, threshold, taa["A"]) if taa else None
+        return base.Losses(first, original, skipped, augmented, rho)
 
-        def rest():
-            anew = original.index_put((subset,), augmentation.augmented_losses(step, subset, original, threshold, taa))
-            return memory_bank.batch_loss(anew, skipped, augmented)
+    def drawn(self, batch_size, key):
+        """Operations and signs of the augmentation."""
+        if self._as_authors() or not (taa := self.settings.get("taa")):
+            return {}
+        ops, signs = augmentation.drawn(batch_size, key, taa["num_ops"])
+        return {"ops": ops, "signs": signs}
 
-        return base.Losses(first, original, skipped, augmented, rest)
+    def rest(self, step, losses, size):
+        """The augmented samples' part of the mean over the kept ones."""
+        taa = self.settings["taa"]
+        anew = augmentation.augmented_losses(step, losses.augmented, losses.again, taa, size)
+        return memory_bank.batch_loss(anew, losses.skipped, losses.augmented)
+
+    def rest_size(self, count):
+        return augmentation.capacity(count)
+
+    def rest_sizes(self, batch_size):
+        return augmentation.capacities(batch_size) if "taa" in self.settings else []

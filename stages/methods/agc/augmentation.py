@@ -26,6 +26,7 @@ Weaknesses of the method at the paper's small strengths (M = 3 or 5 of 30), kept
 Shapes: B batch, n samples of it that share an operation, C H W image, K operations applied in turn (num_ops).
 """
 
+import functools
 import math
 
 import torch
@@ -51,34 +52,51 @@ OPS = (
     "AutoContrast",
     "Equalize",
 )
-GEOMETRIC_OPS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+GEOMETRIC_OPS = OPS[1:6]  # all share one sampling call
 
 # The second pass is filled up with repeats, whose losses are dropped, to a multiple of this many samples: every new batch
 # size is compiled anew by oneDNN and cuDNN, and it would have another at nearly every step.
 SECOND_PASS = 8
+# A CUDA graph has one size. So many are captured, of equal parts of the batch, and the smallest that suffices is run.
+GRAPHS = 4
 
 
-def augmented_losses(step, subset, loss, threshold, taa):
-    """Losses of some samples of a batch from augmented images, with the same timestep and noise (Eq. 5): L(Aug(x, rho), t, eps).
+def capacity(count):
+    """Rows of the second pass for so many augmented samples."""
+    return -(-count // SECOND_PASS) * SECOND_PASS
 
-    step       base.Step
-    subset     [n] int64: which samples of the batch
-    loss       [B] float32: losses of the images as they are
-    threshold  [B] float32: lambda * bank[t]
-    taa        section taa of the method: A, magnitude, num_ops, max_level
-    Returns    [n] float32
+
+def capacities(batch_size):
+    """The sizes of which a graph is captured, increasing: 1/4, 1/2, 3/4 and all of the batch, rounded up."""
+    return sorted({-(-batch_size * part // GRAPHS) for part in range(1, GRAPHS + 1)})
+
+
+def drawn(batch_size, key, num_ops):
+    """Operations and signs for the second pass of a step, as many as its largest may take: see `draw_ops`. Those of its i-th sample are
+    the i-th, however many it has."""
+    generator = randomness.torch_generator("cpu", "augment", *key)
+    return draw_ops(capacity(batch_size), num_ops, generator)
+
+
+def augmented_losses(step, augmented, rho, taa, size):
+    """Losses of the augmented samples from augmented images, with the same timestep and noise (Eq. 5): L(Aug(x, rho), t, eps).
+
+    step       base.Step, with what `drawn` gives as drawn: ops, signs
+    augmented  [B] bool: which samples of the batch
+    rho        [B] float32: relative strength of each
+    taa        section taa of the method: magnitude, max_level
+    size       rows of the second pass, at least as many as there are augmented samples, see `capacity`
+    Returns    [B] float32, 0 where a sample is not augmented
     """
-    places = torch.arange(-(-len(subset) // SECOND_PASS) * SECOND_PASS, device=subset.device)
-    rounded = subset[places % len(subset)]
-    rho = relative_strength(loss[rounded], threshold[rounded], taa["A"])
-    x_aug = rand_augment(
-        step.x[rounded],
-        taa["magnitude"] * rho,
-        randomness.torch_generator("cpu", "augment", *step.key),
-        num_ops=taa["num_ops"],
-        max_level=taa["max_level"],
-    )
-    return step.sample_losses(ddpm.normalise(x_aug), rounded)[: len(subset)]
+    count = augmented.sum()
+    places = torch.arange(size, device=augmented.device)
+    rows = (
+        (~augmented).to(torch.uint8).argsort(stable=True)[places % count.clamp(min=1)]
+    )  # those that are augmented, in their order
+    ops, signs = (step.drawn[name][:size] for name in ("ops", "signs"))
+    x_aug = apply_ops(step.x[rows], taa["magnitude"] * rho[rows], ops, signs, taa["max_level"])
+    losses = step.sample_losses(ddpm.normalise(x_aug), rows)
+    return losses.new_zeros(rho.shape).index_add(0, rows, torch.where(places < count, losses, 0))
 
 
 def relative_strength(loss, threshold, decay):
@@ -102,7 +120,7 @@ def relative_strength(loss, threshold, decay):
         )
     if not (0 <= decay < math.inf):
         raise ValueError(f"decay is {decay}, expected 0 <= decay < infinity")
-    if threshold.device.type == "cpu" and (threshold < 0).any():
+    if _on_host(threshold) and (threshold < 0).any():
         raise ValueError(f"threshold goes down to {threshold.min().item()}, expected lambda * bank[t] >= 0")
     d = (loss.detach() / threshold - 1).abs()
     rho = torch.exp(-decay * d)
@@ -113,7 +131,7 @@ def rand_augment(images, strength, generator, num_ops=2, max_level=30):
     """Apply num_ops random operations to each image, at that image's own strength (Aug in Eq. 8).
 
     images     [B, C, H, W] uint8, C = 1 or 3, any device; not changed
-    strength   [B] float, in levels: m = M * rho, 0 <= m <= max_level, any device
+    strength   [B] float, in levels: m = M * rho, 0 <= m <= max_level, on the images' device
     generator  torch.Generator on the CPU: the only source of randomness, whatever the images' device
     num_ops    int >= 1: operations applied one after the other (the paper does not say; torchvision's default)
     max_level  int >= 1: level of the strongest operation (the paper does not say; torchvision's default)
@@ -122,7 +140,7 @@ def rand_augment(images, strength, generator, num_ops=2, max_level=30):
                on the CPU.
     """
     ops, signs = draw_ops(len(images), num_ops, generator)
-    return apply_ops(images, strength, ops, signs, max_level)
+    return apply_ops(images, strength, ops.to(images.device), signs.to(images.device), max_level)
 
 
 def draw_ops(batch_size, num_ops, generator):
@@ -149,43 +167,59 @@ def draw_ops(batch_size, num_ops, generator):
 def apply_ops(images, strength, ops, signs, max_level=30):
     """Apply given operations to each image, at that image's own strength.
 
+    On other devices than a CPU each operation is applied to all images, and its result kept where it was drawn: more work, but of shapes
+    that are known beforehand, so that the host never waits. The images are the same, but at levels that put the source of a pixel exactly
+    half way between two others.
+
     images     [B, C, H, W] uint8, C = 1 or 3, any device; not changed
-    strength   [B] float, in levels, 0 <= m <= max_level, any device
-    ops        [B, K] int64 on the CPU: positions in OPS, applied from column 0 on
-    signs      [B, K] int64 on the CPU: -1 or +1
+    strength   [B] float, in levels, 0 <= m <= max_level, on the images' device
+    ops        [B, K] int64, there too: positions in OPS, applied from column 0 on
+    signs      [B, K] int64, there too: -1 or +1
     max_level  int >= 1: level of the strongest operation
-    Returns    [B, C, H, W] uint8 on the images' device
-    Raises     ValueError: wrong dtype or shape, a value out of range.
+    Returns    [B, C, H, W] uint8
+    Raises     ValueError: wrong dtype or shape; on a CPU, a value out of range.
     """
     _check_batch(images, strength, ops, signs, max_level)
     height, width = images.shape[-2:]
-    levels = strength.to("cpu", torch.float64)  # parameters are computed in double, as torchvision does in Python
+    levels = strength.double()  # parameters are computed in double, as torchvision does in Python
+    first_move, last_move = OPS.index(GEOMETRIC_OPS[0]), OPS.index(GEOMETRIC_OPS[-1])
     out = images.clone()
-    for step in range(ops.shape[1]):
-        maps = {}  # row -> affine map; all geometric operations share one sampling call below
+
+    def apply(drew, operation):
+        """To the images that drew it, drew [B] bool: operation(images, rows) -> [n, C, H, W] uint8, rows their places."""
+        nonlocal out
+        if not _on_host(images):
+            out = torch.where(drew.view(-1, 1, 1, 1), operation(out, slice(None)), out)
+        elif len(rows := drew.nonzero().squeeze(1)):
+            out[rows] = operation(out[rows], rows)
+
+    for drawn_ops, drawn_signs in zip(ops.T, signs.T, strict=True):
         for op, name in enumerate(OPS):
-            index = (ops[:, step] == op).nonzero().squeeze(1)
-            if name == "Identity" or len(index) == 0:
+            if name == "Identity" or name in GEOMETRIC_OPS:
                 continue
-            parameter = op_parameter(name, levels[index], height, width, max_level)
-            if name in GEOMETRIC_OPS:
-                signed = (signs[index, step] * parameter).tolist()
-                for row, magnitude in zip(index.tolist(), signed, strict=True):
-                    maps[row] = _inverse_affine(name, magnitude, height, width)
-                continue
-            rows = index.to(out.device)
-            out[rows] = _apply_colour(name, out[rows], parameter, signs[index, step])
-        if maps:
-            rows = torch.tensor(list(maps)).to(out.device)
-            out[rows] = _warp(out[rows], torch.tensor(list(maps.values())))
+
+            def coloured(some, rows, name=name, sign=drawn_signs):
+                return _apply_colour(name, some, op_parameter(name, levels[rows], height, width, max_level), sign[rows])
+
+            apply(drawn_ops == op, coloured)
+
+        def warped(some, rows, op=drawn_ops, sign=drawn_signs):
+            return _warp(some, _inverse_affine(op[rows], levels[rows], sign[rows], height, width, max_level))
+
+        apply((first_move <= drawn_ops) & (drawn_ops <= last_move), warped)
     return out
+
+
+def _on_host(tensor):
+    """Whether the values of a tensor are known to the host at once; on a GPU it would have to wait for them."""
+    return tensor.device.type == "cpu"
 
 
 def op_parameter(name, level, height, width, max_level=30):
     """Parameter of one operation at continuous levels, before its sign.
 
     name           one of OPS
-    level          [n] float64 on the CPU, 0 <= level <= max_level
+    level          [n] float64, 0 <= level <= max_level
     height, width  image size (px)
     max_level      int >= 1
     Returns        [n] float64: shear as a slope, translation in px (before truncation to whole pixels), rotation in
@@ -194,6 +228,16 @@ def op_parameter(name, level, height, width, max_level=30):
     """
     if name == "Posterize":
         return 8 - (level / (max_level / 4)).round()  # bits are whole: torchvision's rounding rule, half to even
+    table = _table(name, height, width, max_level, level.device)
+    return torch.lerp(table[level.floor().long()], table[level.ceil().long()], level.frac())
+
+
+@functools.cache  # a CUDA graph that is captured can read it, not fetch it from the host
+def _table(name, height, width, max_level, device):
+    """The parameter of one operation at whole levels: [max_level + 1] float64.
+
+    The entries are those of torchvision's float32 table, so that integer levels hit them exactly; between them it is linear.
+    """
     first, last = {
         "ShearX": (0.0, 0.3),
         "ShearY": (0.0, 0.3),
@@ -206,9 +250,7 @@ def op_parameter(name, level, height, width, max_level=30):
         "Sharpness": (0.0, 0.9),
         "Solarize": (255.0, 0.0),
     }.get(name, (0.0, 0.0))
-    # Linear between the entries of torchvision's float32 table, so that integer levels hit the entries exactly.
-    table = torch.linspace(first, last, max_level + 1, dtype=torch.float32).double()
-    return torch.lerp(table[level.floor().long()], table[level.ceil().long()], level.frac())
+    return torch.linspace(first, last, max_level + 1, dtype=torch.float32).double().to(device)
 
 
 def _check_batch(images, strength, ops, signs, max_level):
@@ -224,7 +266,7 @@ def _check_batch(images, strength, ops, signs, max_level):
         )
     if isinstance(max_level, bool) or not isinstance(max_level, int) or max_level < 1:
         raise ValueError(f"max_level is {max_level!r}, expected a whole number of at least 1")
-    if not ((strength >= 0) & (strength <= max_level)).all():  # written so that NaN is refused
+    if _on_host(strength) and not ((strength >= 0) & (strength <= max_level)).all():  # NaN is refused, too
         raise ValueError(
             f"strength lies in {strength.min().item()} .. {strength.max().item()}, "
             f"expected 0 .. {max_level} (max_level)"
@@ -236,57 +278,82 @@ def _check_batch(images, strength, ops, signs, max_level):
             )
     if ops.shape != signs.shape:
         raise ValueError(f"ops have shape {list(ops.shape)} and signs {list(signs.shape)}, expected the same")
+    if not _on_host(ops):
+        return
     if not ((ops >= 0) & (ops < len(OPS))).all():
         raise ValueError(f"ops lie in {ops.min()} .. {ops.max()}, expected 0 .. {len(OPS) - 1} (positions in OPS)")
     if not (signs.abs() == 1).all():
         raise ValueError("signs hold a value other than -1 and +1")
 
 
-def _inverse_affine(name, magnitude, height, width):
-    """Map from output to source position, in px from the image centre: six numbers, row by row.
+def _inverse_affine(ops, levels, signs, height, width, max_level):
+    """Map from output to source position of each image, in px from the image centre: six numbers, row by row.
 
     Shears keep the upper left corner in place and rotation the centre, as in torchvision's RandAugment. The shears
-    take torchvision's detour (slope to degrees and back, offset around the width or height) and Python's floats:
+    take torchvision's detour (slope to degrees and back, offset around the width or height) and, on a CPU, Python's sines:
     a last bit lost on the way moves pixels at some image sizes, H = 38, W = 3 for one.
+
+    ops, signs  [n] int64; other operations than GEOMETRIC_OPS get the identity
+    levels      [n] float64
+    Returns     [n, 6] float64
     """
-    if name in ("ShearX", "ShearY"):
-        angle = math.radians(math.degrees(math.atan(magnitude)))
-    if name == "ShearX":
-        slope = math.tan(angle)
-        return [1.0, slope, (width * 0.5 + slope * (height * 0.5)) - width * 0.5, 0.0, 1.0, 0.0]
-    if name == "ShearY":
-        slope = math.sin(angle) / math.cos(angle)
-        return [1.0, 0.0, 0.0, slope, 1.0, (slope * (width * 0.5) + height * 0.5) - height * 0.5]
-    if name == "TranslateX":
-        return [1.0, 0.0, -math.trunc(magnitude), 0.0, 1.0, 0.0]
-    if name == "TranslateY":
-        return [1.0, 0.0, 0.0, 0.0, 1.0, -math.trunc(magnitude)]
-    assert name == "Rotate", f"{name} is not a geometric operation"
-    cos, sin = math.cos(math.radians(magnitude)), math.sin(math.radians(magnitude))
-    return [cos, -sin, 0.0, sin, cos, 0.0]
+
+    def magnitude(name):
+        return signs * op_parameter(name, levels, height, width, max_level)
+
+    def angle(name):
+        return of("radians", of("degrees", of("atan", magnitude(name))))
+
+    def of(function, values):
+        if _on_host(values):
+            return values.new_tensor([getattr(math, function)(value) for value in values.tolist()])
+        return {"radians": torch.deg2rad, "degrees": torch.rad2deg}.get(function, getattr(torch, function, None))(
+            values
+        )
+
+    zero, one = torch.zeros_like(levels), torch.ones_like(levels)
+    x_slope = of("tan", angle("ShearX"))
+    x_offset = (width * 0.5 + x_slope * (height * 0.5)) - width * 0.5
+    y_slope = of("sin", angle("ShearY")) / of("cos", angle("ShearY"))
+    y_offset = (y_slope * (width * 0.5) + height * 0.5) - height * 0.5
+    turn = of("radians", magnitude("Rotate"))
+    cos, sin = of("cos", turn), of("sin", turn)
+    maps = {
+        "ShearX": (one, x_slope, x_offset, zero, one, zero),
+        "ShearY": (one, zero, zero, y_slope, one, y_offset),
+        "TranslateX": (one, zero, -magnitude("TranslateX").trunc(), zero, one, zero),
+        "TranslateY": (one, zero, zero, zero, one, -magnitude("TranslateY").trunc()),
+        "Rotate": (cos, -sin, zero, sin, cos, zero),
+    }
+    found = torch.stack([one, zero, zero, zero, one, zero], dim=1)
+    for name, columns in maps.items():
+        found = torch.where((ops == OPS.index(name)).unsqueeze(1), torch.stack(columns, dim=1), found)
+    return found
 
 
 def _warp(images, matrices):
     """Nearest-neighbour sampling of each image under its own affine map; black outside.
 
-    images    [n, C, H, W] uint8, any device
-    matrices  [n, 6] on the CPU: from _inverse_affine
+    images    [n, C, H, W] uint8
+    matrices  [n, 6] float64, from _inverse_affine
     Returns   [n, C, H, W] uint8
 
-    The source PIXEL NUMBERS are computed on the CPU and only the copying happens on the images' device, so that the
-    device's rounding, or TF32 matrix products on a GPU, cannot decide which source pixel is taken. The grid is one
-    matrix product, as in torchvision, not products and sums written out: a shear by 0.2 puts pixels exactly half way
-    between two sources, and the last bit decides.
+    On a CPU source positions are computed as torchvision does, in float32 by one matrix product, not by products and sums written out: a
+    shear by 0.2 puts pixels exactly half way between two sources, and the last bit decides. On other devices in float64, so that their
+    rounding, TF32 above all, decides nowhere else.
     """
     n, num_channels, height, width = images.shape
-    theta = matrices.to(torch.float32).reshape(n, 2, 3)
-    x = torch.linspace(-width * 0.5 + 0.5, width * 0.5 - 0.5, width)
-    y = torch.linspace(-height * 0.5 + 0.5, height * 0.5 - 0.5, height)
+    device = images.device
+    dtype = torch.float32 if _on_host(images) else torch.float64
+    theta = matrices.to(dtype).reshape(n, 2, 3)
+    x = torch.linspace(-width * 0.5 + 0.5, width * 0.5 - 0.5, width, dtype=dtype, device=device)
+    y = torch.linspace(-height * 0.5 + 0.5, height * 0.5 - 0.5, height, dtype=dtype, device=device)
     y_grid, x_grid = torch.meshgrid(y, x, indexing="ij")
     positions = torch.stack([x_grid, y_grid, torch.ones_like(x_grid)], dim=-1).reshape(1, height * width, 3)
-    half_size = torch.tensor([0.5 * width, 0.5 * height])
-    grid = positions.expand(n, -1, -1).bmm(theta.transpose(1, 2) / half_size)  # [n, H * W, 2] in [-1, 1]
-    numbers = torch.arange(1, height * width + 1, dtype=torch.float32)  # from 1: grid_sample puts 0 outside
+    along_x, along_y = theta.transpose(1, 2).unbind(2)
+    halved = torch.stack([along_x / (0.5 * width), along_y / (0.5 * height)], dim=2)
+    grid = positions.expand(n, -1, -1).bmm(halved)  # [n, H * W, 2] in [-1, 1]
+    numbers = torch.arange(1, height * width + 1, dtype=dtype, device=device)  # from 1: grid_sample puts 0 outside
     source = F.grid_sample(
         numbers.reshape(1, 1, height, width).expand(n, -1, -1, -1),
         grid.reshape(n, height, width, 2),
@@ -294,7 +361,7 @@ def _warp(images, matrices):
         padding_mode="zeros",
         align_corners=False,
     )
-    source = source.long().reshape(n, 1, height * width).expand(-1, num_channels, -1).to(images.device)
+    source = source.long().reshape(n, 1, height * width).expand(-1, num_channels, -1)
     with_black = F.pad(images.flatten(2), (1, 0))  # pixel number 0 is black
     return with_black.gather(2, source).reshape(images.shape)
 
@@ -303,8 +370,8 @@ def _apply_colour(name, images, parameter, signs):
     """One operation that changes pixel values but moves none.
 
     images     [n, C, H, W] uint8, any device
-    parameter  [n] float64 on the CPU: from op_parameter
-    signs      [n] int64 on the CPU: -1 or +1
+    parameter  [n] float64: from op_parameter
+    signs      [n] int64: -1 or +1
     Returns    [n, C, H, W] uint8
     """
     if name == "AutoContrast":
@@ -314,9 +381,9 @@ def _apply_colour(name, images, parameter, signs):
     parameter = parameter.reshape(-1, 1, 1, 1)
     if name == "Posterize":
         mask = 256 - 2 ** (8 - parameter)
-        return images & mask.to(images.device, torch.uint8)
+        return images & mask.to(torch.uint8)
     if name == "Solarize":
-        threshold = parameter.to(images.device, torch.float32)
+        threshold = parameter.to(torch.float32)
         return torch.where(images >= threshold, 255 - images, images)
     ratio = 1.0 + signs.reshape(-1, 1, 1, 1) * parameter
     if name == "Brightness":
@@ -338,10 +405,10 @@ def _blend(images, other, ratio):
 
     images  [n, C, H, W] uint8
     other   uint8 or float32, broadcast to images
-    ratio   [n, 1, 1, 1] float64 on the CPU, >= 0
+    ratio   [n, 1, 1, 1] float64, >= 0
     """
-    weight = ratio.to(images.device, torch.float32)
-    rest = (1.0 - ratio).to(images.device, torch.float32)  # subtracted in double, then rounded, as torchvision does
+    weight = ratio.to(torch.float32)
+    rest = (1.0 - ratio).to(torch.float32)  # subtracted in double, then rounded, as torchvision does
     return (weight * images + rest * other).clamp(0, 255).to(torch.uint8)
 
 
@@ -376,9 +443,7 @@ def _autocontrast(images):
 def _equalize(images):
     """Histogram equalisation of each channel, in whole numbers. [n, C, H, W] uint8."""
     values = images.flatten(2).flatten(0, 1).long()  # [n * C, H * W]
-    num_channels = len(values)
-    first_bin = 256 * torch.arange(num_channels, device=images.device).unsqueeze(1)
-    histogram = torch.bincount((values + first_bin).flatten(), minlength=256 * num_channels).reshape(-1, 256)
+    histogram = values.new_zeros(len(values), 256).scatter_add_(1, values, torch.ones_like(values))
     num_brightest = histogram.gather(1, values.amax(dim=1, keepdim=True))
     step = (values.shape[1] - num_brightest) // 255  # [n * C, 1]; 0: too few pixels, the channel stays
     divisor = step.clamp(min=1)

@@ -73,7 +73,7 @@ def _learnt(step, ids, level, taa):
     device, ids = step.x.device, ids.cpu()
     generator = randomness.torch_generator("cpu", "augment", *step.key)
     x = step.shard.pixels[torch.searchsorted(step.shard.ids, ids).to(device)]
-    strength = torch.full((len(x),), float(level))
+    strength = torch.full((len(x),), float(level), device=device)
     x = augmentation.rand_augment(x, strength, generator, num_ops=taa["num_ops"], max_level=taa["max_level"])
     if step.settings["flip"]:
         flipped = (torch.rand(len(x), generator=generator) < 0.5).to(device)
