@@ -12,6 +12,7 @@ killed stage resume; SIGTERM, by which a scheduler warns, makes the stage write 
 
 import importlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -257,6 +258,7 @@ def main(arguments):
             _write(job, {"raw": images})
             return
         from stages.diffusion import amg, sampling
+        from stages.methods import compiling
 
         first, last = sampling.part_of(settings["num_images"], settings["batch_size"], job.part, settings["parts"])
         if maker is None:
@@ -266,6 +268,8 @@ def main(arguments):
             inputs = source.files
         else:
             source, inputs = models.source(job, maker, job.round, settings, sampling)
+            if device.compile_mode(job.params["compute"], job.device) == "graph":
+                compiling.by_graph(source.network)
             mitigation = settings.get("mitigation") or {}
             if mitigation.get("name") == "amg":
                 source.guidance = amg.Guidance(mitigation, files.load_array(files.DATA / "train.npy"), job.device)
@@ -285,7 +289,7 @@ def _generate(job, maker, source, images, first, batch_size, saved):
     images   dict kind of weights -> [n,H,W,C] uint8 array of the images first..first+n-1, which are filled in
     """
     count = len(next(iter(images.values())))
-    done, total = 0, count * len(images)
+    done, total, measured = 0, count * len(images), False
     if unfinished := saved.saved():
         done = int(unfinished["done"][0])
         for kind, array in images.items():
@@ -307,8 +311,11 @@ def _generate(job, maker, source, images, first, batch_size, saved):
             stop = min(start + batch_size, count)
             if (until := i * count + stop) <= done:
                 continue
+            largest = None if measured else device.LargestBatch(job.device)
             array[start:stop] = in_pieces(first + start, first + stop)
-            done = until
+            if largest and in_pieces.largest is None and (told := largest.told(stop - start)):
+                print(told, file=sys.stderr)
+            measured, done = True, until
             progress.update(done, total)
             saved.save_if_due(so_far, f"image {done} of {total}")
 

@@ -1,6 +1,8 @@
 """The phase sample on planted weights: each image is what its own weights make of its own noise, by a loop over single images."""
 
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from conftest import TINY, write_params
 
 from stages import sample
 from stages.diffusion import unet
-from stages.run import files
+from stages.methods import compiling
+from stages.run import device, files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -152,3 +155,64 @@ def test_an_arm_that_samples_from_another_arms_model_has_that_arms_images_under_
     for kind in ("raw", "ema"):
         check(np.load(part(f"copied-seed{SEED}", 0) / f"{kind}.npy"), kind, [0, 1], num_steps=3)
     assert not part(f"iet-seed{SEED}", 0).exists()
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_images_are_the_same_where_each_pass_is_a_graph_and_weights_change_in_between(
+    tmp_path, monkeypatch, conditional
+):
+    """Batches of 2, 2 and 1 of two kinds of weights: two graphs, by a stand-in for those of CUDA. Bit for bit."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment(model={"class_conditional": conditional}, sample={"num_images": 5, "parts": 1})
+    words = ["--arm", "iet", "--seed", str(SEED), "--round", "3", "--part", "0"]
+    sample.main(words)
+    folder, captured, replayed = part(f"iet-seed{SEED}", 0), [], []
+    plain = {kind: np.load(folder / f"{kind}.npy") for kind in ("raw", "ema")}
+    shutil.rmtree(folder)
+
+    def capture(body):
+        found = body()
+        captured.append(len(found))
+
+        def replay():
+            replayed.append(len(found))
+            found.copy_(body())
+
+        return replay, found, "its memory"
+
+    monkeypatch.setattr(device, "compile_mode", lambda *_: "graph")
+    monkeypatch.setattr(compiling.by_graph, "__defaults__", (capture,))
+    sample.main(words)
+    assert captured == [2, 1] and replayed == 2 * [2, 2, 2, 2, 2, 2, 1, 1, 1]
+    for kind, images in plain.items():
+        assert np.array_equal(images, np.load(folder / f"{kind}.npy"))
+    assert not np.array_equal(plain["raw"], plain["ema"])
+
+
+class Card:
+    """A made-up GPU: what torch.cuda says of its memory, in GB."""
+
+    type = "cuda"
+
+    def __init__(self, monkeypatch, before, peak, has):
+        monkeypatch.setattr(torch, "device", lambda device: device)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: int(before * 1e9))
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: int(peak * 1e9))
+        properties = SimpleNamespace(total_memory=int(has * 1e9))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
+def test_a_gpu_that_holds_much_larger_batches_is_told_of(monkeypatch):
+    """0.9 * (80 - 2) GB / (3 GB / 128) = 2995 images; of two stages on the card, 0.9 * (40 - 2) / (3 / 128) = 1459."""
+    monkeypatch.delenv(device.SLOTS, raising=False)
+    card = Card(monkeypatch, before=2, peak=5, has=80)
+    assert device.LargestBatch(card).told(128) == (
+        "a batch of 128 images takes 3 GB of the 80 GB that this stage may have: about 2995 would fit, which may be faster "
+        "(sample.batch_size)"
+    )
+    monkeypatch.setenv(device.SLOTS, "2")
+    assert "about 1459 would fit" in device.LargestBatch(card).told(128)
+    assert device.LargestBatch(Card(monkeypatch, before=2, peak=44, has=80)).told(128) == ""
+    monkeypatch.undo()
+    assert device.LargestBatch("cpu").told(128) == ""

@@ -1,10 +1,12 @@
-"""What compute.compile does to the training step: the network compiled by inductor, or losses and gradients as one CUDA graph.
+"""What compute.compile does: in training the network compiled by inductor, or losses and gradients as CUDA graphs; in sampling a pass
+through the network as a CUDA graph.
 
 B batch, T timesteps.
 """
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import torch
 
@@ -59,6 +61,33 @@ def cuda_graph(body, pool=None):
     with torch.cuda.graph(graph, pool=pool):
         found = body()
     return graph.replay, found, graph.pool()
+
+
+def by_graph(network, capture=cuda_graph):
+    """Has the passes through a network that samples replayed as CUDA graphs, one for each size of a batch; weights may change in place.
+
+    network   in evaluation mode: forward(x [B,...], t [B], class_labels [B] or None) -> object with .sample
+    capture   what records a function and can replay it, see `cuda_graph`
+    """
+    forward, graphs = network.forward, {}
+
+    def replayed(x, t, class_labels=None):
+        given = [x, t] if class_labels is None else [x, t, class_labels]
+        if x.shape not in graphs:
+            places = [value.clone() for value in given]
+            conditions = {} if class_labels is None else {"class_labels": places[2]}
+            kind = x.device.type
+            # Weights that autocast has rounded and keeps would be gone when the graph is replayed: it rounds them anew.
+            rounding = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+            with torch.autocast(kind, **rounding, cache_enabled=False):
+                graphs[x.shape] = places, *capture(lambda: forward(*places[:2], **conditions).sample)
+        places, replay, found, _ = graphs[x.shape]
+        for place, value in zip(places, given, strict=True):
+            place.copy_(value)
+        replay()
+        return SimpleNamespace(sample=found.clone())
+
+    network.forward = replayed
 
 
 class Captured:

@@ -144,6 +144,38 @@ def memory(device):
     return torch.cuda.get_device_properties(device).total_memory // slots()
 
 
+class LargestBatch:
+    """How many images of a kind fit into the memory of a GPU at once, measured while one batch of them is generated.
+
+    Make it before the batch, with all weights on the device.
+    """
+
+    def __init__(self, device):
+        import torch
+
+        self.device = torch.device(device)
+        if self.device.type != "cpu":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+
+    def told(self, batch_size):
+        """A sentence on it after a batch of so many images; "" on the CPU, and where not at least twice as many fit."""
+        import torch
+
+        if self.device.type == "cpu":
+            return ""
+        taken = max(1, torch.cuda.max_memory_allocated(self.device) - self.before)
+        has = memory(self.device)
+        # A tenth is left for what torch does not count, such as the context of CUDA.
+        fitting = int(0.9 * (has - self.before) * batch_size / taken)
+        if fitting < 2 * batch_size:
+            return ""
+        return (
+            f"a batch of {batch_size} images takes {taken / 1e9:.2g} GB of the {has / 1e9:.0f} GB that this stage may have: about "
+            f"{fitting} would fit, which may be faster (sample.batch_size)"
+        )
+
+
 def is_out_of_memory(error):
     """Whether an exception of torch says that the memory of the device, or of the machine, is full."""
     import torch
