@@ -412,6 +412,16 @@ def taa(part):
     for share in shares:
         found, aim = against(times, share, "ddpm"), 1.1 * (1 + share)
         part.say(f"TAA with {share:.0%} augmented / plain DDPM", f"{found:.3f}", f"at most {aim:.2f}", found <= aim)
+    if part.on_gpu:
+        sides = {"ddpm": module.Ours({"name": "ddpm"}, images, device, "graph")}
+        sides |= {share: module.with_share(images, device, share, "graph") for share in shares}
+        times |= {
+            f"graph {name}": found for name, found in common.take_turns(sides, chosen.turns, device, "graph").items()
+        }
+        for share in shares:
+            found, aim = against(times, f"graph {share}", "graph ddpm"), 1.1 * (1 + share)
+            what = f"TAA with {share:.0%} augmented / plain DDPM, both as graphs"
+            part.say(what, f"{found:.3f}", f"at most {aim:.2f}", found <= aim)
 
 
 def sampling(part):
@@ -427,6 +437,39 @@ def sampling(part):
     part.say("ours / DDIMPipeline", f"{found:.2f} times", "at least 2.0 times", found >= 2)
     last = against(times, "ours", "ours, channels last")
     part.say("sampling with compute.channels_last / without", f"{last:.2f} times as fast")
+    larger(part, module, module.of_size(module.network_on(device), device), rates["ours"])
+    if part.on_gpu:  # there is no graph on a CPU
+        graph = module.by_graph(device)
+        plain = module.of_size(module.network_on(device), device)
+        apart = abs(graph(chosen.batch).astype(int) - plain(chosen.batch)).max()
+        part.say(
+            "sampling as graphs against without: furthest apart of any value of 0 to 255",
+            f"{apart}",
+            "at most 1",
+            apart <= 1,
+        )
+        sides = {"ours": lambda: plain(chosen.batch), "graph": lambda: graph(chosen.batch)}
+        times = common.take_turns(sides, chosen.turns, device, "graphs")
+        part.say("sampling with compute.compile graph / off", f"{against(times, 'ours', 'graph'):.2f} times as fast")
+
+
+def larger(part, module, images, usual):
+    """A row on batches of four times the size.
+
+    images   function of a number of images
+    usual    images/s of a batch of the usual size
+    """
+    import torch
+
+    size = 4 * module.CHOSEN.batch
+    what = f"sampling in batches of {size} / of {module.CHOSEN.batch}"
+    try:
+        images(size)
+        begun = time.perf_counter()
+        images(size)  # ends with a copy to the host, and so waits for the GPU
+        part.say(what, f"{size / (time.perf_counter() - begun) / usual:.2f} times as fast")
+    except torch.OutOfMemoryError:
+        part.say(what, "does not fit")
 
 
 def search(part):

@@ -180,8 +180,8 @@ def taa(images, device):
     print("to reach: " + ", ".join(f"{1.1 * (1 + share):.2f} at {share:.0%}" for share in shares))
 
 
-def with_share(images, device, share):
-    side = Ours({"name": "agc", "lambda": 1e-6, "eta": 0.8, "taa": TAA}, images, device)
+def with_share(images, device, share, mode="off"):
+    side = Ours({"name": "agc", "lambda": 1e-6, "eta": 0.8, "taa": TAA}, images, device, mode)
     number = round(share * CHOSEN.batch)
 
     def call():

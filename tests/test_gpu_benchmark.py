@@ -103,6 +103,6 @@ def test_all_of_it_runs_without_what_a_lent_machine_has_not(tmp_path):
     assert not [line for line in rows if "not finished" in line or "DIFFERENT" in line]
     unmeasured = [line for line in rows if "not measured" in line]
     assert len(unmeasured) == 1 and "faiss" in unmeasured[0]
-    for what in ("ours / the better of these", "compute.channels_last / without", "AGC / plain", "TAA with 50%", "ours / DDIMPipeline", "samples, ", "fixed cost",
+    for what in ("ours / the better of these", "compute.channels_last / without", "AGC / plain", "TAA with 50%", "ours / DDIMPipeline", "in batches of 8", "samples, ", "fixed cost",
                  "two shards at a time", "peak memory, search"):  # fmt: skip
         assert any(what in line for line in rows), what
