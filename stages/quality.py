@@ -10,6 +10,8 @@ writes    artifacts/results/quality/reference/
               inception.safetensors    the checked weights, which every run uses: one network for both sides of a distance
               <protocol>.safetensors   features [N,2048] float32 of the training images, their mean and cov in float64; heldout_mean and
                                        heldout_cov of as many held-out images, or of all where there are fewer; without any, neither
+              chance.json              by protocol num_half, distance: of two halves of those held-out images, see
+                                       frechet.feature_distance_of_halves; none of fewer than four
           artifacts/results/quality/<run>[/round<r>]/scores.json    by kind of weights and protocol, as measures/image_quality.py names them
 
 The reference is a stage of its own because its features are the same for every run: of an experiment of 17 arms that would be
@@ -27,6 +29,7 @@ from stages.run import cli, device, files, weight_files
 from stages.run.instance import LIGHT_BYTES, REFERENCE, START_UP, Instance
 from stages.run.progress import Progress
 
+HALVES = ("num_half", "distance")  # of chance.json
 INCEPTION_BYTES = 96 * 2**20  # the weights in float32
 # fmt: off
 PHASE = {
@@ -154,6 +157,7 @@ def main(arguments):
 def reference(job):
     _check_wanted(job)
     job.device = device.claim(job.params["compute"])
+    from stages import randomness
     from stages.measures import frechet, inception
 
     settings = job.params["quality"]
@@ -161,6 +165,7 @@ def reference(job):
     network = inception.build(weights, settings.get("weights", "the fetched file")).to(job.device)
     train = files.load_array(files.DATA / "train.npy", mmap=True)
     heldout = _heldout(len(train))
+    chance = {}
     with files.publish(files.folder("results/quality", REFERENCE)) as folder:
         files.save_arrays(folder / "inception.safetensors", weights)
         for protocol in settings["protocols"]:
@@ -172,7 +177,11 @@ def reference(job):
                     job, network, heldout, protocol, f"quality@{job.key} {protocol}, held-out images"
                 )[0]
                 kept["heldout_mean"], kept["heldout_cov"] = frechet.feature_moments(of_heldout)
+            if len(heldout) > 3:
+                rng = randomness.numpy_generator("quality_heldout", 1)
+                chance[protocol] = dict(zip(HALVES, frechet.feature_distance_of_halves(of_heldout, rng), strict=True))
             files.save_arrays(folder / f"{protocol}.safetensors", kept)
+        files.write_json(folder / "chance.json", chance)
 
 
 def _heldout(num_train):

@@ -32,7 +32,7 @@ PURPOSES = {
     "skip_ties": 21,  # equal skip counts in Fig. 8:    (seed)
     "move_pairs": 22,  # who is compared with whom:     (seed)
     "quality": 23,  # subsets of KID, splits of the Inception score: (seed)
-    "quality_heldout": 24,  # as many held-out images as training images: (0)
+    "quality_heldout": 24,  # as many held-out images as training images, halves of them: (which, 0 or 1)
     "membership": 30,  # pairs of images, redrawn images of an attack: (which, 0 or 1)
     "copying": 31,  # halves of held-out images, copycat, cells: (which, 0 to 2)
     "halves": 32,  # halves of the held-out images: (0)

@@ -250,6 +250,19 @@ def test_moments_are_float64_though_features_are_not():
         frechet.feature_moments(features[:1])
 
 
+@pytest.mark.parametrize("num", [9, 60])
+def test_halves_of_features_are_as_far_apart_as_fid_says(num):
+    """With fewer vectors than values, and with more: 6 values."""
+    features = vectors(18, num)
+    found = frechet.feature_distance_of_halves(features, np.random.default_rng(7))
+    order = np.random.default_rng(7).permutation(num)
+    means, covs = zip(
+        *((x.mean(0), np.cov(x.T)) for x in (features[order[: num // 2]], features[order[num // 2 : num // 2 * 2]]))
+    )
+    expected = frechet.frechet_distance(means[0], covs[0], means[1], covs[1])
+    assert found == (num // 2, pytest.approx(expected, rel=1e-5)) and expected > 0.1
+
+
 def test_fid_of_the_first_images_only_where_there_are_more(monkeypatch):
     sample, train = vectors(3, 40), vectors(4, 30)
     assert measured(sample, train)["fid_50k"] is None
@@ -523,6 +536,11 @@ def test_the_stage_measures_every_kind_of_weights_under_both_protocols(made, net
             assert found["fid"] == pytest.approx(frechet_in_the_span(sample, train), rel=1e-4)
             assert found["precision"] == pytest.approx(manifold_share(sample.astype(float), train.astype(float)))
             fids.append(found["fid"])
+        words = np.random.SeedSequence([24, 1]).generate_state(2, np.uint32)
+        order = np.random.default_rng(int(words[0]) | int(words[1]) << 32).permutation(5)
+        apart = frechet_in_the_span(heldout[np.sort(order[:2])], heldout[np.sort(order[2:4])])
+        chance = files.load_json(files.folder("results/quality", "reference") / "chance.json")[protocol]
+        assert chance == {"num_half": 2, "distance": pytest.approx(apart, rel=1e-4)}
     assert min(abs(a - b) / a for i, a in enumerate(fids) for b in fids[:i]) > 0.02  # weights and protocols differ
     told = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("quality@")]
     assert told == []  # torch-fidelity's own lines

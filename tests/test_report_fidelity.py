@@ -38,3 +38,24 @@ def test_arms_with_other_numbers_of_images_are_warned_of(tmp_path, monkeypatch):
 def test_without_held_out_images_nothing_is_said(tmp_path):
     with report_tree.built(tmp_path, report_tree.ONE_SEED, held_out=False) as (root, _):
         assert "two halves of the held-out images" not in (root / "report.html").read_text()
+
+
+def test_what_chance_makes_of_fid_is_told_by_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert arms._fid() == []
+    path = files.folder("results/quality", "reference") / "chance.json"
+    files.write_json(path, {})
+    assert arms._fid() == []
+    files.write_json(path, {"clean": {"num_half": 3000, "distance": 4.25}, "dcr": {"num_half": 2, "distance": 51.0}})
+    (told,) = arms._fid()
+    assert "are 4.25 (clean, 3,000 each), 51 (dcr, 2 each) apart by chance" in told
+
+
+def test_the_page_tells_what_chance_makes_of_fid(tmp_path):
+    def write_both(settings=None, levels=None):
+        write()
+        path = files.folder("results/quality", "reference") / "chance.json"
+        files.write_json(path, {"clean": {"num_half": 3, "distance": 9.5}})
+
+    with report_tree.built(tmp_path, report_tree.ONE_SEED, write_more=write_both) as (root, _):
+        assert "are 9.5 (clean, 3 each) apart by chance" in html.unescape((root / "report.html").read_text())

@@ -132,6 +132,31 @@ def distance_of_halves(images, rng):
     return num, float(np.mean(found))
 
 
+def feature_distance_of_halves(features, rng):
+    """What chance alone makes of the distance of two sets of feature vectors: that of the two halves of one set, divided at random.
+
+    Of features it does not follow c / M + c / N while there are fewer vectors than values, as is usual with the 2,048 of Inception: so it
+    is a scale, which is not carried over to other numbers of images.
+
+    features  [N, D] float, N >= 4
+    rng       numpy.random.Generator
+    Returns   (n, distance), n = N // 2 vectors a half
+    """
+    num, order = len(features) // 2, rng.permutation(len(features))
+    halves = [_feature_spread(features[np.sort(order[part * num : (part + 1) * num])]) for part in (0, 1)]
+    return num, _distance(*halves)
+
+
+def _feature_spread(features):
+    """Of fewer vectors than values the centred vectors are a factor of the covariance, as in `_pixel_spread`."""
+    if len(features) >= features.shape[1]:
+        return _spread(*feature_moments(features))
+    vectors = features.astype(np.float64)
+    mean = vectors.mean(axis=0)
+    factor = (vectors - mean).T / np.sqrt(len(vectors) - 1)
+    return Spread(mean, (factor**2).sum(), factor)
+
+
 def by_chance(num_half, distance, num_sample, num_others):
     """The same for M = num_sample images compared with N = num_others, from `distance_of_halves`: n d / 2 (1 / M + 1 / N)."""
     return num_half * distance / 2 * (1 / num_sample + 1 / num_others)

@@ -17,7 +17,7 @@ def section(report):
     caption = f"Protocol {report.headline.protocol}, {_num_images(report.metrics)}.{spread}{_variants(report.settings)}"
     parts = [
         html.table(_rows(report), caption),
-        *[html.quiet(sentence) for sentence in _fidelity(report)],
+        *[html.quiet(sentence) for sentence in [*_fidelity(report), *_fid()]],
         html.legend(_meanings(report)),
         html.details("All protocols and thresholds", html.table(_all_rows(report))),
     ]
@@ -41,6 +41,21 @@ def _fidelity(report):
         f"{FIDELITY_HELDOUT} compares {' or '.join(f'{num:,}' for num in generated)} generated images with all {num_heldout:,} held-out ones. Few "
         f"images make it larger: two halves of the held-out images, {found['num_half']:,} each, are {number(found['distance'])} apart by chance. "
         f"So about {' or '.join(number(value) for value in chance)} of each value is no difference between the models and the data. {differ}"
+    ]
+
+
+def _fid():
+    """How much of the FID to held-out images may be chance: a list of one sentence, or none."""
+    path = files.folder("results/quality", REFERENCE) / "chance.json"
+    if not (found := files.load_json(path) if path.exists() else {}):
+        return []
+    apart = ", ".join(
+        f"{number(halves['distance'])} ({protocol}, {halves['num_half']:,} each)" for protocol, halves in found.items()
+    )
+    return [
+        "FID held out has as many held-out images as there are training images, so that the two can be compared, or all where there are fewer. Few images "
+        f"make FID larger: two halves of these held-out images are {apart} apart by chance. No value is corrected for that: compare "
+        "arms with equally many generated images, and with no value from elsewhere that has other numbers of images."
     ]
 
 
