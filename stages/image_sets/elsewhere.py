@@ -13,7 +13,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from stages.image_sets import folders
 
@@ -91,6 +90,8 @@ def of_file(path, shape=None, num_images=None):
     Raises       ValueError: what `file_shape` raises, more images than the memory holds, another shape than asked for or, with shape None,
                  neither 1 nor 3 channels
     """
+    import psutil  # which a machine that only runs the benchmarks need not have
+
     found, name = file_shape(path), _described(path)[0]
     if shape:
         check_size(path, found[1:], shape)
