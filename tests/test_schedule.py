@@ -130,7 +130,7 @@ TOOK = {
     "analyse": 15,
     "report": 12,
 }
-TRAINED = {"iet_agc_plus": 31, "ddpm": 48, "ddpm_dropout": 50}
+TRAINED = {"iet_agc_plus": 31, "ddpm": 48, "ddpm_dropout": 50, "timestep_focus": 48}  # the last taken to be as ddpm
 
 
 @pytest.mark.parametrize("per_image", [0.2, 1, 30])

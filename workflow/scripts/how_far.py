@@ -5,6 +5,7 @@ say; a block of dvc.yaml of which some have ended is taken as they were, on the 
 """
 
 import datetime
+import heapq
 import threading
 import time
 from collections import defaultdict
@@ -70,7 +71,7 @@ class HowFar:
                 left[name] = max(expected[name] - spent, LEAST_LEFT * expected[name])
                 done += min(spent, expected[name])
             all_of_them = sum(left.values())
-            return max(all_of_them / self.slots, self._longest_path(left)), done / (done + all_of_them)
+            return self._end(left), done / (done + all_of_them)
 
     def _expected(self):
         """Seconds of each stage by what has ended: dict; None while no stage has ended that tells of the network."""
@@ -93,7 +94,32 @@ class HowFar:
             found[name] *= seconds / expected if expected else 1
         return found
 
-    def _longest_path(self, left):
+    def _end(self, left):
+        """Seconds until the last stage ends, where of those that can start the one goes first that the longest path waits for.
+
+        left   dict stage -> seconds that it still takes, of all that have not ended
+        """
+        paths, waits_for = self._longest_paths(left), defaultdict(int)
+        for name in left:
+            for user in self.users[name]:
+                waits_for[user] += 1
+        ready = [(-paths[name], name) for name in left if not waits_for[name] and name not in self.started]
+        running, now = [(left[name], name) for name in self.started], 0.0
+        heapq.heapify(ready)
+        heapq.heapify(running)
+        while ready or running:
+            while ready and len(running) < self.slots:
+                _, name = heapq.heappop(ready)
+                heapq.heappush(running, (now + left[name], name))
+            now, name = heapq.heappop(running)
+            for user in self.users[name]:
+                waits_for[user] -= 1
+                if not waits_for[user] and user in left and user not in self.started:
+                    heapq.heappush(ready, (-paths[user], user))
+        return now
+
+    def _longest_paths(self, left):
+        """Of each stage the seconds from its start to the end of the longest path of stages that wait for each other: dict."""
         paths, todo = {}, list(left)
         while todo:
             name = todo[-1]
@@ -102,7 +128,7 @@ class HowFar:
                 continue
             paths[name] = left[name] + max((paths.get(user, 0) for user in self.users[name]), default=0)
             todo.pop()
-        return max(paths.values(), default=0)
+        return paths
 
 
 def line(left_s, share, now):
