@@ -35,11 +35,32 @@ from stages.run import processes
 COMPUTE = ("train@", "train_next@", "sample@")  # the phases that compute for long
 VICTIMS = ("stage", "dvc", "snakemake", "group")
 GONE_S = 12  # a stage has 10 seconds to write its checkpoint and end
-EXPERIMENT = (
-    TINY.replace("epochs: 10}", "epochs: 80}")
-    .replace("num_images: 50, parts: 2, batch_size: 20", "num_images: 900, parts: 2, batch_size: 20")
-    .replace("seeds: [3]", "seeds: [3]\ncheckpoint_minutes: 0.005")
-)
+LEAST_S = 100  # of the undisturbed run: a shorter one would end before the last kill
+
+
+def experiment(length):
+    """params.yaml of the experiment; with twice the length twice the work of the stages that compute."""
+    return (
+        TINY.replace("epochs: 10}", f"epochs: {80 * length}}}")
+        .replace("num_images: 50, parts: 2, batch_size: 20", f"num_images: {900 * length}, parts: 2, batch_size: 20")
+        .replace("seeds: [3]", "seeds: [3]\ncheckpoint_minutes: 0.005")
+    )
+
+
+def undisturbed(root):
+    """A project in which the experiment has run, long enough for this machine, and one for the kills: of the same params.yaml."""
+    for length in (1, 4, 16):
+        folder = root / f"undisturbed-{length}"
+        print(f"undisturbed run in {folder}", flush=True)
+        folder.mkdir(parents=True)
+        reference, begun = Project.create(folder, experiment(length)), time.monotonic()
+        reference.run("snakemake", "--cores", "2", timeout=3600)
+        took = time.monotonic() - begun
+        print(f"it took {took:.0f} s", flush=True)
+        if took >= LEAST_S:
+            break
+    (root / "killed").mkdir()
+    return reference, Project.create(root / "killed", experiment(length))
 
 
 def processes_in(folder):
@@ -272,14 +293,8 @@ def main():
     root = chosen.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     started = time.monotonic()
 
-    print(f"undisturbed run in {root}/undisturbed", flush=True)
-    projects = []
-    for name in ("undisturbed", "killed"):
-        (root / name).mkdir(parents=True)
-        projects.append(Project.create(root / name, EXPERIMENT))
-    reference, project = projects
-    reference.run("snakemake", "--cores", "2", timeout=3600)
-    print(f"it took {time.monotonic() - started:.0f} s; now {chosen.kills} kills, seed {chosen.seed}", flush=True)
+    reference, project = undisturbed(root)
+    print(f"now {chosen.kills} kills, seed {chosen.seed}", flush=True)
 
     watch = Watch(project.root)
     watch.start()

@@ -282,7 +282,9 @@ def test_every_door_leaves_the_same_lock_file(finished, tmp_path, command):
 @pytest.mark.slow
 def test_checkout_of_another_commit_reruns_nothing(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
-    project.edit(score__thresholds=[0.5, 0.9], score__headline__threshold=0.9)  # the tiny models give out nothing at 0.5
+    project.edit(
+        score__thresholds=[0.5, 0.9], score__headline__threshold=0.9
+    )  # the tiny models give out nothing at 0.5
     project.run("snakemake")
     project.commit("other thresholds")
     for commit in ("HEAD~1", "main"):
