@@ -105,7 +105,7 @@ def nearest(sample, train, threads=1):
     sample    [M, D] float32 unit features
     train     [N, D] float32 unit features, N >= 1
     threads   CPU threads
-    Returns   similarity [M] float32, the dot product, in [-1, 1] up to rounding; index [M] int64 position in train
+    Returns   similarity [M] float32, the dot product, in [-1, 1]; index [M] int64 position in train
     """
     similarity, index = _search(sample, train, 1, threads)
     return similarity[:, 0], index[:, 0]
@@ -135,7 +135,8 @@ def _search(queries, reference, k, threads):
     try:
         engine = faiss.IndexFlatIP(reference.shape[1])
         engine.add(np.ascontiguousarray(reference, np.float32))
-        return engine.search(np.ascontiguousarray(queries, np.float32), k)
+        similarity, index = engine.search(np.ascontiguousarray(queries, np.float32), k)
+        return similarity.clip(-1, 1), index  # rounding may give an image and its copy a little more
     finally:
         faiss.omp_set_num_threads(before)
 

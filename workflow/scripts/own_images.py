@@ -137,11 +137,11 @@ def choose(num_images, side):
 
 
 def _minutes(size, passes, num_shards):
-    """About how long three arms take on two cores."""
+    """About how long four arms take on two cores."""
     speed = next(images for side, images in IMAGES_PER_S.items() if size <= side)
-    sampled = 3 * ROUNDS - 1
-    stages = ROUNDS * (2 + num_shards) + 3 * ROUNDS + 2 * sampled + 10
-    seconds = 3 * passes / speed + sampled * 2 * GENERATED * STEPS / (3 * speed) + stages * STAGE_S
+    sampled = 4 * ROUNDS - 1
+    stages = ROUNDS * (3 + num_shards) + 4 * ROUNDS + 2 * sampled + 10
+    seconds = 4 * passes / speed + sampled * 2 * GENERATED * STEPS / (3 * speed) + stages * STAGE_S
     return math.ceil(seconds / 2 / 60 / 5) * 5
 
 
@@ -155,7 +155,7 @@ def text(name, root, found, chosen):
     steps = chosen.epochs * (chosen.num_train // chosen.batch_size)
     halvings = len(chosen.block_channels) - 1
     return _aligned(f"""\
-# {name}: three training recipes on {found.num_images:,} images of your own ({kind}), written by `make experiment`. All of it may be edited;
+# {name}: four training recipes on {found.num_images:,} images of your own ({kind}), written by `make experiment`. All of it may be edited;
 # `make settings` has the meaning, unit and range of every key, and the default of what is left out. Write floats with a dot: 2.0e-4.
 #
 # Budget: {chosen.num_train:,} training images, about {ROUNDS * steps:,} optimiser steps an arm in {ROUNDS} rounds; some {chosen.minutes} minutes on two cores, less on more or
@@ -218,6 +218,12 @@ arms:
     method: {{name: ddpm}}
     shard: {{num_shards: 1}}
     train: {{dropout: 0.2}}
+    sample: {{}}
+  timestep_focus:         # plain DDPM whose losses at small noise, 2 % to 20 % of the timesteps, count a tenth
+    rounds: {ROUNDS}
+    method: {{name: timestep_focus, low: 0.02, high: 0.2, weight: 0.1}}
+    shard: {{num_shards: 1}}
+    train: {{}}
     sample: {{}}
 """)
 
