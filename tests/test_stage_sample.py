@@ -22,10 +22,10 @@ MODEL = {"block_channels": [4, 8], "attention_levels": [], "layers_per_block": 1
 SAMPLE, NOISE, CLASS = "sample", 10, 12  # purposes of draws, see stages/randomness.py
 
 
-def planted(number, num_classes=None):
+def planted(number, num_classes=None, num_told=0):
     """Weights that no other number has, large enough that the images of two of them differ."""
     random = np.random.default_rng(number)
-    network = unet.build(MODEL | {"dropout": 0.5}, (SHAPE[2], *SHAPE[:2]), num_classes=num_classes)
+    network = unet.build(MODEL | {"dropout": 0.5}, (SHAPE[2], *SHAPE[:2]), None, num_classes, num_told)
     return {n: (0.2 * random.standard_normal(p.shape)).astype(np.float32) for n, p in network.named_parameters()}
 
 
@@ -38,6 +38,9 @@ def write_experiment(**changes):
     )
     experiment["train"]["dropout"] = 0.5
     arm = experiment["arms"]["iet_agc_plus"] | {"rounds": 3, "sample": own} | changes.get("arm", {})
+    num_told = 2 if changes.get("told") else 0
+    if num_told:
+        arm["train"] = arm["train"] | {"told_augmentation": {"p": 0.5, "kinds": ["shift"]}}
     experiment["arms"] = {
         "first": experiment["arms"]["ddpm"] | {"method": {"name": "ambient", "p": 0.3, "delta": 0.1}},
         "iet": arm,
@@ -51,7 +54,9 @@ def write_experiment(**changes):
         for round_ in range(1, rounds + 1):
             for kind in ("raw", "ema"):
                 folder = files.folder("model", run, round_)
-                files.save_arrays(folder / f"{kind}.safetensors", planted(number_of(run, round_, kind), classes))
+                files.save_arrays(
+                    folder / f"{kind}.safetensors", planted(number_of(run, round_, kind), classes, num_told)
+                )
 
 
 def number_of(run, round_, kind):
@@ -157,13 +162,15 @@ def test_an_arm_that_samples_from_another_arms_model_has_that_arms_images_under_
     assert not part(f"iet-seed{SEED}", 0).exists()
 
 
+@pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_images_are_the_same_where_each_pass_is_a_graph_and_weights_change_in_between(
-    tmp_path, monkeypatch, conditional
+    tmp_path, monkeypatch, conditional, told
 ):
-    """Batches of 2, 2 and 1 of two kinds of weights: two graphs, by a stand-in for those of CUDA. Bit for bit."""
+    """Batches of 2, 2 and 1 of two kinds of weights: two graphs, by a stand-in for those of CUDA. Bit for bit. A network that is told of an
+    augmentation is told that there is none."""
     monkeypatch.chdir(tmp_path)
-    write_experiment(model={"class_conditional": conditional}, sample={"num_images": 5, "parts": 1})
+    write_experiment(model={"class_conditional": conditional}, sample={"num_images": 5, "parts": 1}, told=told)
     words = ["--arm", "iet", "--seed", str(SEED), "--round", "3", "--part", "0"]
     sample.main(words)
     folder, captured, replayed = part(f"iet-seed{SEED}", 0), [], []

@@ -66,16 +66,18 @@ def cuda_graph(body, pool=None):
 def by_graph(network, capture=cuda_graph):
     """Has the passes through a network that samples replayed as CUDA graphs, one for each size of a batch; weights may change in place.
 
-    network   in evaluation mode: forward(x [B,...], t [B], class_labels [B] or None) -> object with .sample
+    network   in evaluation mode: forward(x [B,...], t [B], class_labels) -> object with .sample; class_labels is None, [B], or a pair of
+              that and [B,A] of a network that is told numbers (diffusion.unet)
     capture   what records a function and can replay it, see `cuda_graph`
     """
     forward, graphs = network.forward, {}
 
     def replayed(x, t, class_labels=None):
-        given = [x, t] if class_labels is None else [x, t, class_labels]
+        told = isinstance(class_labels, tuple)
+        given = [x, t, *(class_labels if told else [class_labels])]
         if x.shape not in graphs:
-            places = [value.clone() for value in given]
-            conditions = {} if class_labels is None else {"class_labels": places[2]}
+            places = [None if value is None else value.clone() for value in given]
+            conditions = {} if class_labels is None else {"class_labels": tuple(places[2:]) if told else places[2]}
             kind = x.device.type
             # Weights that autocast has rounded and keeps would be gone when the graph is replayed: it rounds them anew.
             rounding = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
@@ -83,7 +85,8 @@ def by_graph(network, capture=cuda_graph):
                 graphs[x.shape] = places, *capture(lambda: forward(*places[:2], **conditions).sample)
         places, replay, found, _ = graphs[x.shape]
         for place, value in zip(places, given, strict=True):
-            place.copy_(value)
+            if place is not None:
+                place.copy_(value)
         replay()
         return SimpleNamespace(sample=found.clone())
 
