@@ -161,8 +161,9 @@ def main(arguments):
 
 
 def _control(experiment):
-    """The arm and seed whose untrained network is looked at."""
-    return next(iter(experiments.trained(experiment))), experiment["seeds"][0]
+    """The arm and seed whose untrained network is looked at: the first that predicts the noise. All start from the same weights."""
+    arms_ = list(experiments.trained(experiment))
+    return next((arm for arm in arms_ if experiments.predicts_noise(experiment, arm)), arms_[0]), experiment["seeds"][0]
 
 
 def reference(job):
@@ -200,7 +201,7 @@ def _of_arm(job, round_, weights):
         return _absent(job, f"the network of {job.arm} does not predict the noise")
     if absent := _too_few(pairs):
         return _absent(job, absent)
-    model = models.build(job, job.arm)
+    model = models.build(job, job.arm, single=round_ == 0)  # every shard starts from the same weights
     models.load_network(job, job.arm, round_, weights, model)
     groups = [("train", pairs[0]), ("heldout", pairs[1])]
     shown, x_0, labels = models.profiled(job, job.arm, model, images, groups)

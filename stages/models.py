@@ -14,12 +14,13 @@ from stages.run import device, files, kept
 CAPTIONS, KEYS = files.DATA / "captions.json", files.DATA / "keys.json"
 
 
-def build(job, arm):
+def build(job, arm, single=False):
     """The model that an arm trains, with its method, for the images of artifacts/data; its weights are not loaded. Where it is not to be
     trained by the job and its shards are trained apart, its network is all of theirs: mean_of_predictions.MeanOfPredictions.
 
     job       of cli.stage, with its device
     arm       a trained arm, which need not be that of the job
+    single    one network, also where shards are trained apart
     Returns   kinds.Model
     Raises    ValueError: a class-conditional model on images without classes; a model that does not fit the images, or the GPU
     """
@@ -41,7 +42,7 @@ def build(job, arm):
     found = _kind(job).build(method, model, diffusion, _image_shape(), _num_classes(job), job.device)
     if compute.get("channels_last"):
         found.network.to(memory_format=torch.channels_last)
-    if experiments.trains_apart(recipe) and not (job.phase == "train" and arm == job.arm):
+    if experiments.trains_apart(recipe) and not single and not (job.phase == "train" and arm == job.arm):
         found.network = mean_of_predictions.MeanOfPredictions(found.network, recipe["shard"]["num_shards"])
     return found
 

@@ -146,6 +146,19 @@ def test_the_untrained_network_is_that_of_the_first_arm_and_seed(here):
     check(files.folder("results/membership", "reference"), "untrained", network(first), 3)
 
 
+def test_the_untrained_network_is_that_of_an_arm_that_predicts_the_noise_and_one_where_shards_are_trained_apart(here):
+    """Ambient Diffusion first, then an arm of three models: all of its shards start from the same weights, so it is one network."""
+    experiment = write_all()
+    apart = experiment["arms"].pop(ARM) | {"method": {"name": "ddpm"}, "redistribute": {}}
+    apart["shard"] = {"num_shards": 3, "combine": "predictions"}
+    experiment["arms"]["ddpm"]["method"] = {"name": "ambient", "p": 0.2, "delta": 0.1}
+    experiment["arms"][ARM] = apart
+    write_params(experiment)
+    membership.main(["--reference"])
+    first = initial_weights.initial_weights(network(planted(0)), 3)
+    check(files.folder("results/membership", "reference"), "untrained", network(first), 3)
+
+
 def test_a_network_that_does_not_predict_the_noise_and_too_few_images_are_left_out_with_a_line(here, capsys):
     experiment = write_all()
     experiment["arms"][ARM]["method"] = {"name": "ambient", "p": 0.2, "delta": 0.1}
