@@ -2,18 +2,20 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import report_tree
+from conftest import text_experiment
 
 from stages.report import trade_off
 from stages.report.sections import in_short, membership
 from stages.run import files
 
 SECTION = {"membership": {"num_images": 4}}
-AUCS = {"plain": [0.9, 0.8], "iet": [0.75, 0.65]}
+AUCS = {"plain": [0.9, 0.89, 0.91, 0.5], "iet": [0.75, 0.65, 0.7, 0.6]}
 COUNTS = {"plain": 1, "iet": 2}  # rounds
 
 
@@ -22,7 +24,11 @@ def entry(auc):
     told |= {"found_at_1_percent_low": auc / 4, "found_at_1_percent_high": auc / 2 + 0.2}
     told |= dict.fromkeys(("found_at_01_percent", "found_at_01_percent_low", "found_at_01_percent_high"))
     each = {"auc_loss": auc - 0.1, "auc_pia": auc - 0.05, "auc_secmi": auc - 0.2, "auc_sima": auc}
-    return {"num_images": 40, "chosen": ["sima_50", "pia_100"], **told, **each}
+    attacks = {
+        name.removeprefix("auc_"): {"auc": area, "auc_low": area - 0.05, "auc_high": area + 0.04}
+        for name, area in each.items()
+    }
+    return {"num_images": 40, "chosen": ["sima_50", "pia_100"], "attacks": attacks, **told, **each}
 
 
 def write(place, weights, auc):
@@ -51,7 +57,7 @@ def writer(control=0.51, left_out=()):
 
 
 def built(root, seeds=(0,), **options):
-    levels = {"plain": [60, 50], "iet": [15, 12]}
+    levels = {"plain": [60, 50, 55, 52], "iet": [15, 12, 13, 14]}
     return report_tree.built(root, levels, seeds, sections=SECTION, write_more=writer(**options))
 
 
@@ -73,7 +79,7 @@ def test_one_seed_has_the_intervals_of_its_images_on_the_page_in_the_tables_and_
         page = (root / "report.html").read_text()
         html = section_of(page)
         plain, iet, untrained = cells(html)
-        assert plain == ["plain", "0.9 [0.86, 0.93]", "45.0 [22.5, 65.0]", "–", "0.8", "0.85", "0.7", "0.9", "sima, t = 50 and pia, t = 100"]  # fmt: skip
+        assert plain == ["plain", "0.9 [0.86, 0.93]", "45.0 [22.5, 65.0]", "–", "0.8 [0.75, 0.84]", "0.85 [0.8, 0.89]", "0.7 [0.65, 0.74]", "0.9 [0.85, 0.94]", "sima, t = 50 and pia, t = 100"]  # fmt: skip
         assert iet[:2] == ["iet", "0.75 [0.71, 0.78]"] and untrained[:2] == ["untrained network", "0.51 [0.47, 0.54]"]
         assert "40 training images and as many held-out ones of the same classes" in html
         assert "never trained cannot tell the images apart (AUC 0.51 [0.47, 0.54])" in html
@@ -84,14 +90,36 @@ def test_one_seed_has_the_intervals_of_its_images_on_the_page_in_the_tables_and_
         assert json.loads((root / "metrics.json").read_text())["arms"]["iet"]["membership_auc"] == 0.75
 
 
-def test_several_seeds_have_their_mean_and_the_interval_over_seeds(tmp_path):
-    with built(tmp_path, (0, 1)) as (_, metrics):
+def test_several_seeds_have_their_mean_and_an_interval_of_images_and_seeds(tmp_path):
+    """The images are the same for all seeds, so their error stays: 0.04 down and 0.03 up, beside the t-interval of three seeds."""
+    with built(tmp_path, (0, 1, 2)) as (root, metrics):
         found = metrics["plain"]["raw"]["membership"]
-        half = (
-            12.7062 * 0.05 * np.sqrt(2) / np.sqrt(2)
-        )  # t with 1 degree of freedom, sd of 0.9 and 0.8 over the root of 2
-        assert (found["auc"], found["auc_low"], found["auc_high"]) == pytest.approx((0.85, 0.85 - half, 0.85 + half))
-        assert found["auc_sd"] == pytest.approx(0.0707107) and found["found_at_01_percent_low"] is None
+        half = 4.302653 * 0.01 / np.sqrt(3)  # t with 2 degrees of freedom; 0.9, 0.89 and 0.91
+        assert [found["auc"], found["auc_low"], found["auc_high"]] == pytest.approx(
+            [0.9, 0.9 - np.hypot(half, 0.04), 0.9 + np.hypot(half, 0.03)], abs=1e-5
+        )
+        assert found["found_at_1_percent_low"] == pytest.approx(0.45 - np.hypot(half / 2, 0.9 / 4), abs=1e-5)
+        assert found["auc_loss_high"] == pytest.approx(0.8 + np.hypot(half, 0.04), abs=1e-5)
+        assert found["auc_sd"] == pytest.approx(0.01) and found["found_at_01_percent_low"] is None
+        assert "intervals are over the images, and the seeds" in section_of((root / "report.html").read_text())
+
+
+def test_an_interval_over_seeds_ends_at_0_and_1(tmp_path):
+    with built(tmp_path, (0, 3)) as (_, metrics):
+        found = metrics["plain"]["raw"]["membership"]
+        assert (found["auc_low"], found["auc_high"]) == (0, 1) and found["auc"] == pytest.approx(0.7)
+
+
+def test_of_a_text_model_the_control_is_the_pretrained_one_which_may_have_seen_the_images():
+    """Whatever it tells of the images, it was trained on others, so nothing is said of a network that was never trained."""
+    for told in (membership._of_text("0.6 [0.56, 0.63]", False), membership._of_text("0.51 [0.47, 0.54]", True)):
+        assert told.startswith("The pretrained model") and "never trained" not in told
+    assert "it has seen some of them before" in membership._of_text("0.6", False)
+    assert "nor what the model has seen before" in membership._of_text("0.51", True)
+    report = SimpleNamespace(settings=text_experiment(), arms=["default"])
+    assert membership._before(report) == "pretrained model"
+    told = membership._control(report, {"untrained": entry(0.6)}, [])
+    assert told == [membership._of_text("0.6 [0.56, 0.63]", False)]
 
 
 def test_a_split_that_tells_itself_apart_is_said_so_and_so_is_what_is_missing(tmp_path):

@@ -113,6 +113,21 @@ def t_interval(values):
     return np.mean(values) - half, np.mean(values) + half
 
 
+def over_seeds(values, below, above):
+    """95 % interval of the mean over seeds of what was measured with the same images for every seed.
+
+    Their error is common to all seeds, so it neither shows in the spread over seeds nor gets smaller by averaging. The two errors add:
+    to each side sqrt(e^2 + (t_{0.975, S - 1} s / sqrt(S))^2). What images and seeds do together is in both terms: the interval is rather too wide.
+
+    values         [S] float, S >= 2, one a seed
+    below, above   e to each side: how far the interval reaches that the draw of the images gives the mean, >= 0
+    Returns        (low, high)
+    """
+    mean = float(np.mean(values))
+    half = mean - t_interval(values)[0]
+    return mean - math.hypot(below, half), mean + math.hypot(above, half)
+
+
 def half_width_of_sum(values):
     """Half of the 95 % interval of a sum of independent draws, by the normal distribution: z sd sqrt(n).
 

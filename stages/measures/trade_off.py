@@ -101,18 +101,35 @@ def difference(arm, baseline, groups=None):
     return _with_interval(g, h, gain, loss, groups, best, worst)
 
 
-def difference_of_auc(arm, baseline):
-    """The same of the area under the ROC curve of membership inference, in the place of the excess.
+def difference_of_auc(arms, baselines):
+    """The same of the area under the ROC curve of membership inference, in the place of the excess, for all seeds together.
 
     In the place of contributions to the excess, those of the images attacked have the area as their mean (membership.Judged), and they are
-    the same images for both. They are drawn apart from the generated images, so the two errors add: z sqrt(var(g) / N + var(h) M).
+    the same images for both arms. They are drawn apart from the generated images, so of one seed the two errors add:
+    z sqrt(var(g) / N + var(h) M).
 
-    arm, baseline   Curve, with arrays [N] of the images attacked as excess; largest is not read
-    Returns         Difference, of areas
+    All seeds are attacked with the same images, so the error of these does not show in the spread over seeds. With several seeds the
+    interval is that of intervals.over_seeds, with the mean of g over seeds; the error of the fidelities is in the spread, as each seed
+    generates images of its own.
+
+    arms, baselines   lists of Curve, one a seed, with arrays [N] of the images attacked as excess; largest is not read
+    Returns           Difference, of areas; without a number where a seed has none
     """
+    each = [_of_auc(*of_seed) for of_seed in zip(arms, baselines, strict=True)]
+    found = over_seeds([one for one, _ in each])
+    if found.value is None or len(each) == 1:
+        return found
+    images = np.mean([g for _, g in each], axis=0)
+    half = intervals.half_width_of_sum(images / len(images))
+    low, high = intervals.over_seeds([one.value for one, _ in each], half, half)
+    return found._replace(low=low, high=high)
+
+
+def _of_auc(arm, baseline):
+    """Difference of one seed, and what each image attacked contributes to it: [N] float64 with that as mean; None where there is none."""
     arm, baseline, common = _at_frontiers(arm, baseline)
     if common.reason:
-        return common
+        return common, None
     g, h = np.zeros(len(arm.excess[0])), np.zeros(max(len(psi) for psi in arm.influences + baseline.influences))
     for which, (curve, sign) in enumerate(((arm, 1), (baseline, -1))):
         for values, weight in zip(curve.excess, mean_weights(curve.fidelity, common.best, common.worst), strict=True):
@@ -121,7 +138,7 @@ def difference_of_auc(arm, baseline):
             h[: len(psi)] += _slope(arm, baseline, which, r) * psi / len(psi)
     value = float(g.mean())
     half = math.hypot(intervals.half_width_of_sum(g / len(g)), intervals.half_width_of_sum(h))
-    return Difference(value, value - half, value + half, common.best, common.worst)
+    return Difference(value, value - half, value + half, common.best, common.worst), g
 
 
 def _at_frontiers(arm, baseline):

@@ -49,10 +49,11 @@ def entries_of(report):
             entry = {"rounds": landmarks(rows)}
             if arm != baseline and weights in experiments.section(settings, "sample", baseline)["weights"]:
                 seeds = experiments.seeds_of(settings, arm)
-                for name, of_seed in (("against_training_less", _difference), (OF_MEMBERSHIP, _difference_of_auc)):
-                    each = [of_seed(report, arm, baseline, seed, weights) for seed in seeds]
-                    if None not in each:
-                        entry[name] = _told(trade_off.over_seeds(each))
+                each = [_difference(report, arm, baseline, seed, weights) for seed in seeds]
+                entry["against_training_less"] = _told(trade_off.over_seeds(each))
+                attacked = [[_attacked(report, name, seed, weights) for seed in seeds] for name in (arm, baseline)]
+                if None not in attacked[0] + attacked[1]:
+                    entry[OF_MEMBERSHIP] = _told(trade_off.difference_of_auc(*attacked))
             found.append((arm, weights, entry))
     return found
 
@@ -110,19 +111,16 @@ def _curve(report, arm, seed, weights):
     return trade_off.Curve(np.array(fidelity), influences, excess, tuple(scores["largest_hits"])), prompts
 
 
-def _difference_of_auc(report, arm, baseline, seed, weights):
-    """The measures.trade_off.Difference of one seed in membership inference; None where a round of either was not measured."""
-    curves = []
-    for name in (arm, baseline):
-        run, contributions = files.run_name(name, seed), []
-        for r in experiments.sampled_rounds(report.settings, name):
-            path = files.folder("results/membership", run, r) / "images.parquet"
-            table = files.load_table(path, ["weights", "contribution"]) if path.exists() else None
-            if table is None or not (of_weights := table.weights == weights).any():
-                return None
-            contributions.append(table[of_weights].contribution.to_numpy())
-        curves.append(_curve(report, name, seed, weights)[0]._replace(excess=contributions))
-    return trade_off.difference_of_auc(*curves)
+def _attacked(report, arm, seed, weights):
+    """The measures.trade_off.Curve of a run in membership inference; None where a round of it was not measured."""
+    run, contributions = files.run_name(arm, seed), []
+    for r in experiments.sampled_rounds(report.settings, arm):
+        path = files.folder("results/membership", run, r) / "images.parquet"
+        table = files.load_table(path, ["weights", "contribution"]) if path.exists() else None
+        if table is None or not (of_weights := table.weights == weights).any():
+            return None
+        contributions.append(table[of_weights].contribution.to_numpy())
+    return _curve(report, arm, seed, weights)[0]._replace(excess=contributions)
 
 
 def fidelity_errors(folder):

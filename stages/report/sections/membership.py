@@ -16,8 +16,14 @@ from stages.run import files
 from stages.run.instance import REFERENCE
 
 ANCHOR, TITLE = "membership", "Membership"
-UNTRAINED = "untrained"
-INTERVALS = ("auc", "found_at_1_percent", "found_at_01_percent")  # columns that have <name>_low and <name>_high
+UNTRAINED = "untrained"  # key of scores.json
+OF_ATTACKS = [f"auc_{attack}" for attack in attacks.ATTACKS]
+INTERVALS = (
+    "auc",
+    "found_at_1_percent",
+    "found_at_01_percent",
+    *OF_ATTACKS,
+)  # columns that have <name>_low and <name>_high
 ENDS = [f"{name}_{end}" for name in INTERVALS for end in ("low", "high")]
 CURVE_POINTS = 60
 
@@ -27,9 +33,15 @@ def with_columns(scores, settings, place):
     if phases.module("membership").wanted(settings):
         found = _scores(place)
         for name in [*columns.of("membership"), *ENDS]:
-            by_weights = {weights: found.get(weights, {}).get(name) for weights in scores.weights.unique()}
+            by_weights = {weights: _numbers(found.get(weights, {})).get(name) for weights in scores.weights.unique()}
             scores[f"membership_{name}"] = scores.weights.map(by_weights).astype(float)
     return scores
+
+
+def _numbers(entry):
+    """An entry of scores.json by column: that of the best attack, and of each attack the area with its interval."""
+    of_attacks = entry.get("attacks", {}).items()
+    return entry | {f"auc_{name}_{end}": told[f"auc_{end}"] for name, told in of_attacks for end in ("low", "high")}
 
 
 def _scores(place):
@@ -39,8 +51,8 @@ def _scores(place):
 
 
 def summary(report, arm, weights):
-    """{"membership": means over seeds, with <name>_low and <name>_high}. The interval is that of the one seed, or the t-interval of the
-    mean over several; {} where nothing was measured."""
+    """{"membership": means over seeds, with <name>_low and <name>_high}. The interval is that of the one seed; of several
+    it holds the images, which all seeds share, and the seeds (intervals.over_seeds); {} where nothing was measured."""
     results = report.results
     rows = results[(results.arm == arm) & (results.weights == weights)].drop_duplicates("seed")
     rows = rows.rename(columns=lambda name: name.removeprefix("membership_"))
@@ -50,9 +62,18 @@ def summary(report, arm, weights):
     if len(rows) == 1:
         return {"membership": entry | mean_and_sd(rows, ENDS)}
     for name in INTERVALS:
-        found = intervals.t_interval(rows[name].tolist()) if rows[name].notna().all() else (np.nan, np.nan)
-        entry |= {f"{name}_{end}": rounded(value) for end, value in zip(("low", "high"), found, strict=True)}
+        ends = _over_seeds(rows[name], rows[f"{name}_low"], rows[f"{name}_high"])
+        entry |= {f"{name}_{end}": rounded(value) for end, value in zip(("low", "high"), ends, strict=True)}
     return {"membership": entry}
+
+
+def _over_seeds(values, lows, highs):
+    """Interval of the mean over seeds of an area or a share, from those of the seeds over their images: [S] each. NaN where a seed has none.
+    The error of a mean over seeds with the same images is at most the mean of their errors."""
+    if not (lows.notna() & highs.notna()).all():
+        return np.nan, np.nan
+    low, high = intervals.over_seeds(values.tolist(), (values - lows).mean(), (highs - values).mean())
+    return max(0.0, low), min(1.0, high)
 
 
 def section(report):
@@ -62,7 +83,7 @@ def section(report):
     measured = {arm: entry for arm in report.arms if (entry := report.metrics[arm].get(weights, {}).get("membership"))}
     rows = [_row(arm, entry, _chosen(report, arm)) for arm, entry in measured.items()]
     if UNTRAINED in untrained:
-        rows.append(_row("untrained network", untrained[UNTRAINED], untrained[UNTRAINED]["chosen"]))
+        rows.append(_row(_before(report), _numbers(untrained[UNTRAINED]), untrained[UNTRAINED]["chosen"]))
     told = [*_control(report, untrained, measured), *_absent(report, measured)]
     notes = "".join(html.quiet(sentence) for sentence in told)
     if not rows:
@@ -77,13 +98,18 @@ def section(report):
     return html.section(ANCHOR, "Membership", "\n".join([*parts, html.panels(_figures(report, measured))]))
 
 
+def _before(report):
+    """What the network before training is called: that of a text model has been trained on other images."""
+    return "pretrained model" if experiments.is_text(report.settings) else "untrained network"
+
+
 def _row(name, entry, chosen):
     meant = columns.of("membership")
     return {
         "arm": name,
         f"{meant['auc']['title']} [95 %]": with_interval(entry, "auc", number),
-        **{f"{meant[found]['title']} (%) [95 %]": with_interval(entry, found, percent) for found in INTERVALS[1:]},
-        **{meant[f"auc_{attack}"]["title"]: number(entry[f"auc_{attack}"]) for attack in attacks.ATTACKS},
+        **{f"{meant[found]['title']} (%) [95 %]": with_interval(entry, found, percent) for found in INTERVALS[1:3]},
+        **{f"{meant[name]['title']} [95 %]": with_interval(entry, name, number) for name in OF_ATTACKS},
         "best attack": " and ".join(dict.fromkeys(f"{one.replace('_', ', t = ')}" for one in chosen)),
     }
 
@@ -111,16 +137,11 @@ def _control(report, untrained, measured):
     told = []
     if UNTRAINED in untrained:
         entry = untrained[UNTRAINED]
-        text = with_interval(entry, "auc", number)
-        if entry["auc_low"] is not None and entry["auc_low"] <= 0.5 <= entry["auc_high"]:
-            told.append(
-                f"A network that was never trained cannot tell the images apart (AUC {text}): the split gives nothing away."
-            )
-        else:
-            told.append(
-                f"A network that was never trained tells the images apart too (AUC {text}): training and held-out images differ by "
-                "themselves, and part of every number here is that difference."
-            )
+        auc, alike = (
+            with_interval(entry, "auc", number),
+            entry["auc_low"] is not None and entry["auc_low"] <= 0.5 <= entry["auc_high"],
+        )
+        told.append(_of_text(auc, alike) if experiments.is_text(report.settings) else _of_pixels(auc, alike))
     trained = experiments.trained(report.settings)
     if foreign := [arm for arm in measured if arm not in trained]:
         told.append(
@@ -128,6 +149,30 @@ def _control(report, untrained, measured):
             "differ by themselves would be told apart as well."
         )
     return told
+
+
+def _of_pixels(auc, alike):
+    """alike: the network before training does not tell the images apart, as far as can be seen"""
+    if alike:
+        return (
+            f"A network that was never trained cannot tell the images apart (AUC {auc}): the split gives nothing away."
+        )
+    return (
+        f"A network that was never trained tells the images apart too (AUC {auc}): training and held-out images differ by themselves, and "
+        "part of every number here is that difference."
+    )
+
+
+def _of_text(auc, alike):
+    if alike:
+        return (
+            f"The pretrained model cannot tell the images apart before it is trained on them (AUC {auc}): neither the split gives anything "
+            "away, nor what the model has seen before."
+        )
+    return (
+        f"The pretrained model tells the images apart before it is trained on them (AUC {auc}): training and held-out images differ by "
+        "themselves, or it has seen some of them before; part of every number here is that difference."
+    )
 
 
 def _absent(report, measured):
@@ -145,7 +190,7 @@ def _absent(report, measured):
 def _figures(report, measured):
     weights, curves = report.headline.weights, {}
     places = {arm: report.first_place(arm) for arm in measured}
-    for name, place in [*places.items(), ("untrained network", REFERENCE)]:
+    for name, place in [*places.items(), (_before(report), REFERENCE)]:
         path = files.folder("results/membership", place) / "images.parquet"
         if path.exists():
             score = files.load_table(path, ["score"]).score.to_numpy()
