@@ -47,6 +47,7 @@ PURPOSES = {
     "prompts": 54,  # the captions that images are generated for: (seed)
     "told_augmentation": 56,  # augmentation of a step that the network is told of: (seed, shard, step)
     "fixed_noise": 57,  # the one noise of an image in ambient_high: (seed, image)
+    "timestep_focus": 58,  # timesteps of a step that are not uniform: (seed, shard, step)
     "method": 60,  # any training method's own draws of a step: (seed, shard, step)
 }
 

@@ -51,6 +51,21 @@ PHASE = {
                     "kinds": {"description": "kinds of change: x_flip, y_flip, scaling, rotation, anisotropy, translation, as in Karras et al. 2022; shift: by one pixel", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["x_flip", "y_flip", "scaling", "rotation", "anisotropy", "translation", "shift"]}},
                 },
             },
+            "timestep_focus": {
+                "description": "timesteps that count for more or for less than others: drawn from a Gaussian, or an interval whose losses are weighted (default: none)",
+                "type": "object",
+                "additionalProperties": False,
+                "oneOf": [{"required": ["centre", "width"]}, {"required": ["low", "high", "weight"]}],
+                "dependentRequired": {"importance_weights": ["centre"]},
+                "properties": {
+                    "centre": {"description": "the t / T that is drawn most often", "type": "number", "minimum": 0, "maximum": 1},
+                    "width": {"description": "standard deviation over t / T of the Gaussian that timesteps are drawn from; 0.1 or more with importance_weights, as the weights of rare timesteps grow without bound", "type": "number", "minimum": 0.01},
+                    "importance_weights": {"description": "with centre and width: losses are divided by how often their timestep is drawn, so that the objective stays the same (default: false)", "type": "boolean"},
+                    "low": {"description": "with high and weight: the first t / T whose loss is weighted", "type": "number", "minimum": 0, "maximum": 1},
+                    "high": {"description": "the t / T above low from which on losses are as they were", "type": "number", "minimum": 0, "maximum": 1},
+                    "weight": {"description": "what losses in [low, high) are multiplied by", "type": "number", "minimum": 0},
+                },
+            },
             "caption": {"description": "text model, the caption to train with. first: the first one of an image; random_of_all: a random one of the image at each visit; fixed_text: caption_text for all images (default: first)", "enum": ["first", "random_of_all", "fixed_text"]},
             "caption_text": {"description": "text model: with caption fixed_text, the text that stands for all captions, in training and in generation", "type": "string"},
             "caption_dropout": {"description": "text model: share of the visits at which the network sees no caption (default: 0)", "type": "number", "minimum": 0, "maximum": 1},
@@ -152,16 +167,17 @@ def _check_method(experiment, arm):
         trains = "a model without captions" if kind == "text" else "a model with captions, model.pipeline"
         raise ValueError(f"arms.{arm}.method.name is {name}, which trains {trains}: use one of {', '.join(fitting)}")
     declared = declarations.methods()[name]
-    if "told_augmentation" in experiments.section(experiment, "train", arm):
-        reads_again = settings.get("taa", {}).get("authors")
-        if reads_again or not declared["AUGMENTABLE"]:
+    reads_again = settings.get("taa", {}).get("authors")
+    train = experiments.section(experiment, "train", arm)
+    for key, allowed in (("told_augmentation", "AUGMENTABLE"), ("timestep_focus", "FOCUSABLE")):
+        if key in train and (reads_again or not declared[allowed]):
             why = "taa.authors, which trains on images that it reads again" if reads_again else f"the method {name}"
-            raise ValueError(f"train.told_augmentation of {arm} does not go with {why}: remove one of them")
-    for low, high in declared["INCREASING"]:
-        if low in settings and settings[low] >= settings[high]:
-            raise ValueError(
-                f"arms.{arm}.method.{low} is {settings[low]}, expected less than arms.{arm}.method.{high} = {settings[high]}"
-            )
+            raise ValueError(f"train.{key} of {arm} does not go with {why}: remove one of them")
+    focus = train.get("timestep_focus", {})
+    if "low" in focus and focus["low"] >= focus["high"]:
+        raise ValueError(
+            f"train.timestep_focus.low of {arm} is {focus['low']}, expected less than train.timestep_focus.high = {focus['high']}"
+        )
 
 
 def _check_compute(experiment, arm):

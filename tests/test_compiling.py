@@ -27,6 +27,7 @@ SETTINGS = {
 DDPM, AGC = {"name": "ddpm"}, {"name": "agc", "lambda": 0.95, "eta": 0.5}
 TAA = AGC | {"taa": {"R": 1.2, "A": 5.0, "magnitude": 20, "num_ops": 2, "max_level": 30}}
 AUTHORS = AGC | {"taa": {"R": float("inf"), "magnitude": 5, "authors": True}}
+FOCUS = {"low": 0.2, "high": 0.6, "weight": 0.1}
 METHODS = pytest.mark.parametrize("settings", [DDPM, AGC, TAA], ids=["ddpm", "agc", "taa"])
 IMAGES = torch.randint(0, 256, (11, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
@@ -84,10 +85,12 @@ def run_again(network):
     return capture
 
 
+@pytest.mark.parametrize("focus", [None, FOCUS], ids=["uniform", "focus"])
 @METHODS
-def test_a_captured_step_gives_the_bits_of_a_step(settings):
+def test_a_captured_step_gives_the_bits_of_a_step(settings, focus):
     """Passes of another size sum in another order and drop other values: so TAA has one size for both."""
     plain, captured = training_of(settings), training_of(settings)
+    plain.settings = captured.settings = SETTINGS | {"timestep_focus": focus}
     plain.method.rest_size = lambda count: next(size for size in plain.method.rest_sizes(BATCH) if size >= count)
     captured.captured = compiling.Captured(captured.method, run_again(captured.network))
     (losses, changed), (losses_captured, changed_captured) = steps(plain, 7), steps(captured, 7)

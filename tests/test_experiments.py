@@ -270,7 +270,7 @@ def test_tiny_digits_has_every_method_and_equal_budgets():
     digits = load("tiny/digits")
     kinds = {parts(recipe) for recipe in digits["arms"].values()}
     others = {parts(recipe) for recipe in yaml.safe_load(with_optional_arms())["arms"].values()}
-    of_no_table = {(name, False, False, None) for name in ("timestep_focus", "ambient_high", "distill_md")}
+    of_no_table = {(name, False, False, None) for name in ("ambient_high", "distill_md")}
     assert kinds == others - {("agc", True, False, None)} | of_no_table  # k1_full: no kind of its own
     assert kinds == {
         ("ddpm", False, False, None),
@@ -299,7 +299,9 @@ def test_digits_methods_has_every_method_of_pixels_with_one_budget():
     assert names == of_pixels - {"dp_sgd", "ambient", "added_noise"}
     assert {arm for arm, recipe in experiment["arms"].items() if "dropout" in recipe["train"]} == {"ddpm_dropout", "iet_agc_plus_dropout"}  # fmt: skip
     assert {arm for arm, recipe in experiment["arms"].items() if "told_augmentation" in recipe["train"]} == {"told_augmentation", "iet_agc_plus_told"}  # fmt: skip
-    focus = experiment["arms"]["timestep_focus"]["method"]
+    assert {arm for arm, recipe in experiment["arms"].items() if "timestep_focus" in recipe["train"]} == {"timestep_focus", "iet_agc_plus_focus"}  # fmt: skip
+    focus = experiment["arms"]["timestep_focus"]["train"]["timestep_focus"]
+    assert experiment["arms"]["iet_agc_plus_focus"]["train"]["timestep_focus"] == focus
     inside = [t for t in range(1000) if focus["low"] <= t / 1000 < focus["high"]]
     assert (inside[0], inside[-1], focus["weight"]) == (20, 199, 0.1)
 

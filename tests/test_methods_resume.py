@@ -26,9 +26,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def begun(arm):
     """A round before its first step, whose network already answers."""
-    method, settings = methods.method(ARMS[arm]["method"]), SETTINGS
-    if told := ARMS[arm]["train"].get("told_augmentation"):
-        settings = settings | {"told_augmentation": told}
+    method = methods.method(ARMS[arm]["method"])
+    own = {name: value for name, value in ARMS[arm]["train"].items() if name in ("told_augmentation", "timestep_focus")}
+    settings, told = SETTINGS | own, own.get("told_augmentation")
     num_told = told_augmentation.num_told(told) if told else 0
     network = unet.build(MODEL, (1, 8, 8), method.network_channels(1), num_told=num_told)
     if "teacher" in ARMS[arm]["method"]:
@@ -55,6 +55,10 @@ def so_far(training):
 
 class CutOff(Exception):
     pass
+
+
+def test_the_arms_have_what_stands_in_train():
+    assert {"told_augmentation", "timestep_focus"} <= {name for recipe in ARMS.values() for name in recipe["train"]}
 
 
 @pytest.mark.parametrize("arm", list(dict.fromkeys(ARMS)))

@@ -507,6 +507,10 @@ def test_wen_leaves_out_what_reacts_to_its_caption(learnt, folder, pixels):
         expected = rms * scale >= limit
         assert losses.skipped.tolist() == expected.tolist() and expected.sum() == 1
         assert float(losses.minimised) == pytest.approx(float(losses.original[~expected].mean()), rel=1e-6)
+        focused = step_of(learnt, Reacting(learnt, by), pixels, [4, 0, 3])
+        focused.counts = torch.tensor([0.1, 1.0, 0.3])
+        counted = (focused.counts * losses.original)[~expected].mean()
+        assert float(method.losses(focused).minimised) == pytest.approx(float(counted), rel=1e-6)
     none = methods.method({"name": "wen", "threshold": {"kind": "rms", "value": 1e-6}})
     losses = none.losses(step_of(learnt, Reacting(learnt, by), pixels, [4, 0, 3]))
     assert losses.skipped.all() and float(losses.minimised) == 0

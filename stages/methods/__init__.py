@@ -5,10 +5,10 @@ know of it. A module says in plain data, which is read without importing it, wha
 
     SETTINGS      JSON schema of its keys beside `name`: {"required": [...], "properties": {...}}, and maybe oneOf and
                   dependentRequired, which hold lists of keys
+    FOCUSABLE     False if it does not go with train.timestep_focus; may be left out
     AUGMENTABLE   False if it does not go with train.told_augmentation; may be left out
     PREDICTS_NOISE  False if the network does not predict the noise on the images themselves, given the timestep: then nothing that asks it
                   for that looks at it, such as amg, membership, the loss by timestep and a release; may be left out
-    INCREASING    pairs of its keys of which the first must be less than the second; may be left out
     COUNTS_SKIPS  True if it skips samples and counts that, which MSR moves images by; may be left out
     CHANNELS_LAST  False if it does not go with compute.channels_last; may be left out
     COMPILE       what of compute.compile it can be trained with: "inductor", and "graph" if each step does the same on the device,

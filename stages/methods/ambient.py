@@ -35,6 +35,7 @@ SETTINGS = {
     },
 }
 PREDICTS_NOISE = False
+FOCUSABLE = False  # its noise levels are its own
 AUGMENTABLE = False  # its masks belong to the pixels of an image where they are
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1] that EDM's preconditioning assumes
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the noise levels in training

@@ -57,4 +57,4 @@ class Method(base.Method):
         x_t = ddpm.noised(seen, step.t, r * step.eps, step.alpha_bar)
         found = ddpm.predicted(step.network, x_t, step.t, step.settings["precision"], step.labels)
         loss = (step.eps - r * found).square().mean(dim=(1, 2, 3))
-        return base.Losses(loss.mean(), loss.detach())
+        return base.Losses(step.counted(loss).mean(), loss.detach())

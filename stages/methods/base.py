@@ -45,6 +45,7 @@ class Step:
     prompts     list of B texts that the network is shown; a method may change it before the first loss is asked for
     condition   [B,tokens,width] float32: embeddings of the prompts, made when they are first needed; None without text
     shard       all images of the shard; None where a step is made by hand
+    counts      [B] float32: what the loss of each sample counts in what is minimised, see timestep_focus; None: 1
     told        [B,A] float32: what the network is told of the augmentation of x, see told_augmentation; None without
     drawn       dict name -> tensor: what Method.drawn gave, on the device
     """
@@ -64,6 +65,7 @@ class Step:
     prompts: list | None = None
     condition: torch.Tensor | None = None
     shard: Images | None = None
+    counts: torch.Tensor | None = None
     told: torch.Tensor | None = None
     drawn: dict = field(default_factory=dict)
 
@@ -71,6 +73,10 @@ class Step:
         """What the network is told of some samples of the batch beside the timestep: labels, or labels and told; None for nothing."""
         labels = None if self.labels is None else self.labels[rows]
         return labels if self.told is None else (labels, self.told[rows])
+
+    def counted(self, loss):
+        """Losses [B] of the batch as they count in what is minimised."""
+        return loss if self.counts is None else self.counts * loss
 
     def sample_losses(self, images=None, rows=slice(None)):
         """Losses of some samples of the batch: see Objective.sample_losses."""
@@ -133,7 +139,7 @@ class Method:
     def losses(self, step):
         """Losses of a batch (Eq. 2)."""
         loss = step.sample_losses(self.images(step))
-        return Losses(loss.mean(), loss.detach())
+        return Losses(step.counted(loss).mean(), loss.detach())
 
     def drawn(self, batch_size, key):
         """Draws of the method's own for a step that are made before it, on the CPU: dict name -> tensor."""

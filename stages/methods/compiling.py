@@ -14,7 +14,7 @@ from stages import randomness
 from stages.methods import base
 
 # What changes from step to step of that which a captured method reads, beside what it carries.
-INPUTS = ("x", "flipped", "labels", "t", "eps", "told")
+INPUTS = ("x", "flipped", "labels", "t", "eps", "counts", "told")
 WARM_UP = 3  # runs before a graph is captured, in which cuDNN and cuBLAS choose and allocate
 
 

@@ -52,4 +52,4 @@ class Method(base.Method):
         x_t = ddpm.noised(ddpm.normalise(step.x), step.t, step.eps, step.alpha_bar)
         found = ddpm.predicted(step.network, x_t, step.t, step.settings["precision"], step.labels)
         loss = (found - self.taught(step, x_t)).square().mean(dim=(1, 2, 3))
-        return base.Losses(loss.mean(), loss.detach())
+        return base.Losses(step.counted(loss).mean(), loss.detach())

@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 
 from stages import randomness
 from stages.iet import shard_state
-from stages.methods import base, compiling, told_augmentation
+from stages.methods import base, compiling, timestep_focus, told_augmentation
 
 
 def steps_between_looks(device):
@@ -75,7 +75,7 @@ class Training:
     images                   base.Images of the shard
     method                   base.Method: what is special about an arm
     settings                 dict: batch_size, learning_rate, warmup_steps, grad_clip_norm, ema_decay, flip, precision; maybe
-                             weight_decay, told_augmentation, and steps, the length of the round where it is not that of its epochs
+                             weight_decay, told_augmentation, timestep_focus, and steps, the length of the round where it is not that of its epochs
     alpha_bar                [T] float32 on the device
     seed, shard              that the draws are keyed by
     first_step               step at which the round began; state.step is beyond it where an interrupted stage goes on
@@ -136,6 +136,9 @@ def _drawn(training):
         told = _sent(told_augmentation.told_of(changes), device)
     noise = randomness.torch_generator(device, "noise", *key)
     t = torch.randint(len(training.alpha_bar), (len(x),), generator=noise, device=device)
+    counts = None
+    if focus := settings.get("timestep_focus"):
+        t, counts = timestep_focus.applied(focus, t, len(training.alpha_bar), key)
     eps = torch.randn(images.objective.noise_shape(x), generator=noise, device=device)
     torch.manual_seed(randomness.seed_of("dropout", *key))  # dropout draws from the global generator
     ids = images.ids[places]
@@ -154,6 +157,7 @@ def _drawn(training):
         objective=images.objective,
         prompts=images.objective.prompts(ids, settings, key),
         shard=images,
+        counts=counts,
         told=told,
         drawn={name: _sent(value, device) for name, value in training.method.drawn(len(x), key).items()},
     )

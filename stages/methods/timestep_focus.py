@@ -5,52 +5,15 @@ centre, width       timesteps are drawn from a Gaussian over t / T that is cut o
 low, high, weight   the loss of timesteps with low <= t / T < high is multiplied by weight (less of the medium noise at which images are
                     learnt by heart, as in Dodson et al., arXiv 2602.17846)
 
-The equations are this project's: the papers' code was not to be found. B batch, T timesteps.
+It goes with any method that learns at the timestep which it is given. A method that compares losses, such as AGC, compares them as they are, and
+weighs those that it minimises. The equations are this project's: the papers' code was not to be found.
+
+B batch, T timesteps.
 """
 
 import torch
 
 from stages import randomness
-from stages.methods import base
-
-SETTINGS = {
-    "oneOf": [{"required": ["centre", "width"]}, {"required": ["low", "high", "weight"]}],
-    "dependentRequired": {"importance_weights": ["centre"]},
-    "properties": {
-        "centre": {
-            "description": "the t / T that is drawn most often",
-            "type": "number",
-            "minimum": 0,
-            "maximum": 1,
-        },
-        "width": {
-            "description": "standard deviation over t / T of the Gaussian that timesteps are drawn from; 0.1 or more with importance_weights, "
-            "as the weights of rare timesteps grow without bound",
-            "type": "number",
-            "minimum": 0.01,
-        },
-        "importance_weights": {
-            "description": "with centre and width: losses are divided by how often their timestep is drawn, so that the objective stays the "
-            "same (default: false)",
-            "type": "boolean",
-        },
-        "low": {
-            "description": "with high and weight: the first t / T whose loss is weighted",
-            "type": "number",
-            "minimum": 0,
-            "maximum": 1,
-        },
-        "high": {
-            "description": "the t / T above low from which on losses are as they were",
-            "type": "number",
-            "minimum": 0,
-            "maximum": 1,
-        },
-        "weight": {"description": "what losses in [low, high) are multiplied by", "type": "number", "minimum": 0},
-    },
-}
-INCREASING = [["low", "high"]]
-MODELS = ["pixels", "text"]
 
 
 def probabilities(num_timesteps, centre, width):
@@ -79,17 +42,18 @@ def in_interval(t, num_timesteps, low, high):
     return (share >= low) & (share < high)
 
 
-class Method(base.Method):
-    def losses(self, step):
-        settings, num_timesteps = self.settings, len(step.alpha_bar)
-        if "weight" in settings:
-            loss = step.sample_losses()
-            inside = in_interval(step.t, num_timesteps, settings["low"], settings["high"])
-            return base.Losses(torch.where(inside, settings["weight"] * loss, loss).mean(), loss.detach())
-        device = step.t.device
-        p = probabilities(num_timesteps, settings["centre"], settings["width"]).to(device)
-        generator = randomness.torch_generator(device, "method", *step.key)
-        step.t = drawn(p, torch.rand(len(step.t), generator=generator, dtype=torch.float64, device=device))
-        loss = step.sample_losses()
-        weighted = loss / (num_timesteps * p[step.t]).float() if settings.get("importance_weights") else loss
-        return base.Losses(weighted.mean(), loss.detach())
+def applied(settings, t, num_timesteps, key):
+    """The timesteps of a step, and what their losses count.
+
+    settings   section train.timestep_focus
+    t          [B] int64, drawn uniformly
+    key        (seed, shard, step)
+    Returns    [B] int64, and [B] float32 or None where all count 1
+    """
+    if "weight" in settings:
+        inside = in_interval(t, num_timesteps, settings["low"], settings["high"])
+        return t, torch.where(inside, float(settings["weight"]), 1.0)
+    p = probabilities(num_timesteps, settings["centre"], settings["width"]).to(t.device)
+    generator = randomness.torch_generator(t.device, "timestep_focus", *key)
+    t = drawn(p, torch.rand(len(t), generator=generator, dtype=torch.float64, device=t.device))
+    return t, (1 / (num_timesteps * p[t])).float() if settings.get("importance_weights") else None

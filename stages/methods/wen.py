@@ -87,7 +87,7 @@ class Method(base.Method):
             else:
                 skipped = magnitude[kind] >= value
         loss = learnt.squared_error(found, wanted)
-        kept = torch.where(skipped, 0.0, loss).sum() / (~skipped).sum().clamp(min=1)
+        kept = torch.where(skipped, 0.0, step.counted(loss)).sum() / (~skipped).sum().clamp(min=1)
         return base.Losses(kept, loss.detach(), skipped)
 
     def remark(self, skipped_share):

@@ -12,8 +12,8 @@ STAGES = Path(__file__).parents[1]
 METHOD = {
     "COUNTS_SKIPS": False,
     "MODELS": ["pixels"],
-    "INCREASING": [],
     "AUGMENTABLE": True,
+    "FOCUSABLE": True,
     "COMPILE": ["inductor"],
     "CHANNELS_LAST": True,
     "PREDICTS_NOISE": True,

@@ -219,11 +219,11 @@ arms:
     shard: {{num_shards: 1}}
     train: {{dropout: 0.2}}
     sample: {{}}
-  timestep_focus:         # plain DDPM whose losses at small noise, 2 % to 20 % of the timesteps, count a tenth
+  timestep_focus:         # plain DDPM whose losses at medium noise, 2 % to 20 % of the timesteps, count a tenth
     rounds: {ROUNDS}
-    method: {{name: timestep_focus, low: 0.02, high: 0.2, weight: 0.1}}
+    method: {{name: ddpm}}
     shard: {{num_shards: 1}}
-    train: {{}}
+    train: {{timestep_focus: {{low: 0.02, high: 0.2, weight: 0.1}}}}
     sample: {{}}
 """)
 

@@ -104,7 +104,8 @@ class Method(base.Method):
             augmented = memory_bank.augment_mask(original, bank, step.t, lam, taa["R"])
         # Eq. 3: the losses of the originals only, those of skipped samples included
         step.carried["bank"] = memory_bank.updated(bank, step.t, original, self.settings["eta"])
-        first = memory_bank.batch_loss(loss, skipped, ~skipped if augmented is None else ~(skipped | augmented))
+        kept_as_is = ~skipped if augmented is None else ~(skipped | augmented)
+        first = memory_bank.batch_loss(step.counted(loss), skipped, kept_as_is)
         rho = augmentation.relative_strength(original, threshold, taa["A"]) if taa else None
         return base.Losses(first, original, skipped, augmented, rho)
 
@@ -119,7 +120,7 @@ class Method(base.Method):
         """The augmented samples' part of the mean over the kept ones."""
         taa = self.settings["taa"]
         anew = augmentation.augmented_losses(step, losses.augmented, losses.again, taa, size)
-        return memory_bank.batch_loss(anew, losses.skipped, losses.augmented)
+        return memory_bank.batch_loss(step.counted(anew), losses.skipped, losses.augmented)
 
     def rest_size(self, count):
         return augmentation.capacity(count)
