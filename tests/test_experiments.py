@@ -38,7 +38,7 @@ def with_optional_arms():
 def test_every_file_is_an_experiment_known_here():
     found = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*")} - {"tiny"}
     small = {"cifar10_8px", "flickr8k_16px", *(f"tiny/{name}" for name in NAMES), "tiny/digits", "tiny/text"}
-    small |= {"digits_methods", "cifar10_2000"}
+    small |= {"digits_methods", "cifar10_methods_16px", "cifar10_2000"}
     assert found == {*NAMES, "laion10k", *small}
 
 
