@@ -47,8 +47,8 @@ PHASE = {
                 "additionalProperties": False,
                 "required": ["p", "kinds"],
                 "properties": {
-                    "p": {"description": "probability of each kind at a visit (0.12 for CIFAR-10 in Karras et al. 2022)", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
-                    "kinds": {"description": "kinds of change: x_flip, y_flip, scaling, rotation, anisotropy, translation, as in Karras et al. 2022; shift: by one pixel", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["x_flip", "y_flip", "scaling", "rotation", "anisotropy", "translation", "shift"]}},
+                    "p": {"description": "probability of each kind at a visit (0.12 for CIFAR-10 in Karras et al. 2022); y_flip has half of it, and x_flip always 1/2, as in their code", "type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                    "kinds": {"description": "kinds of change: x_flip, y_flip, scaling, rotation, anisotropy, translation, as in Karras et al. 2022; shift: by one pixel, not of them", "type": "array", "minItems": 1, "uniqueItems": True, "items": {"enum": ["x_flip", "y_flip", "scaling", "rotation", "anisotropy", "translation", "shift"]}},
                 },
             },
             "timestep_focus": {

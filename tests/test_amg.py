@@ -60,9 +60,49 @@ def test_images_that_are_equal_count_once():
     image = between(0.2).flatten(1)
     assert torch.equal(guidance(twins).nearest(image)[2], guidance().nearest(image)[2])
     with pytest.raises(
-        ValueError, match="neighbours is 13, but there are 12 different training images: use at most that"
+        ValueError, match="neighbours is 13, but of the 19 training images 12 are no near-copies of others: use at most"
     ):
         guidance(twins, neighbours=13)
+
+
+def without_near_copies(images, neighbours):
+    """The published rule by loops, in double precision: goes through the images, and takes each out whose nL2 to the rest is below 1."""
+    left, i = list(range(len(images))), 0
+    while i < len(left):
+        distances = sorted(
+            math.sqrt(((images[left[i]].astype(float) - images[j].astype(float)) ** 2).sum())
+            for j in left
+            if j != left[i]
+        )
+        nearest = distances[:neighbours]
+        if nearest[0] == 0 or nearest[0] / (0.5 * sum(nearest) / len(nearest)) < 1:
+            del left[i]
+        else:
+            i += 1
+    return left
+
+
+@pytest.mark.parametrize("at_once", [2**26, 100])
+def test_near_copies_among_the_training_images_do_not_count(monkeypatch, at_once):
+    """Three chains of images that grow away from one: which of a chain stay depends on which are left, and equal images are among them."""
+    monkeypatch.setattr(amg, "AT_ONCE", at_once)
+    random, images = np.random.default_rng(5), list(TRAIN)
+    for number in (0, 5, 9):
+        for far in (0, 1, 3, 6, 12, 25, 30, 40):
+            images.append(np.clip(TRAIN[number] + far * random.standard_normal(TRAIN[number].shape), 0, 255))
+    images = np.stack(images).round().astype(np.uint8)[random.permutation(len(images))]
+    expected = without_near_copies(images, 5)
+    assert len(TRAIN) <= len(expected) < len(images) - 6
+    flat = normalised(images).flatten(1)
+    assert amg.not_near_copies(flat, 5).nonzero().flatten().tolist() == expected
+    assert torch.equal(guidance(images).train, flat[expected])
+
+
+def test_of_two_near_copies_the_later_one_counts():
+    near = TRAIN.copy()[[0]]
+    near[0, :2] += 3
+    assert amg.not_near_copies(normalised(np.concatenate([TRAIN, near])).flatten(1), 5).tolist() == [False] + [True] * 12  # fmt: skip
+    assert amg.not_near_copies(normalised(TRAIN[:1]).flatten(1), 5).tolist() == [True]
 
 
 @pytest.mark.parametrize(

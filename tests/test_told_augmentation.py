@@ -34,24 +34,51 @@ def change(**changes):
 # What is drawn.
 
 
-def test_each_kind_is_drawn_with_its_probability_and_distribution():
-    n = 40_000
+EDM = {"x_flip": 0.5, "y_flip": 0.06, "scaling": 0.12, "rotation": 0.12, "anisotropy": 0.12, "translation": 0.12}
+
+
+def test_images_change_as_often_as_in_the_training_of_the_authors():
+    """NVlabs/edm, train.py --augment=0.12: a flip is a fair coin, kept with probability min(1e8 x 0.12, 1) for x and 0.12 for y."""
+    n = 100_000
+    found = told_augmentation.drawn(n, {"p": 0.12, "kinds": list(EDM)}, np.random.default_rng(7))
+    told, column = told_augmentation.told_of(found), 0
+    for kind, probability in EDM.items():
+        numbers = told[:, column : column + told_augmentation.NUM_TOLD[kind]]
+        column += told_augmentation.NUM_TOLD[kind]
+        share = (numbers != 0).any(dim=1).double().mean().item()
+        assert share == pytest.approx(probability, abs=4 * math.sqrt(probability * (1 - probability) / n)), kind
+    assert (told == 0).all(dim=1).double().mean().item() == pytest.approx(0.5 * 0.94 * 0.88**4, abs=0.006)
+
+
+def test_each_kind_is_drawn_with_its_distribution_and_by_itself():
+    n, shares = 40_000, dict.fromkeys(KINDS, 0.3) | {"x_flip": 0.5, "y_flip": 0.15}
     found = told_augmentation.drawn(n, {"p": 0.3, "kinds": KINDS}, np.random.default_rng(1))
     chosen = {kind: values.any(axis=1) for kind, values in found.items()}
     for kind, mask in chosen.items():
-        assert mask.mean() == pytest.approx(0.3, abs=0.01), kind
-        for other in KINDS[: KINDS.index(kind)]:  # by itself
-            assert (mask & chosen[other]).mean() == pytest.approx(0.09, abs=0.01)
+        assert mask.mean() == pytest.approx(shares[kind], abs=0.01), kind
+        for other in KINDS[: KINDS.index(kind)]:
+            assert (mask & chosen[other]).mean() == pytest.approx(shares[kind] * shares[other], abs=0.01)
     values = {kind: found[kind][chosen[kind]] for kind in KINDS}
     assert (values["x_flip"] == 1).all() and (values["y_flip"] == 1).all()
     for normal in (values["scaling"], values["anisotropy"][:, 0], values["translation"]):
         assert normal.std() == pytest.approx(1, abs=0.02) and abs(normal.mean()) < 0.03
-    for angle in (values["rotation"], values["anisotropy"][:, 1]):
-        assert -math.pi <= angle.min() < -3.1 < 3.1 < angle.max() < math.pi and abs(angle.mean()) < 0.06
+    direction = values["anisotropy"][:, 1]
+    along_x = direction == 0
+    assert along_x.mean() == pytest.approx(0.5, abs=0.02)  # aniso_rotate_prob of the authors
+    assert values["anisotropy"][along_x, 0].std() == pytest.approx(1, abs=0.03)
+    for angle in (values["rotation"], direction[~along_x]):
+        assert -math.pi <= angle.min() < -3.1 < 3.1 < angle.max() < math.pi and abs(angle.mean()) < 0.07
+        assert angle.std() == pytest.approx(math.pi / math.sqrt(3), abs=0.04)
     assert abs(np.corrcoef(values["translation"].T)[0, 1]) < 0.03
     directions, counts = np.unique(values["shift"], axis=0, return_counts=True)
     assert len(directions) == 8 and not (directions == 0).all(axis=1).any()
     assert counts / counts.sum() == pytest.approx(1 / 8, abs=0.015)
+
+
+def test_shifts_are_drawn_as_they_always_were():
+    """Trained models are told of them: other draws from the same seed would make other models."""
+    found = told_augmentation.drawn(12, {"p": 0.5, "kinds": ["shift"]}, np.random.default_rng(11))["shift"]
+    assert found.tolist() == [[0, 0], [0, 0], [0, 0], [0, 1], [0, 0], [-1, 1], [1, 1], [1, -1], [-1, 1], [-1, 1], [0, 0], [0, 0]]  # fmt: skip
 
 
 def test_a_kind_is_drawn_alike_whatever_others_there_are():
@@ -93,6 +120,20 @@ def test_flips_and_shifts_by_hand():
     for row in range(21):
         for column in range(33):
             assert torch.equal(found[:, row, column], SMOOTH[0, :, min(row + 1, 20), max(column - 1, 0)])
+
+
+def test_the_border_is_mirrored_about_its_outermost_pixels():
+    """Three pixels to the right and two down: what comes in from beyond the border is on its other side, and no pixel comes twice in a row."""
+    found = change(translation=[3 / (0.125 * 33), 2 / (0.125 * 21)])
+    for row in range(21):
+        for column in range(33):
+            assert torch.equal(found[:, row, column], SMOOTH[0, :, abs(row - 2), abs(column - 3)]), (row, column)
+
+
+@pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid")  # torch's, of sides of one pixel
+def test_an_image_of_one_pixel_a_side_stays_what_it_is():
+    x = torch.full((1, 1, 1, 4), 9, dtype=torch.uint8)
+    assert torch.equal(told_augmentation.changed(x, one(translation=[0.4, 0.6], scaling=[1.0])), x)
 
 
 def bilinear(image, row, column):

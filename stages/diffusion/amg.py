@@ -1,16 +1,26 @@
-"""AMG: guidance away from the training images while images are generated (Chen, Liu and Xu 2024, arXiv 2404.00922).
+"""Guidance away from the training images while images are generated, after AMG (Chen, Liu and Xu 2024, arXiv 2404.00922).
 
-At each step the image that is predicted so far is compared with all training images, by the ratio that copies are counted by. Where it
+At each step the image that is predicted so far is compared with the training images, by the ratio that copies are counted by. Where it
 comes near to one of them it is moved away from it. The models stay what they are.
 
 It lowers the very ratio that it is judged by, and a moved copy may still show what the training image shows. So look at its images as
 well, and at membership inference, which it leaves as it is.
 
-Published code: gradient of the ratio of x_t to training images with noise of their own, times 80,000 and the variance of an ancestral
-step, of 250. DDIM draws no noise, so here the predicted image is compared with the training images themselves, and moved straight to where
-the ratio is what it should be, a step whose size depends neither on the number of pixels nor of steps.
+It is not the published sampler: with the published numbers it makes other images. As in the published code (chenchen-usyd/AMG-iddpm) are the
+ratio nL2 with 50 neighbours, the training images without near-copies, that an image is guided from the step on in which its nL2 was below 1.5, and
+a level that goes from 1.95 down to 1.5. What differs:
 
-B batch, C H W image, D = C H W, N different training images, T timesteps. Images in [-1, 1].
+what is compared     the predicted image with the training images; there x_t with training images that have noise of their own
+what is moved        the predicted image, straight away from the nearest one to where its ratio is the level, the other distances taken as they
+                     are; there the mean of the step, by 80,000 times what is lacking of the level, the variance of the step and the gradient of the
+                     ratio by x_t. Neither goes through the network
+strength             the share of that way; it has no counterpart there, nor has the 80,000 one here
+sampler              DDIM in the steps of the experiment, without noise; there 250 ancestral steps, with learned variance
+first step           of guidance: where the image itself comes near; there where an unguided one does, which is made beside it
+pauses               none; there guidance rests for 10 steps after 3 that did not need it
+other guidance       the paper's despecification guidance and its caption deduplication are not here
+
+B batch, C H W image, D = C H W, N training images that count, T timesteps. Images in [-1, 1].
 """
 
 import math
@@ -25,25 +35,25 @@ SETTINGS = {
         "properties": {
             "start": {
                 "description": "an image is guided from the step on in which its nL2, the distance to the nearest training image divided by half the "
-                "mean distance to the nearest ones, is below this (1.5 in the published runs; 2 is the largest value it can have)",
+                "mean distance to the nearest ones, is below this (1.5 in the published code; 2 is the largest value it can have)",
                 "type": "number",
                 "exclusiveMinimum": 0,
                 "maximum": 2,
             },
             "level": {
-                "description": "nL2 that it is moved to at the first steps, which goes down to start at the last (1.95 in the published runs)",
+                "description": "nL2 that it is moved to at the first steps, which goes down to start at the last (1.95 in the published code)",
                 "type": "number",
                 "exclusiveMinimum": 0,
                 "maximum": 2,
             },
             "strength": {
-                "description": "share of the way there that it is moved in each step; 1: all of it",
+                "description": "share of the way there that it is moved in each step; 1: all of it (the published code has no such number)",
                 "type": "number",
                 "exclusiveMinimum": 0,
                 "maximum": 1,
             },
             "neighbours": {
-                "description": "number of nearest training images that the mean is taken of (50 in the published runs)",
+                "description": "number of nearest training images that the mean is taken of (50 in the published code)",
                 "type": "integer",
                 "minimum": 2,
             },
@@ -51,6 +61,8 @@ SETTINGS = {
     },
 }
 DECAY = 0.025 * 250  # of the level over t / T: 0.025 in each of 250 steps
+NEARLY = 1.0  # nL2 below which a training image is a near-copy of another, as in the published code
+AT_ONCE = 2**26  # pairs of training images
 
 
 def level_at(settings, share):
@@ -62,24 +74,53 @@ def level_at(settings, share):
     return settings["level"] - (settings["level"] - settings["start"]) * math.exp(-DECAY * share)
 
 
+def not_near_copies(images, neighbours):
+    """Which training images are no near-copies of others, as the published code finds them: one after the other, an image is left out whose nL2 to
+    those that are not left out is below NEARLY. Of images that are equal the last stays.
+
+    images      [M,D] float32
+    neighbours  number of nearest images that the mean of nL2 is taken of, or all others where there are fewer
+    Returns     [M] bool
+    """
+    stays, num_stay = torch.ones(len(images), dtype=torch.bool, device=images.device), len(images)
+    norms, rows = images.square().sum(dim=1), max(1, AT_ONCE // len(images))
+    for start in range(0, len(images), rows):
+        block = slice(start, start + rows)
+        for i, squared in enumerate(norms[block, None] - 2 * images[block] @ images.T + norms, start):
+            count = min(neighbours, num_stay - 1)
+            if not count:
+                break
+            squared[i] = math.inf
+            found = squared.masked_fill(~stays, math.inf).topk(count, largest=False)
+            first = float(
+                (images[i] - images[found.indices[0]]).norm()
+            )  # of equal images the sum above holds rounding alone
+            others = float(found.values[1:].clamp(min=0).sqrt().sum())
+            if first == 0 or 2 * count * first < NEARLY * (first + others):
+                stays[i], num_stay = False, num_stay - 1
+    return stays
+
+
 class Guidance:
     """Guides images away from the training images.
 
     settings   section sample.mitigation
-    train      [M,H,W,C] uint8: training images; of those that are equal one counts, or a copy's nearest ones were its twins
+    train      [M,H,W,C] uint8: training images; those that `not_near_copies` leaves out do not count, or a copy's nearest ones were its twins
     device     of the images
-    Raises     ValueError: fewer images than settings["neighbours"]
+    Raises     ValueError: fewer images count than settings["neighbours"]
     """
 
     def __init__(self, settings, train, device):
-        images = torch.from_numpy(train).permute(0, 3, 1, 2).reshape(len(train), -1).unique(dim=0)
+        images = torch.from_numpy(train).permute(0, 3, 1, 2).reshape(len(train), -1).float() / 127.5 - 1
+        images = images.to(device)
+        images = images[not_near_copies(images, settings["neighbours"])]
         if len(images) < settings["neighbours"]:
             raise ValueError(
-                f"sample.mitigation.neighbours is {settings['neighbours']}, but there are {len(images)} different training images: use at "
-                "most that number (params.yaml)"
+                f"sample.mitigation.neighbours is {settings['neighbours']}, but of the {len(train)} training images {len(images)} are no "
+                "near-copies of others: use at most that number (params.yaml)"
             )
         self.settings = settings
-        self.train = (images.float() / 127.5 - 1).to(device)
+        self.train = images
         self.norms = self.train.square().sum(dim=1)
 
     def nearest(self, x_0):

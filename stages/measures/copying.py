@@ -10,11 +10,15 @@ None of them tells copies from poor images: a blurred image is far from every tr
 So each is read beside the same measure of held-out images and of a copycat.
 """
 
+import math
+
 import numpy as np
 
 CELLS, COMPONENTS, LEAST = 3, 64, 20  # of C_T, as in its authors' code and in dgm-eval
 AT_ONCE = 2**24  # pairs of images
-ROUNDS, NARROWEST = 100, 1e-4  # of the widths of FLD: the variance of a Gaussian whose image is a training image
+# Of the widths of FLD, as in its authors' code: passes of Adam and its rate, images in a step, bounds of log s^2, and the share of its distance
+# to the mean of the training images that the Gaussian around this mean sees of an image.
+PASSES, RATE, IN_A_STEP, BOUNDS, SHARE = 50, 0.5, 10_000, (-40, 20), 0.9
 
 
 def authenticity(generated, train):
@@ -37,7 +41,8 @@ def c_t(generated, test, train, rng):
     The space is divided into cells by k-means of the training images (on their first principal components). In each cell, U is the number of pairs of
     a generated and a test image of which the generated one is farther from the nearest training image of the cell, as a standard
     normal variable under the hypothesis that both are as far: Z = (U - (n m / 2 - 1/2)) / sqrt(n m (n + m + 1) / 12). C_T is the mean of Z over
-    cells, weighted by their test images, without cells that have fewer than LEAST of the generated or of the test images.
+    cells, weighted by their test images, without cells that have fewer than LEAST of the generated or of the test images. In the authors' code and
+    in dgm-eval a cell must have more than LEAST generated images, and test images are not counted.
 
     generated   [M,D]
     test        [P,D]: images of the same distribution as the training images
@@ -81,39 +86,65 @@ def _principal(train):
 
 
 def fld_gap(generated, test, train):
-    """Gap of the Feature Likelihood Divergence between training and test images (Jiralerspong et al. 2023).
+    """Gap of the Feature Likelihood Divergence between training and test images (Jiralerspong et al. 2023), as in its authors' code (marcojira/fld).
 
-    The density is a mean of Gaussians around the generated images, p(y) = 1/M sum_j N(y; x_j, s_j^2 I), whose widths s_j are those that give
-    the training images the highest likelihood. With L the mean logarithm of p in 1/100 nats a feature, the gap is L(test) - L(train): a copy is
-    a narrow Gaussian around a training image, which no test image profits from. Features are scaled to mean 0 and variance 1 over the training
-    images. The widths are found by expectation maximisation, where the authors' code has 50 steps of Adam: with r_ij the share of the density at
-    training image y_i that is of Gaussian j, s_j^2 = sum_i r_ij |y_i - x_j|^2 / (D sum_i r_ij), ROUNDS times, and at least NARROWEST.
+    The density is a mean of Gaussians around the generated images, p(y) = 1/M sum_j N(y; x_j, s_j^2 I), whose widths s_j are fitted to the
+    training images, see `_widths`. With L the mean logarithm of p in 1/100 nats a feature, the gap is L(test) - L(train): a copy is a narrow
+    Gaussian around a training image, which no test image profits from. Features are scaled to mean 0 and variance 1 over the test images.
+
+    Three things differ: all is in float64 here, in float32 there; a feature that is the same in all test images stays as it is, where
+    theirs divides by 0; and there the generated images are 10,000 at most.
 
     generated   [M,D]
-    test        [P,D]
-    train       [N,D]
+    test        [P,D], P >= 2
+    train       [N,D] in random order, as of more than IN_A_STEP images each step of the fit takes the next so many
     Returns     float: 0 where training and test images are as likely; the lower, the more is copied. Below 0 a little for any images, as the
-                widths are fitted to the training images
+                widths are fitted to the training images; without bound where all generated images are copies to the last digit
     """
     from scipy.special import logsumexp
 
-    mean, scale = train.mean(axis=0), train.std(axis=0)
-    generated, test, train = ((images - mean) / np.where(scale > 0, scale, 1) for images in (generated, test, train))
+    mean, scale = test.mean(axis=0), np.where(np.ptp(test, axis=0) > 0, test.std(axis=0, ddof=1), 1)
+    generated, test, train = ((images - mean) / scale for images in (generated, test, train))
     num_features = train.shape[1]
     to_train, to_test = (_squares(images, generated) for images in (train, test))
+    log_variance = _widths(to_train, ((train - train.mean(axis=0)) ** 2).sum(axis=1), num_features)
 
-    def parts(squares, variance):  # [n,M]: logarithms of the Gaussians, but for what cancels
-        return -squares / (2 * variance) - num_features / 2 * np.log(variance)
+    def likelihood(squares):  # but for what cancels
+        each = -squares / (2 * np.exp(log_variance)) - num_features / 2 * log_variance
+        return logsumexp(each, axis=1).mean()
 
-    variance = np.full(len(generated), to_train.mean() / num_features)
-    for _ in range(ROUNDS):
-        each = parts(to_train, variance)
-        shares = np.exp(each - logsumexp(each, axis=1, keepdims=True))
-        weight = shares.sum(axis=0)
-        fitted = (shares * to_train).sum(axis=0) / np.where(weight > 0, num_features * weight, 1)
-        variance = np.where(weight > 0, np.maximum(fitted, NARROWEST), variance)
-    likelihood = [logsumexp(parts(squares, variance), axis=1).mean() for squares in (to_test, to_train)]
-    return float(100 * (likelihood[0] - likelihood[1]) / num_features)
+    return float(100 * (likelihood(to_test) - likelihood(to_train)) / num_features)
+
+
+def _widths(squares, to_mean, num_features):
+    """Logarithms of the variances s_j^2 of the Gaussians of FLD.
+
+    They begin at the training image that is nearest to each, log((min_i |y_i - x_j|^2 + 0.001) / D). Adam then lowers the mean of -log q(y_i) / D,
+    q(y) = p(y) + N(SHARE y + (1 - SHARE) m; m, s_0^2 I), with m the mean of the training images and s_0, which begins at 1, fitted too: without
+    that further Gaussian, training images far from all generated ones would widen those. It is no part of the density that is judged.
+
+    squares        [N,M] float64: |y_i - x_j|^2 of training images y_i and generated images x_j
+    to_mean        [N] float64: |y_i - m|^2
+    num_features   D
+    Returns        [M] float64
+    """
+    import torch
+
+    squares, to_mean = torch.from_numpy(squares), torch.from_numpy(to_mean)
+    log_variance = ((squares.min(dim=0).values + 1e-3) / num_features).log().requires_grad_()
+    of_mean = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([log_variance, of_mean], lr=RATE)
+    for _ in range(PASSES):
+        for part, part_to_mean in zip(squares.split(IN_A_STEP), to_mean.split(IN_A_STEP), strict=True):
+            each = -part / (2 * log_variance.exp()) - num_features / 2 * log_variance - math.log(squares.shape[1])
+            far = -(SHARE**2) * part_to_mean / (2 * of_mean.exp()) - num_features / 2 * of_mean
+            loss = -torch.cat([each, far[:, None]], dim=1).logsumexp(dim=1).mean() / num_features
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                log_variance.clamp_(*BOUNDS)
+    return log_variance.detach().numpy()
 
 
 def _squares(images, others):
@@ -124,18 +155,17 @@ def _squares(images, others):
 
 
 def measures(generated, test, train, rng):
-    """All three: dict authenticity, c_t, fld_gap. The last is of as many training images as test images, drawn at random, or of all where there
-    are fewer.
+    """All three: dict authenticity, c_t, fld_gap. The last takes the training images in random order.
 
     generated, test, train   [M,D], [P,D], [N,D] of any type
     rng                      numpy.random.Generator
     """
     generated, test, train = (np.asarray(images, np.float64) for images in (generated, test, train))
-    as_many = rng.permutation(len(train))[: len(test)]
+    order = rng.permutation(len(train))
     return {
         "authenticity": authenticity(generated, train),
         "c_t": c_t(generated, test, train, rng),
-        "fld_gap": fld_gap(generated, test, train[as_many]),
+        "fld_gap": fld_gap(generated, test, train[order]),
     }
 
 

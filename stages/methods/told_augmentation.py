@@ -4,16 +4,26 @@ A training image is changed by each of some kinds of transformation with probabi
 beside the timestep. All of them 0 means an unchanged image, and that is what it is told in sampling. Goes with any method that may see
 other pixels than the image has.
 
-x_flip, y_flip   mirrored                                                                     told 1
-scaling          by 2^(0.2 w), w ~ N(0, 1)                                                    told w
-rotation         by an angle a, uniform in [-pi, pi)                                          told cos a - 1, sin a
-anisotropy       by 2^(0.2 w) along a direction a, by 2^(-0.2 w) across it                    told w cos a, w sin a
-translation      by 0.125 w_x of the width and 0.125 w_y of the height, w ~ N(0, 1)           told w_x, w_y
-shift            by one pixel in one of the eight directions; not of that paper: for small images   told the pixels, x and y
+x_flip        mirrored: at half of the visits, whatever p is                                     told 1
+y_flip        upside down, with probability p / 2                                                told 1
+scaling       by 2^(0.2 w), w ~ N(0, 1)                                                          told w
+rotation      by an angle a, uniform in [-pi, pi)                                                told cos a - 1, sin a
+anisotropy    by 2^(0.2 w) along a direction a, by 2^(-0.2 w) across it; a is 0 in half of the   told w cos a, w sin a
+              cases, and uniform in [-pi, pi) in the others
+translation   by 0.125 w_x of the width and 0.125 w_y of the height, w ~ N(0, 1)                 told w_x, w_y
+shift         by one pixel in one of the eight directions; not of that paper: for small images   told the pixels, x and y
 
-Two things differ from the authors' code: pixels between others are interpolated linearly and rounded to whole numbers, where theirs
-filters with wavelets, and the parameters go through one linear layer to the embedding of the timestep after its own layers. Beyond the
-border an image is mirrored; a shift repeats the border.
+All but shift are drawn as the training of the authors' code draws them (NVlabs/edm, train.py --augment=p: a flip is a fair coin that is then
+kept with a probability, which is p for y_flip, and 1 for x_flip by a factor of 1e8). What differs from it:
+
+pixels        between others they are interpolated linearly; theirs filters with wavelets on a grid twice as fine
+values        rounded to whole grey levels and clamped to what an image can have; theirs stay real numbers, without bounds
+border        an image is mirrored about the centres of its outermost pixels, as often as is needed; theirs once, and grey beyond that.
+              A shift repeats the border
+signs         a rotation and the direction of an anisotropy go from x to y; theirs from y to x. Both are as likely
+network       what it is told goes through one linear layer, which starts at 0, to the embedding of the timestep after that one's own two layers;
+              theirs is added before these layers, and starts at random in the networks of its experiments with CIFAR-10
+draws         of this project's generators, one for each step
 
 B batch, C H W image, A numbers that the network is told.
 """
@@ -37,12 +47,14 @@ def num_told(settings):
 def drawn(num_images, settings, generator):
     """What happens to each image of a batch. Every kind draws, used or not, so that none changes the draws of another.
 
+    settings    section train.told_augmentation: p, kinds
     generator   numpy Generator
     Returns     dict kind -> [B, 1 or 2] float64, 0 where the kind leaves an image as it is: see `told_of`; anisotropy: w and a
     """
-    found = {}
+    found, p = {}, settings["p"]
+    probabilities = dict.fromkeys(NUM_TOLD, p) | {"x_flip": 1 / 2, "y_flip": p / 2}
     for kind in NUM_TOLD:
-        chosen = generator.random(num_images) < settings["p"]
+        chosen = generator.random(num_images) < probabilities[kind]
         values = {
             "x_flip": lambda: np.ones((num_images, 1)),
             "y_flip": lambda: np.ones((num_images, 1)),
@@ -56,6 +68,9 @@ def drawn(num_images, settings, generator):
         }[kind]()
         if kind in settings["kinds"]:
             found[kind] = np.where(chosen[:, None], values, 0.0)
+    along_x = generator.random(num_images) < 1 / 2  # drawn last, so that it changes no other draw
+    if "anisotropy" in found:
+        found["anisotropy"][along_x, 1] = 0.0
     return found
 
 
@@ -128,11 +143,11 @@ def changed(x, changes, sent=lambda tensor: tensor):
     moving = [changes[kind] for kind in ("scaling", "rotation", "anisotropy", "translation") if kind in changes]
     if moving:
         matrix, offset = _moves(changes, height, width)
-        half = np.array([width / 2, height / 2])
+        half = np.maximum([(width - 1) / 2, (height - 1) / 2], 0.5)  # to the outermost pixels
         back = np.linalg.inv(matrix)
         theta = np.concatenate([back * half / half[:, None], -(back @ offset[:, :, None]) / half[:, None]], axis=2)
-        grid = F.affine_grid(sent(torch.from_numpy(theta).float()), x.shape, align_corners=False)
-        moved = F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False)
+        grid = F.affine_grid(sent(torch.from_numpy(theta).float()), x.shape, align_corners=True)
+        moved = F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=True)
         moves = sent(torch.from_numpy(np.concatenate(moving, axis=1).any(axis=1)))
         x = torch.where(moves.view(-1, 1, 1, 1), moved.round().clamp(0, 255).to(torch.uint8), x)
     if "shift" in changes:

@@ -14,10 +14,11 @@ ANCHOR, TITLE = "arms", "Arms"
 def section(report):
     seeds = len(report.settings["seeds"])
     spread = f" Means of {seeds} seeds ± standard deviation." if seeds > 1 else ""
-    caption = f"Protocol {report.headline.protocol}, {_num_images(report.metrics)}.{spread}{_variants(report.settings)}"
+    generated = f"{_generated(report)} generated images per arm and seed"
+    caption = f"Protocol {report.headline.protocol}, {generated}.{spread}{_variants(report.settings)}"
     parts = [
         html.table(_rows(report), caption),
-        *[html.quiet(sentence) for sentence in [*_fidelity(report), *_fid()]],
+        *[html.quiet(sentence) for sentence in [*_fidelity(report), *_fid(report)]],
         html.legend(_meanings(report)),
         html.details("All protocols and thresholds", html.table(_all_rows(report))),
     ]
@@ -38,25 +39,36 @@ def _fidelity(report):
         else "It is the same for all arms, which are compared with the same images."
     )
     return [
-        f"{FIDELITY_HELDOUT} compares {' or '.join(f'{num:,}' for num in generated)} generated images with all {num_heldout:,} held-out ones. Few "
+        f"{FIDELITY_HELDOUT} compares {_generated(report)} generated images with all {num_heldout:,} held-out ones. Few "
         f"images make it larger: two halves of the held-out images, {found['num_half']:,} each, are {number(found['distance'])} apart by chance. "
         f"So about {' or '.join(number(value) for value in chance)} of each value is no difference between the models and the data. {differ}"
     ]
 
 
-def _fid():
-    """How much of the FID to held-out images may be chance: a list of one sentence, or none."""
+def _fid(report):
+    """How many images each FID compares, and how much of the one to held-out images may be chance: a list of one sentence, or none."""
     path = files.folder("results/quality", REFERENCE) / "chance.json"
     if not (found := files.load_json(path) if path.exists() else {}):
         return []
     apart = ", ".join(
         f"{number(halves['distance'])} ({protocol}, {halves['num_half']:,} each)" for protocol, halves in found.items()
     )
+    num_train, num_heldout = report.num_train, int(report.results.num_heldout.max())
+    heldout = (
+        f"{num_train:,} of the {num_heldout:,} held-out ones, as many as there are training images, so that the two can be compared"
+        if num_heldout > num_train
+        else f"all {num_heldout:,} held-out ones"
+    )
     return [
-        "FID held out has as many held-out images as there are training images, so that the two can be compared, or all where there are fewer. Few images "
-        f"make FID larger: two halves of these held-out images are {apart} apart by chance. No value is corrected for that: compare "
+        f"FID compares {_generated(report)} generated images with the {num_train:,} training images, and FID held out compares them with {heldout}. "
+        f"Few images make FID larger: two halves of these held-out images are {apart} apart by chance. No value is corrected for that: compare "
         "arms with equally many generated images, and with no value from elsewhere that has other numbers of images."
     ]
+
+
+def _generated(report):
+    """The numbers of generated images of the arms, in words."""
+    return " or ".join(f"{num:,}" for num in sorted({of_arm["num_images"] for of_arm in report.metrics.values()}))
 
 
 def _variants(settings):
@@ -172,8 +184,3 @@ def _compared(report):
     if not 0 < compared < num_train:
         return "all training images"
     return f"{compared:,} of the {num_train:,} training images, as no held-out image has the class of the others"
-
-
-def _num_images(metrics):
-    nums = sorted({of_arm["num_images"] for of_arm in metrics.values()})
-    return " or ".join(f"{num:,}" for num in nums) + " generated images per arm and seed"
