@@ -141,3 +141,95 @@ def test_wrong_derivations_would_be_noticed(wrong):
             return ambient_high.base.Losses(loss.mean(), loss.detach())
 
     assert float(gradient_at_the_posterior(Wrong({"sigma_n": SIGMA_N})).abs().max()) > 10
+
+
+# The same at every timestep, of images that are points in space: three of them, unequally many, and their mirror images. What one pixel is
+# depends on the others.
+
+POINTS = torch.tensor([[40, 90, 200], [215, 60, 20], [120, 240, 140]], dtype=torch.uint8).view(3, 1, 1, 3)
+OFTEN = torch.tensor([0.55, 0.3, 0.15])
+
+
+def with_mirrored(images):
+    """[P,1,1,3] to the centres [2P,3] float64 of what is seen, mirrored or not."""
+    return torch.cat([images, images.flip(-1)]).view(-1, 3).double()
+
+
+class OfPoints(torch.nn.Module):
+    """What minimises the loss, by brute force over the centres of x_t; and away from it, mean + A mean + b at low and at high timesteps.
+
+    centres   [2,P,3] float64: at low and at high timesteps
+    copies    whether the centres at high timesteps are noisy copies. What is around them is r of the noise that was drawn, and r times the
+              answer is compared with that: so the answer is E[eps | x_t] / r
+    """
+
+    def __init__(self, centres, copies):
+        super().__init__()
+        self.centres, self.copies = centres, copies
+        self.away = torch.nn.Parameter(torch.zeros(2, 3, 4, dtype=torch.float64))
+
+    def forward(self, x, t, class_labels=None):
+        high = t >= FIRST_HIGH
+        r = (1 - SIGMA_N**2 / SIGMA[t] ** 2).clamp(min=0).sqrt()
+        r = torch.where(high & self.copies, r, 1.0)[:, None]
+        signal = ALPHA_BAR[t].view(-1, 1, 1)
+        noise = x.double().view(-1, 1, 3) - signal.sqrt() * self.centres[high.long()]
+        noise = noise / ((1 - signal).sqrt() * r[:, None])
+        weight = torch.softmax(OFTEN.repeat(2).log() - noise.square().sum(dim=2) / 2, dim=1)
+        mean = (weight[:, :, None] * noise).sum(dim=1) / r
+        terms = torch.cat([mean, torch.ones_like(mean[:, :1])], dim=1)
+        answer = mean + torch.einsum("bij,bj->bi", self.away[high.long()], terms)
+        return SimpleNamespace(sample=answer.float().view(-1, 1, 1, 3))
+
+
+def gradient_at(network, method, each_anew, num_batches=100, size=60):
+    """Of A and b, divided by their standard errors: the largest. Images are points as often as OFTEN says, half of them mirrored.
+
+    each_anew   every visit is of another image, with another noise of its own; False: there are three images
+    """
+    parts = []
+    for number in range(num_batches):
+        random = torch.Generator().manual_seed(1000 + number)
+        which = torch.multinomial(OFTEN, size, replacement=True, generator=random)
+        mirrored = torch.rand(size, generator=random) < 0.5
+        x = torch.where(mirrored.view(-1, 1, 1, 1), POINTS[which].flip(-1), POINTS[which])
+        ids = size * number + torch.arange(size) if each_anew else IDS[which]
+        step = step_of(network, x, ids=ids, number=number)
+        step.flipped = mirrored
+        network.zero_grad()
+        method.losses(step).minimised.backward()
+        parts.append(network.away.grad.flatten().clone())
+    parts = torch.stack(parts)
+    return float((parts.mean(0) / (parts.std(0) / num_batches**0.5)).abs().max())
+
+
+IDS = torch.tensor([31, 4, 17])
+IMAGES = with_mirrored(ddpm.normalise(POINTS))
+COPIES = with_mirrored(ddpm.normalise(POINTS) + SIGMA_N * ambient_high.fixed_noise(IDS, (1, 1, 3), SEED))
+
+
+def test_over_many_images_the_loss_is_smallest_at_the_noise_that_ddpm_predicts():
+    """At every timestep: of the images themselves, though at high noise none of them was ever seen."""
+    network = OfPoints(torch.stack([IMAGES, IMAGES]), copies=False)
+    assert gradient_at(network, METHOD, each_anew=True) < 4
+
+
+def test_over_three_images_the_loss_is_smallest_at_the_images_at_low_noise_and_at_their_copies_at_high():
+    """What can be learnt by heart at high noise: the three copies, and those mirrored, and nothing else."""
+    network = OfPoints(torch.stack([IMAGES, COPIES]), copies=True)
+    assert gradient_at(network, METHOD, each_anew=False) < 4
+    assert gradient_at(OfPoints(torch.stack([IMAGES, IMAGES]), copies=False), METHOD, each_anew=False) > 10
+
+
+def test_noise_that_is_not_mirrored_with_its_image_would_be_noticed():
+    """Over many images it is not, as mirrored noise is as likely as noise; three images would have two copies each."""
+
+    class NotMirrored(ambient_high.Method):
+        def losses(self, step):
+            step.flipped = torch.zeros_like(step.flipped)  # the image is mirrored already
+            return super().losses(step)
+
+    network = OfPoints(torch.stack([IMAGES, COPIES]), copies=True)
+    assert gradient_at(network, NotMirrored({"sigma_n": SIGMA_N}), each_anew=False) > 10
+    everywhere = OfPoints(torch.stack([IMAGES, IMAGES]), copies=False)
+    assert gradient_at(everywhere, NotMirrored({"sigma_n": SIGMA_N}), each_anew=True) < 4

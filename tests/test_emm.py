@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY
 
-from stages import rules
+from stages import experiments, rules
 from stages.run import files
 from stages.run import params as parameters
 
@@ -41,6 +41,36 @@ def test_a_smaller_experiment_has_the_same_recipe_with_batches_and_neighbours_th
     del without["data"]["num_train"]
     with pytest.raises(ValueError, match=r"data.num_train is missing"):
         emm.sized(without, 9)
+
+
+AWAY = {"name": "amg", "start": 1.5, "level": 1.9, "strength": 1.0, "neighbours": 50}
+
+
+def test_an_arm_that_samples_from_another_is_sized_too_and_one_from_elsewhere_is_left_out():
+    """The neighbours of amg fit as those of the score do, whether the arm has them or all arms share them."""
+    own = tiny()
+    own["arms"] |= {
+        "away": {"generator": {"arm": "ddpm"}, "sample": {"mitigation": AWAY}},
+        "near": {"generator": {"arm": "ddpm"}, "sample": {"mitigation": AWAY | {"neighbours": 3}}},
+        "theirs": {"generator": {"folder": "somewhere"}, "sample": {}},
+    }
+    shared = tiny()
+    shared["sample"]["mitigation"] = AWAY
+    before = copy.deepcopy(own)
+    for num_train, most in ((2, 2), (9, 4), (60, 30), (200, 100)):
+        found = emm.sized(own, num_train)
+        rules.check(found)
+        assert list(found["arms"]) == ["ddpm", "iet_agc_plus", "away", "near"]
+        for arm, neighbours in (("away", 50), ("near", 3)):
+            assert found["arms"][arm]["sample"]["mitigation"] == AWAY | {"neighbours": min(neighbours, most)}
+        found = emm.sized(shared, num_train)
+        rules.check(found)
+        for arm in shared["arms"]:
+            assert experiments.section(found, "sample", arm)["mitigation"]["neighbours"] == min(50, most)
+    assert own == before
+    own["arms"] = {"theirs": own["arms"]["theirs"]}
+    with pytest.raises(ValueError, match="no arm is trained here"):
+        emm.sized(own, 9)
 
 
 def write_curves(folder, run, round_, shares):

@@ -4,7 +4,8 @@
 
 The experiment of params.yaml runs with each of these numbers of training images (data.num_train), in copies under scratch/emm. Everything
 else of the recipe stays, its epochs included, so fewer images mean fewer steps; batches and neighbours that are larger than the training set, or than
-a shard of it, become as large as that. Phases that measure something else are left out.
+a shard of it, become as large as that. Phases that measure something else are left out, and so are generators from elsewhere, which no number
+of images here changes. An arm that samples from another arm's model is a recipe of its own, as with sample.mitigation.
 
 A generated image is memorised where it is less than a third as far from its nearest training image as from the second. The share is the highest over the
 rounds that are sampled (sample_rounds), with the headline's weights. Writes scratch/emm/emm.csv and emm.svg, and prints the share by arm
@@ -33,13 +34,21 @@ NOT_NEEDED = ("quality", "similarity", "membership", "copying", "clip", "detect"
 def sized(experiment, num_train):
     """The experiment with so many training images: dict.
 
-    Raises   ValueError: it says otherwise how many images are held out; fewer images than shards
+    Raises   ValueError: it says otherwise how many images are held out; no arm is trained here; fewer images than shards
     """
     if "num_train" not in experiment["data"]:
         raise ValueError("data.num_train is missing: a sweep over the number of training images needs it (params.yaml)")
     found = copy.deepcopy({name: section for name, section in experiment.items() if name not in NOT_NEEDED})
     found["data"]["num_train"] = num_train
-    found["score"]["neighbours"] = min(found["score"]["neighbours"], max(2, num_train // 2))
+    found["arms"] = {arm: recipe for arm, recipe in found["arms"].items() if experiments.maker(found, arm)}
+    if not found["arms"]:
+        raise ValueError("no arm is trained here, so none memorises more or fewer images (params.yaml, arms)")
+    most = max(2, num_train // 2)
+    found["score"]["neighbours"] = min(found["score"]["neighbours"], most)
+    for arm, recipe in found["arms"].items():
+        mitigation = experiments.section(found, "sample", arm).get("mitigation", {})
+        if mitigation.get("neighbours", 0) > most:
+            recipe["sample"]["mitigation"] = mitigation | {"neighbours": most}
     for arm, recipe in experiments.trained(found).items():
         if (num_shards := recipe["shard"]["num_shards"]) > num_train:
             raise ValueError(f"{num_train} training images are fewer than the {num_shards} shards of {arm}")
@@ -52,11 +61,11 @@ def sized(experiment, num_train):
 def shares(settings, folder):
     """Share of the generated images that are memorised, by arm and seed: frame with arm, seed, round (of the highest share) and share.
 
-    settings   params.yaml of a copy
+    settings   params.yaml of a copy: of `sized`
     folder     of the copy, with its results
     """
     weights, rows = settings["score"]["headline"]["weights"], []
-    for place in experiments.sampled(settings, experiments.trained(settings)):
+    for place in experiments.sampled(settings):
         run = files.run_name(place["arm"], place["seed"])
         curves = files.load_table(folder / files.folder("results/score", run, place["round"]) / "curves.parquet")
         (share,) = curves[(curves.weights == weights) & (curves.protocol == PROTOCOL)].share
