@@ -90,9 +90,8 @@ def augmented_losses(step, augmented, rho, taa, size):
     """
     count = augmented.sum()
     places = torch.arange(size, device=augmented.device)
-    rows = (
-        (~augmented).to(torch.uint8).argsort(stable=True)[places % count.clamp(min=1)]
-    )  # those that are augmented, in their order
+    augmented_first = (~augmented).to(torch.uint8).argsort(stable=True)
+    rows = augmented_first[places % count.clamp(min=1)]  # those that are augmented, in their order
     ops, signs = (step.drawn[name][:size] for name in ("ops", "signs"))
     x_aug = apply_ops(step.x[rows], taa["magnitude"] * rho[rows], ops, signs, taa["max_level"])
     losses = step.sample_losses(ddpm.normalise(x_aug), rows)
