@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, Project
 
 from stages import experiments, rules
 from stages.run import files
@@ -149,3 +149,35 @@ def test_all_sizes_are_run_in_copies_and_told_of(tmp_path, monkeypatch, capsys):
     for words in ([], ["8", "x"], ["0"]):
         with pytest.raises(ValueError, match="expected numbers of training images, such as 8 16 32 64"):
             emm.main(words)
+
+
+@pytest.mark.slow
+def test_a_real_sweep_has_the_shares_of_its_score_tables(tmp_path):
+    """Two sizes through all stages, counted anew from the squared distances of each image: an image is memorised where 9 D_1 < D_2."""
+    experiment = yaml.safe_load(TINY)
+    experiment["train"] |= {"dropout": 0.0, "learning_rate": 4.0e-3}
+    experiment["sample"] |= {"num_images": 24, "parts": 1, "batch_size": 24, "num_steps": 10, "protocol": "clean"}
+    experiment["arms"] = {
+        "ddpm": experiment["arms"]["ddpm"] | {"rounds": 2, "sample_rounds": "all", "train": {"steps": 400}},
+        "away": {"generator": {"arm": "ddpm"}, "sample": {"mitigation": AWAY | {"strength": 0.2}}},
+    }
+    project = Project.create(tmp_path, yaml.safe_dump(experiment, sort_keys=False))
+    done = project.run("python", "workflow/scripts/emm.py", "12", "4", timeout=3600)
+    expected = []
+    for num in (4, 12):
+        for arm, rounds in (("ddpm", (1, 2)), ("away", (2,))):
+            shares = {}
+            for r in rounds:
+                folder = tmp_path / f"scratch/emm/n{num}" / files.folder("results/score", f"{arm}-seed3", r)
+                images = files.load_table(folder / "images.parquet")
+                images = images[images.weights == "raw"]
+                assert len(images) == 24 and images.nearest_train.max() < num
+                shares[r] = (9 * images.d1 < images.d2).mean()
+            best = max(shares, key=shares.get)
+            expected.append((arm, 3, num, best, pytest.approx(shares[best], abs=1e-5)))
+    found = pd.read_csv(tmp_path / "scratch/emm/emm.csv")
+    assert list(found.itertuples(index=False, name=None)) == expected
+    ddpm_4, away_4, ddpm_12, away_12 = found.share
+    assert ddpm_4 > ddpm_12 and ddpm_4 > away_4 > 0
+    assert f"ddpm: memorised {100 * ddpm_4:.1f} % at 4, {100 * ddpm_12:.1f} % at 12; memorises 90 %" in done.text
+    assert f"away: memorised {100 * away_4:.1f} % at 4, {100 * away_12:.1f} % at 12; memorises 90 %" in done.text
