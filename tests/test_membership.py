@@ -169,18 +169,20 @@ def test_one_attack_has_the_area_and_the_interval_of_its_halves(num):
 
 def test_the_intervals_hold_the_truth_about_as_often_as_they_say_and_chance_is_half():
     random = np.random.default_rng(4)
-    hit, hit_share, runs = 0, 0, 200
+    hit, hit_share, runs = {2: 0, 6: 0, 16: 0}, 0, 600
     # The threshold is the third largest of 200 held-out scores of a half, so 3 in 201 of further ones lie above it.
     shares, truth = [], stats.norm.sf(stats.norm.isf(3 / 201) - 1)
     for _ in range(runs):
-        noise = membership.judged(dict(enumerate(random.standard_normal((6, 2, 60)))), np.random.default_rng(0))
-        hit += noise.low <= 0.5 <= noise.high  # whatever was chosen, as the other half chose it
+        for num in hit:
+            noise = membership.judged(dict(enumerate(random.standard_normal((num, 2, 60)))), np.random.default_rng(0))
+            hit[num] += noise.low <= 0.5 <= noise.high  # whatever was chosen, as the other half chose it
     for _ in range(40):
         statistic = random.standard_normal((2, 400)) - np.array([[1.0], [0.0]])
         found = membership.judged({"a": statistic}, np.random.default_rng(1)).found[0]
         shares.append(found[0])
         hit_share += found[1] <= truth <= found[2]
-    assert 0.90 * runs <= hit <= 0.99 * runs
+    # The choice makes the halves err together: without that in the interval it holds 0.5 in about 91 of 100 draws.
+    assert all(0.93 * runs <= of_num <= 0.985 * runs for of_num in hit.values()), hit
     assert np.mean(shares) == pytest.approx(truth, abs=0.015) and hit_share >= 33
 
 
@@ -294,8 +296,8 @@ def test_all_attacks_tell_eight_images_that_were_really_learnt_by_heart(one_thre
 
 
 def test_a_trained_network_does_not_tell_images_of_one_kind_apart(one_thread):
-    """All of them seen, or none: the interval of each attack holds one half for about 95 in 100 random splits. That of the attack chosen among all
-    holds it for about 90 only: each half chooses by the other, so where all is chance the two err together more often than not."""
+    """All of them seen, or none: the interval of each attack, and that of the attack chosen among all, holds one half for about 95 in 100 random
+    splits."""
     x_0, at, random = digits(), [50, 100], np.random.default_rng(8)
     net = trained_on(x_0[:64], [8, 16], 80)
     seen, unseen = (statistics_of(net, images, at) for images in (x_0[:64], x_0[64:264]))
@@ -308,7 +310,6 @@ def test_a_trained_network_does_not_tell_images_of_one_kind_apart(one_thread):
             for name in names:
                 found = membership.judged(split if name == "chosen" else {name: split[name, 50]}, random)
                 hits[name] += found.low <= 0.5 <= found.high
-        assert all(0.90 * 300 <= hits[name] <= 0.99 * 300 for name in membership.ATTACKS), hits
-        assert 0.85 * 300 <= hits["chosen"] <= 0.97 * 300, hits
+        assert all(0.90 * 300 <= hits[name] <= 0.99 * 300 for name in names), hits
     both = {(name, t): np.stack([seen[name][:, s], unseen[name][:64, s]]) for name in seen for s, t in enumerate(at)}
     assert membership.judged(both, random).low > 0.5  # the same network tells the two kinds apart
