@@ -476,6 +476,11 @@ def test_the_table_of_the_page():
     assert rows["plain", "ema"]["verdict"] == "the baseline"
     assert rows["short", "ema"]["verdict"] == "none: it is too short"
     assert "this holds for these models, not yet for the methods" in view.caption
+    assert "Nothing corrects" not in view.caption  # of one comparison
+    more = copy.deepcopy(METRICS)
+    more["ours"]["raw"]["against_training_less"] = LESS
+    more["ours"]["raw"][told.OF_MEMBERSHIP] = {"verdict": "less", "difference": -0.1, "low": -0.2, "high": -0.05}
+    assert "Nothing corrects for the 3 comparisons here" in told.view(SETTINGS, more).caption
     several = told.view(SETTINGS | {"seeds": [0, 1]}, METRICS).caption
     assert "not yet for the methods" not in several and "and the seeds" in several
 

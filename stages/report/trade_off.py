@@ -12,7 +12,7 @@ from stages.report import entries
 from stages.report.html import DASH, View, number, tally
 from stages.run import files
 
-OF_MEMBERSHIP = "membership_against_training_less"
+AGAINST, OF_MEMBERSHIP = "against_training_less", "membership_against_training_less"
 TOLD_APART = {
     "less": "tells less of which images it was trained on than training less does",
     "more": "tells more of which images it was trained on than training less does",
@@ -50,7 +50,7 @@ def entries_of(report):
             if arm != baseline and weights in experiments.section(settings, "sample", baseline)["weights"]:
                 seeds = experiments.seeds_of(settings, arm)
                 each = [_difference(report, arm, baseline, seed, weights) for seed in seeds]
-                entry["against_training_less"] = _told(trade_off.over_seeds(each))
+                entry[AGAINST] = _told(trade_off.over_seeds(each))
                 attacked = [[_attacked(report, name, seed, weights) for seed in seeds] for name in (arm, baseline)]
                 if None not in attacked[0] + attacked[1]:
                     entry[OF_MEMBERSHIP] = _told(trade_off.difference_of_auc(*attacked))
@@ -153,7 +153,7 @@ def _told(found):
 
 def sentence(settings, metrics, arm, weights):
     """The verdict on an arm in words; None where it has none and no reason."""
-    found = metrics[arm].get(weights, {}).get("against_training_less")
+    found = metrics[arm].get(weights, {}).get(AGAINST)
     if found is None:
         return None
     baseline = baseline_of(settings)
@@ -214,9 +214,23 @@ def view(settings, metrics):
         f"Its interval holds the draw of the generated images in both directions, excess and fidelity{_over(settings)}. Steps are "
         "optimiser steps of all shards. Copies are shown where the excess lies above 0 (95 %) or a training image is leaked with "
         "confidence; t_mem: the first round that shows them. t_gen: the round that comes closest to "
-        f"the held-out images.{told}"
+        f"the held-out images.{told}{_number_of_comparisons(metrics)}"
     )
     return View("", caption, rows)
+
+
+def _number_of_comparisons(metrics):
+    """What so many verdicts are worth together, in a sentence with a space before it; "" for one."""
+    verdicts = [
+        of_arm.get(weights, {}).get(name, {})
+        for of_arm in metrics.values()
+        for weights in entries.WEIGHTS
+        for name in (AGAINST, OF_MEMBERSHIP)
+    ]
+    num = sum(bool(found.get("verdict")) for found in verdicts)
+    if num < 2:
+        return ""
+    return f" Nothing corrects for the {num} comparisons here: of twenty arms that are no different one is told apart by chance."
 
 
 def _over(settings):
@@ -224,7 +238,7 @@ def _over(settings):
 
 
 def _row(arm, weights, of_weights, is_baseline):
-    found, rounds = of_weights.get("against_training_less"), of_weights["rounds"]
+    found, rounds = of_weights.get(AGAINST), of_weights["rounds"]
     if is_baseline:
         verdict, difference, shared = "the baseline", DASH, DASH
     elif found is None:
