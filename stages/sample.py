@@ -20,7 +20,7 @@ import numpy as np
 
 from stages import experiments, models
 from stages.iet import rounds
-from stages.run import checkpoint, cli, declarations, device, files
+from stages.run import checkpoint, cli, declarations, device, files, kept
 from stages.run.instance import START_UP, Instance
 from stages.run.pieces import InPieces
 from stages.run.progress import Progress
@@ -272,14 +272,28 @@ def main(arguments):
                 compiling.by_graph(source.network)
             mitigation = settings.get("mitigation") or {}
             if mitigation.get("name") == "amg":
-                source.guidance = amg.Guidance(mitigation, files.load_array(files.DATA / "train.npy"), job.device)
-                inputs = [*inputs, files.DATA / "train.npy"]
+                path = files.DATA / "train.npy"
+                train = files.load_array(path)
+                source.guidance = amg.Guidance(
+                    mitigation, train, job.device, _not_near_copies(job, mitigation, train, path)
+                )
+                inputs = [*inputs, path]
         sections = [job.params[name] for name in ("model", "diffusion", "compute")]
         saved = checkpoint.Checkpoint(job, [settings, job.recipe, *sections], inputs, experiments.code_of(job))
         images = {kind: np.zeros((last - first, *shape), np.uint8) for kind in settings["weights"]}
         _generate(job, maker, source, images, first, settings["batch_size"], saved)
         _write(job, images, source.labels(first, last), source.records(first, last))
         saved.remove()
+
+
+def _not_near_copies(job, mitigation, train, path):
+    """See amg.not_near_copies: [M] bool array, found once for all parts, rounds and seeds."""
+    from stages.diffusion import amg
+
+    def rows():
+        yield amg.not_near_copies(amg.vectors(train).to(job.device), mitigation["neighbours"]).cpu().numpy()
+
+    return kept.keep("not_near_copies", [mitigation["neighbours"]], [path], len(train), rows) > 0
 
 
 def _generate(job, maker, source, images, first, batch_size, saved):

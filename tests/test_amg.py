@@ -1,6 +1,7 @@
 """AMG: the ratio that it looks at, when it moves an image and how far, and what the sample phase makes of it."""
 
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -239,6 +240,21 @@ def test_the_sample_phase_guides_the_arm_that_asks_for_it_away_from_all_training
         over = amg.Guidance(settings, train, CPU).over(network.eval(), alpha_bars)
         expected.append(sampling.stored(sampling.ddim(over, noise, alpha_bars, 5, "paper")))
     assert np.array_equal(found, np.concatenate(expected))
+
+
+def test_near_copies_are_looked_for_once_for_all_stages(tmp_path, monkeypatch):
+    """A second run reads what the first one found."""
+    monkeypatch.chdir(tmp_path)
+    network = unet.build(yaml.safe_load(TINY)["model"] | {"dropout": 0.0}, (1, 8, 8))
+    planted(initial_weights.initial_weights(network, 2))
+    words = ["--arm", "guided", "--seed", "3", "--round", "1", "--part", "0"]
+    sample.main(words)
+    folder = files.folder("samples", "guided-seed3", 1, part=0)
+    before = np.load(folder / "raw.npy")
+    shutil.rmtree(folder)
+    monkeypatch.setattr(amg, "not_near_copies", lambda *_: pytest.fail("looked for again"))
+    sample.main(words)
+    assert np.array_equal(before, np.load(folder / "raw.npy"))
 
 
 def asking(arm="ddpm", text=False, **settings):

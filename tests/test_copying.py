@@ -139,10 +139,13 @@ def test_poor_images_pass_for_original_ones():
     assert poor["authenticity"] > honest["authenticity"] + 0.2 and poor["c_t"] > honest["c_t"] + 3
 
 
-def test_the_gap_is_of_all_training_images_in_random_order(monkeypatch):
+def test_the_gap_is_of_all_training_images_in_random_order_or_of_the_most_that_it_takes(monkeypatch):
     seen = []
     monkeypatch.setattr(copying, "fld_gap", lambda generated, test, train: seen.append(train) or 0.0)
     train, test = RANDOM.normal(size=(90, 3)), RANDOM.normal(size=(40, 3))
     copying.measures(test, test, train, np.random.default_rng(0))
     assert not np.array_equal(seen[0], train)
     assert np.array_equal(np.sort(seen[0], axis=0), np.sort(train, axis=0))
+    monkeypatch.setattr(copying, "MOST", 30)
+    copying.measures(test, test, train, np.random.default_rng(0))
+    assert np.array_equal(seen[1], seen[0][:30])

@@ -74,6 +74,11 @@ def level_at(settings, share):
     return settings["level"] - (settings["level"] - settings["start"]) * math.exp(-DECAY * share)
 
 
+def vectors(train):
+    """Images [M,H,W,C] uint8 as they are compared: [M,D] float32 in [-1, 1]."""
+    return torch.from_numpy(train).permute(0, 3, 1, 2).reshape(len(train), -1).float() / 127.5 - 1
+
+
 def not_near_copies(images, neighbours):
     """Which training images are no near-copies of others, as the published code finds them: one after the other, an image is left out whose nL2 to
     those that are not left out is below NEARLY. Of images that are equal the last stays.
@@ -92,9 +97,8 @@ def not_near_copies(images, neighbours):
                 break
             squared[i] = math.inf
             found = squared.masked_fill(~stays, math.inf).topk(count, largest=False)
-            first = float(
-                (images[i] - images[found.indices[0]]).norm()
-            )  # of equal images the sum above holds rounding alone
+            nearest = images[found.indices[0]]
+            first = float((images[i] - nearest).norm())  # of equal images the sum above holds rounding alone
             others = float(found.values[1:].clamp(min=0).sqrt().sum())
             if first == 0 or 2 * count * first < NEARLY * (first + others):
                 stays[i], num_stay = False, num_stay - 1
@@ -107,13 +111,15 @@ class Guidance:
     settings   section sample.mitigation
     train      [M,H,W,C] uint8: training images; those that `not_near_copies` leaves out do not count, or a copy's nearest ones were its twins
     device     of the images
+    stays      [M] bool: what `not_near_copies` says of them, where that is known; None: it is found here, in a time that grows with M^2
     Raises     ValueError: fewer images count than settings["neighbours"]
     """
 
-    def __init__(self, settings, train, device):
-        images = torch.from_numpy(train).permute(0, 3, 1, 2).reshape(len(train), -1).float() / 127.5 - 1
-        images = images.to(device)
-        images = images[not_near_copies(images, settings["neighbours"])]
+    def __init__(self, settings, train, device, stays=None):
+        images = vectors(train).to(device)
+        if stays is None:
+            stays = not_near_copies(images, settings["neighbours"])
+        images = images[torch.as_tensor(stays, device=device)]
         if len(images) < settings["neighbours"]:
             raise ValueError(
                 f"sample.mitigation.neighbours is {settings['neighbours']}, but of the {len(train)} training images {len(images)} are no "

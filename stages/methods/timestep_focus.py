@@ -16,12 +16,12 @@ import torch
 from stages import randomness
 
 
-def probabilities(num_timesteps, centre, width):
+def probabilities(num_timesteps, centre, width, device="cpu"):
     """How often each timestep is drawn: p_t proportional to exp(-(t / T - centre)^2 / (2 width^2)).
 
     Returns   [T] float64, sum 1
     """
-    distance = (torch.arange(num_timesteps, dtype=torch.float64) / num_timesteps - centre) / width
+    distance = (torch.arange(num_timesteps, dtype=torch.float64, device=device) / num_timesteps - centre) / width
     return torch.softmax(-distance.square() / 2, dim=0)
 
 
@@ -53,7 +53,7 @@ def applied(settings, t, num_timesteps, key):
     if "weight" in settings:
         inside = in_interval(t, num_timesteps, settings["low"], settings["high"])
         return t, torch.where(inside, float(settings["weight"]), 1.0)
-    p = probabilities(num_timesteps, settings["centre"], settings["width"]).to(t.device)
+    p = probabilities(num_timesteps, settings["centre"], settings["width"], t.device)
     generator = randomness.torch_generator(t.device, "timestep_focus", *key)
     t = drawn(p, torch.rand(len(t), generator=generator, dtype=torch.float64, device=t.device))
     return t, (1 / (num_timesteps * p[t])).float() if settings.get("importance_weights") else None

@@ -17,13 +17,9 @@ from stages.run.instance import REFERENCE
 
 ANCHOR, TITLE = "membership", "Membership"
 UNTRAINED = "untrained"  # key of scores.json
+SHARES_FOUND = ["found_at_1_percent", "found_at_01_percent"]
 OF_ATTACKS = [f"auc_{attack}" for attack in attacks.ATTACKS]
-INTERVALS = (
-    "auc",
-    "found_at_1_percent",
-    "found_at_01_percent",
-    *OF_ATTACKS,
-)  # columns that have <name>_low and <name>_high
+INTERVALS = ["auc", *SHARES_FOUND, *OF_ATTACKS]  # columns that have <name>_low and <name>_high
 ENDS = [f"{name}_{end}" for name in INTERVALS for end in ("low", "high")]
 CURVE_POINTS = 60
 
@@ -108,7 +104,7 @@ def _row(name, entry, chosen):
     return {
         "arm": name,
         f"{meant['auc']['title']} [95 %]": with_interval(entry, "auc", number),
-        **{f"{meant[found]['title']} (%) [95 %]": with_interval(entry, found, percent) for found in INTERVALS[1:3]},
+        **{f"{meant[found]['title']} (%) [95 %]": with_interval(entry, found, percent) for found in SHARES_FOUND},
         **{f"{meant[name]['title']} [95 %]": with_interval(entry, name, number) for name in OF_ATTACKS},
         "best attack": " and ".join(dict.fromkeys(f"{one.replace('_', ', t = ')}" for one in chosen)),
     }
@@ -137,10 +133,8 @@ def _control(report, untrained, measured):
     told = []
     if UNTRAINED in untrained:
         entry = untrained[UNTRAINED]
-        auc, alike = (
-            with_interval(entry, "auc", number),
-            entry["auc_low"] is not None and entry["auc_low"] <= 0.5 <= entry["auc_high"],
-        )
+        auc = with_interval(entry, "auc", number)
+        alike = entry["auc_low"] is not None and entry["auc_low"] <= 0.5 <= entry["auc_high"]
         told.append(_of_text(auc, alike) if experiments.is_text(report.settings) else _of_pixels(auc, alike))
     trained = experiments.trained(report.settings)
     if foreign := [arm for arm in measured if arm not in trained]:
